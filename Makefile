@@ -1,0 +1,30 @@
+# Thin on purpose: what a target does is in the script that it names. `scripts/env.sh` sets the target directory.
+# DEMO_ARGS passes flags on: make demo DEMO_ARGS="--once --json"
+DEMO_ARGS ?=
+
+.PHONY: demo test lint bench fuzz torture interop help
+.DEFAULT_GOAL := help
+
+demo:     ## build and run the main job on real recordings
+	@scripts/demo.sh $(DEMO_ARGS)
+
+test:     ## everything CI runs
+	@scripts/test.sh
+
+lint:     ## the quick part of test: formatting, dependencies, clippy
+	@scripts/test.sh fmt deps clippy
+
+bench:    ## all benchmarks, with machine and commit
+	@scripts/bench.sh
+
+fuzz:     ## every fuzz target for two minutes
+	@scripts/fuzz.sh
+
+torture:  ## kill -9 under load, many times
+	@scripts/client_tests.sh --torture
+
+interop:  ## every test with clients of other ecosystems, none of them skipped
+	@scripts/client_tests.sh --require
+
+help:
+	@awk -F ': *## ' '/^[a-z]+: *## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile

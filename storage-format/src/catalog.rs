@@ -1,0 +1,280 @@
+#![doc = include_str!("../../docs/format/catalog.md")]
+
+use crate::cursor::{Cursor, Result, Writer};
+use crate::ids::{ColumnId, PhysicalType, TableId};
+use crate::limits::{COLUMNS, TEXT_BYTES};
+
+const NAME_BYTES: usize = 1024;
+
+/// What a column is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ColumnRole {
+    /// The row's time.
+    Time = 0,
+    /// A string that identifies the series.
+    Tag = 1,
+    /// A measured value.
+    Field = 2,
+}
+
+/// A column of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnDef {
+    /// Its id, never reused in the table.
+    pub id: ColumnId,
+    /// Its name, as written.
+    pub name: String,
+    /// What it is for.
+    pub role: ColumnRole,
+    /// The type of its values.
+    pub kind: PhysicalType,
+}
+
+/// How rows of a table are identified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TableKind {
+    /// Points: (tag values, time); the newest write of a field wins.
+    Points = 0,
+    /// Events: every row is one of its own.
+    Events = 1,
+}
+
+/// What `CREATE TABLE ... WITH (...)` sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Width of a time partition, in nanoseconds.
+    pub partition: i64,
+    /// How long rows are kept, in nanoseconds; 0 is for ever.
+    pub retention: i64,
+    /// When complete UTC days go to the cold tier, in nanoseconds after their end; 0 is never.
+    pub cold_after: i64,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self { partition: 86_400_000_000_000, retention: 0, cold_after: 0 }
+    }
+}
+
+/// A table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableDef {
+    /// Its id, never reused.
+    pub id: TableId,
+    /// The database (SQL schema) that it belongs to.
+    pub database: String,
+    /// Its name, as written.
+    pub name: String,
+    /// How rows are identified.
+    pub kind: TableKind,
+    /// Whether columns appear on first write; `CREATE TABLE` fixes the schema.
+    pub open: bool,
+    /// What it was created with.
+    pub options: TableOptions,
+    /// Its columns; the time column first.
+    pub columns: Vec<ColumnDef>,
+}
+
+/// The kinds of object that are statements kept in the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ObjectKind {
+    /// `CREATE SOURCE`.
+    Source = 1,
+    /// `CREATE RULE`.
+    Rule = 2,
+    /// A token and what it allows.
+    Token = 3,
+}
+
+/// A statement kept in the catalog; whoever compiles its kind watches the version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// What it is.
+    pub kind: ObjectKind,
+    /// The database that it belongs to.
+    pub database: String,
+    /// Its name, unique within kind and database.
+    pub name: String,
+    /// The statement, as text.
+    pub text: String,
+}
+
+/// A change of the catalog, as the log carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogChange {
+    /// A new table.
+    CreateTable(TableDef),
+    /// A new column.
+    AddColumn {
+        /// The table.
+        table: TableId,
+        /// The column.
+        column: ColumnDef,
+    },
+    /// New options.
+    SetOptions {
+        /// The table.
+        table: TableId,
+        /// All of its options.
+        options: TableOptions,
+    },
+    /// The table is gone, its rows with it.
+    DropTable(TableId),
+    /// A new object, or a new text of one.
+    PutObject(Object),
+    /// The object is gone.
+    DropObject {
+        /// What it was.
+        kind: ObjectKind,
+        /// The database that it belonged to.
+        database: String,
+        /// Its name.
+        name: String,
+    },
+    /// Ids below this one were used already, by tables that may be gone.
+    ReserveTables(TableId),
+}
+
+impl CatalogChange {
+    /// Appends the change.
+    pub fn encode(&self, writer: &mut Writer) {
+        match self {
+            Self::CreateTable(table) => {
+                writer.u8(1);
+                encode_table(table, writer);
+            }
+            Self::AddColumn { table, column } => {
+                writer.u8(2);
+                writer.u32(table.0);
+                encode_column(column, writer);
+            }
+            Self::SetOptions { table, options } => {
+                writer.u8(3);
+                writer.u32(table.0);
+                encode_options(options, writer);
+            }
+            Self::DropTable(table) => {
+                writer.u8(4);
+                writer.u32(table.0);
+            }
+            Self::PutObject(object) => {
+                writer.u8(5);
+                writer.u8(object.kind as u8);
+                writer.bytes(object.database.as_bytes());
+                writer.bytes(object.name.as_bytes());
+                writer.bytes(object.text.as_bytes());
+            }
+            Self::DropObject { kind, database, name } => {
+                writer.u8(6);
+                writer.u8(*kind as u8);
+                writer.bytes(database.as_bytes());
+                writer.bytes(name.as_bytes());
+            }
+            Self::ReserveTables(next) => {
+                writer.u8(7);
+                writer.u32(next.0);
+            }
+        }
+    }
+
+    /// Reads a change.
+    pub fn decode(cursor: &mut Cursor<'_>) -> Result<Self> {
+        Ok(match cursor.u8()? {
+            1 => Self::CreateTable(decode_table(cursor)?),
+            2 => Self::AddColumn { table: TableId(cursor.u32()?), column: decode_column(cursor)? },
+            3 => Self::SetOptions { table: TableId(cursor.u32()?), options: decode_options(cursor)? },
+            4 => Self::DropTable(TableId(cursor.u32()?)),
+            5 => Self::PutObject(Object {
+                kind: decode_object_kind(cursor)?,
+                database: cursor.text(NAME_BYTES)?.to_owned(),
+                name: cursor.text(NAME_BYTES)?.to_owned(),
+                text: cursor.text(TEXT_BYTES)?.to_owned(),
+            }),
+            6 => Self::DropObject {
+                kind: decode_object_kind(cursor)?,
+                database: cursor.text(NAME_BYTES)?.to_owned(),
+                name: cursor.text(NAME_BYTES)?.to_owned(),
+            },
+            7 => Self::ReserveTables(TableId(cursor.u32()?)),
+            other => return Err(cursor.invalid("a known catalog change", other.into())),
+        })
+    }
+}
+
+fn encode_table(table: &TableDef, writer: &mut Writer) {
+    writer.u32(table.id.0);
+    writer.bytes(table.database.as_bytes());
+    writer.bytes(table.name.as_bytes());
+    writer.u8(table.kind as u8);
+    writer.u8(table.open.into());
+    encode_options(&table.options, writer);
+    writer.varint(table.columns.len() as u64);
+    table.columns.iter().for_each(|column| encode_column(column, writer));
+}
+
+fn decode_table(cursor: &mut Cursor<'_>) -> Result<TableDef> {
+    let id = TableId(cursor.u32()?);
+    let database = cursor.text(NAME_BYTES)?.to_owned();
+    let name = cursor.text(NAME_BYTES)?.to_owned();
+    let kind = match cursor.u8()? {
+        0 => TableKind::Points,
+        1 => TableKind::Events,
+        other => return Err(cursor.invalid("a known table kind", other.into())),
+    };
+    let open = match cursor.u8()? {
+        0 => false,
+        1 => true,
+        other => return Err(cursor.invalid("0 or 1", other.into())),
+    };
+    let options = decode_options(cursor)?;
+    let count = cursor.count(COLUMNS, 7)?;
+    let columns = (0..count).map(|_| decode_column(cursor)).collect::<Result<_>>()?;
+    Ok(TableDef { id, database, name, kind, open, options, columns })
+}
+
+fn encode_column(column: &ColumnDef, writer: &mut Writer) {
+    writer.u32(column.id.0);
+    writer.bytes(column.name.as_bytes());
+    writer.u8(column.role as u8);
+    writer.u8(column.kind as u8);
+}
+
+fn decode_column(cursor: &mut Cursor<'_>) -> Result<ColumnDef> {
+    let id = ColumnId(cursor.u32()?);
+    let name = cursor.text(NAME_BYTES)?.to_owned();
+    let role = match cursor.u8()? {
+        0 => ColumnRole::Time,
+        1 => ColumnRole::Tag,
+        2 => ColumnRole::Field,
+        other => return Err(cursor.invalid("a known column role", other.into())),
+    };
+    let kind = cursor.u8()?;
+    let kind = PhysicalType::from_byte(kind).ok_or_else(|| cursor.invalid("a known type", kind.into()))?;
+    Ok(ColumnDef { id, name, role, kind })
+}
+
+fn encode_options(options: &TableOptions, writer: &mut Writer) {
+    writer.i64(options.partition);
+    writer.i64(options.retention);
+    writer.i64(options.cold_after);
+}
+
+fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
+    let options = TableOptions { partition: cursor.i64()?, retention: cursor.i64()?, cold_after: cursor.i64()? };
+    if options.partition <= 0 || options.retention < 0 || options.cold_after < 0 {
+        return Err(cursor.invalid("a positive partition width", options.partition.cast_unsigned()));
+    }
+    Ok(options)
+}
+
+fn decode_object_kind(cursor: &mut Cursor<'_>) -> Result<ObjectKind> {
+    Ok(match cursor.u8()? {
+        1 => ObjectKind::Source,
+        2 => ObjectKind::Rule,
+        3 => ObjectKind::Token,
+        other => return Err(cursor.invalid("a known object kind", other.into())),
+    })
+}

@@ -1,0 +1,117 @@
+#![doc = include_str!("../../docs/format/checkpoint.md")]
+
+use crate::catalog::CatalogChange;
+use crate::checksum::crc32;
+use crate::cursor::{Cursor, FormatError, Result, Writer};
+use crate::ids::{SeqNo, TableId};
+use crate::limits::{CHECKPOINT_BYTES, KEY_BYTES};
+use crate::series_key::SeriesKey;
+
+const MAGIC: &[u8; 8] = b"SONDECKP";
+const VERSION: u32 = 0;
+
+/// Everything that the log says besides rows, up to a position.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Every record up to here is in the checkpoint.
+    pub position: SeqNo,
+    /// Changes that build the catalog from nothing.
+    pub catalog: Vec<CatalogChange>,
+    /// The series of each table, by handle from 0 on.
+    pub series: Vec<TableSeries>,
+    /// The keys of all namespaces.
+    pub state: Vec<StateEntry>,
+}
+
+/// The series of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSeries {
+    /// The table.
+    pub table: TableId,
+    /// The key of each handle.
+    pub keys: Vec<SeriesKey>,
+}
+
+/// A key of a namespace and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateEntry {
+    /// Who keeps it.
+    pub namespace: String,
+    /// The key.
+    pub key: Vec<u8>,
+    /// The value.
+    pub value: Vec<u8>,
+}
+
+impl Checkpoint {
+    /// The file's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.put(MAGIC);
+        writer.u32(VERSION);
+        writer.u64(self.position.0);
+        writer.varint(self.catalog.len() as u64);
+        self.catalog.iter().for_each(|change| change.encode(&mut writer));
+        writer.varint(self.series.len() as u64);
+        for table in &self.series {
+            writer.u32(table.table.0);
+            writer.varint(table.keys.len() as u64);
+            table.keys.iter().for_each(|key| writer.bytes(key.as_bytes()));
+        }
+        writer.varint(self.state.len() as u64);
+        for entry in &self.state {
+            writer.bytes(entry.namespace.as_bytes());
+            writer.bytes(&entry.key);
+            writer.bytes(&entry.value);
+        }
+        let crc = crc32(writer.as_bytes());
+        writer.u32(crc);
+        writer.into_bytes()
+    }
+
+    /// Reads a file.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut cursor = Cursor::new("checkpoint", bytes);
+        if cursor.take(MAGIC.len())? != MAGIC {
+            return Err(cursor.invalid("the magic SONDECKP", 0));
+        }
+        let body_len = bytes.len().saturating_sub(4);
+        let expected = Cursor::new("checkpoint", bytes.get(body_len..).unwrap_or_default()).u32()?;
+        let body = bytes.get(..body_len).unwrap_or_default();
+        let found = crc32(body);
+        if found != expected {
+            return Err(FormatError::Checksum { structure: "checkpoint", offset: 0, expected, found });
+        }
+        let mut cursor = Cursor::new("checkpoint", body);
+        cursor.take(MAGIC.len())?;
+        let version = cursor.u32()?;
+        if version != VERSION {
+            return Err(FormatError::Version { structure: "checkpoint", expected: VERSION, found: version });
+        }
+        let position = SeqNo(cursor.u64()?);
+        let count = cursor.count(usize::MAX, 1)?;
+        let catalog = (0..count).map(|_| CatalogChange::decode(&mut cursor)).collect::<Result<_>>()?;
+        let count = cursor.count(usize::MAX, 5)?;
+        let series = (0..count).map(|_| decode_series(&mut cursor)).collect::<Result<_>>()?;
+        let count = cursor.count(usize::MAX, 3)?;
+        let state = (0..count).map(|_| decode_state(&mut cursor)).collect::<Result<_>>()?;
+        cursor.finish()?;
+        Ok(Self { position, catalog, series, state })
+    }
+}
+
+fn decode_series(cursor: &mut Cursor<'_>) -> Result<TableSeries> {
+    let table = TableId(cursor.u32()?);
+    let count = cursor.count(usize::MAX, 1)?;
+    let keys = (0..count).map(|_| SeriesKey::from_bytes(cursor.bytes(KEY_BYTES)?)).collect::<Result<_>>()?;
+    Ok(TableSeries { table, keys })
+}
+
+fn decode_state(cursor: &mut Cursor<'_>) -> Result<StateEntry> {
+    Ok(StateEntry {
+        namespace: cursor.text(KEY_BYTES)?.to_owned(),
+        key: cursor.bytes(KEY_BYTES)?.to_vec(),
+        value: cursor.bytes(CHECKPOINT_BYTES)?.to_vec(),
+    })
+}

@@ -1,0 +1,127 @@
+//! Strings: a sorted dictionary for the page and bit-packed codes per vector, or plain bytes under zstd.
+//!
+//! ```text
+//! dictionary := count varint | (len varint, bytes) *        zstd where that is smaller
+//! codes      := width u8 | packed codes
+//! plain      := zstd of (len varint * | bytes)
+//! ```
+
+use super::bitpack;
+use crate::cursor::{Cursor, FormatError, Result, Writer};
+use crate::limits;
+
+const ZSTD_LEVEL: i32 = 3;
+
+/// The distinct strings of `texts`, sorted, if they are few enough for codes to pay.
+pub(crate) fn distinct<'a>(texts: &[&'a [u8]]) -> Option<Vec<&'a [u8]>> {
+    let mut sorted = texts.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    (sorted.len() <= 1 + texts.len() / 2).then_some(sorted)
+}
+
+/// Encodes the dictionary, which is sorted and without duplicates.
+pub(crate) fn encode_entries(entries: &[&[u8]]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.varint(entries.len() as u64);
+    for entry in entries {
+        writer.bytes(entry);
+    }
+    writer.into_bytes()
+}
+
+/// Reads a dictionary.
+pub(crate) fn decode_entries(bytes: &[u8]) -> Result<Vec<&[u8]>> {
+    let mut cursor = Cursor::new("dictionary", bytes);
+    let count = cursor.count(limits::ROW_GROUP_ROWS, 1)?;
+    let mut entries: Vec<&[u8]> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let entry = cursor.text(limits::TEXT_BYTES)?.as_bytes();
+        if entries.last().is_some_and(|last| *last >= entry) {
+            return Err(cursor.invalid("entries in ascending order", entries.len() as u64));
+        }
+        entries.push(entry);
+    }
+    cursor.finish()?;
+    Ok(entries)
+}
+
+/// Appends the codes of one vector.
+pub(crate) fn encode_codes(texts: &[&[u8]], entries: &[&[u8]], out: &mut Vec<u8>) {
+    let code = |text: &&[u8]| entries.binary_search(text).unwrap_or_default() as u64;
+    let width = bitpack::width(entries.len().saturating_sub(1) as u64);
+    out.push(width as u8);
+    bitpack::pack(texts.iter().map(code), width, out);
+}
+
+/// Reads the codes of one vector and gives each string to `sink`.
+pub(crate) fn decode_codes(
+    cursor: &mut Cursor<'_>,
+    count: usize,
+    entries: &[&[u8]],
+    mut sink: impl FnMut(&[u8]),
+) -> Result<()> {
+    let width = cursor.u8()?.into();
+    let mut unknown = None;
+    bitpack::unpack(cursor, count, width, |code| match entries.get(code as usize) {
+        Some(entry) => sink(entry),
+        None => unknown = Some(code),
+    })?;
+    unknown.map_or(Ok(()), |code| Err(cursor.invalid("a code of the dictionary", code)))
+}
+
+/// Appends the strings of one vector as they are, compressed.
+pub(crate) fn encode_plain(texts: &[&[u8]], out: &mut Vec<u8>) {
+    let mut writer = Writer::new();
+    texts.iter().for_each(|text| writer.varint(text.len() as u64));
+    texts.iter().for_each(|text| writer.put(text));
+    out.extend_from_slice(&compress(writer.as_bytes()));
+}
+
+/// Reads `count` strings that fill the rest of the cursor.
+pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, mut sink: impl FnMut(&[u8])) -> Result<()> {
+    let bytes = decompress(cursor, limits::PAGE_BYTES)?;
+    let mut plain = Cursor::new("plain strings", &bytes);
+    let mut lens = Vec::with_capacity(count);
+    for _ in 0..count {
+        lens.push(plain.count(limits::TEXT_BYTES, 0)?);
+    }
+    for len in lens {
+        let text = plain.take(len)?;
+        if std::str::from_utf8(text).is_err() {
+            return Err(plain.invalid("UTF-8 text", len as u64));
+        }
+        sink(text);
+    }
+    plain.finish()
+}
+
+/// `plain length varint | zstd frame`.
+pub(crate) fn compress(bytes: &[u8]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.varint(bytes.len() as u64);
+    let packed = zstd::bulk::compress(bytes, ZSTD_LEVEL);
+    // zstd fails only where its output buffer is too small, and `bulk` sizes it for the worst case.
+    writer.put(&packed.unwrap_or_else(|error| panic!("BUG: zstd of {} bytes: {error}", bytes.len())));
+    writer.into_bytes()
+}
+
+/// Reads what [`compress`] wrote, which fills the rest of the cursor.
+pub(crate) fn decompress(cursor: &mut Cursor<'_>, limit: usize) -> Result<Vec<u8>> {
+    let raw = cursor.varint()?;
+    let len = usize::try_from(raw).ok().filter(|len| *len <= limit);
+    let Some(len) = len else { return Err(cursor.invalid("a plain length within its limit", raw)) };
+    let packed = cursor.rest();
+    // The claimed length is trusted for allocation only as far as zstd could have reached it.
+    let capacity = len.min(packed.len().saturating_mul(1 << 14).max(1 << 16));
+    match zstd::bulk::decompress(packed, capacity) {
+        Ok(bytes) if bytes.len() == len => Ok(bytes),
+        Ok(bytes) => Err(cursor.invalid("the length stated before the zstd frame", bytes.len() as u64)),
+        Err(_) => Err(FormatError::Invalid {
+            structure: "zstd frame",
+            offset: cursor.offset(),
+            expected: "a valid zstd frame",
+            found: packed.len() as u64,
+        }),
+    }
+}

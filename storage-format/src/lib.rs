@@ -1,0 +1,43 @@
+//! Every byte that SondeDB keeps on disk: codecs, pages, chunk files, the log, the manifest, the catalog.
+//!
+//! Pure functions over `&[u8]`: no files, no clock, no threads, no mapping. The drawings of the structures are in
+//! `docs/format/`; each is pulled into the module that reads and writes it.
+//!
+//! # Invariants
+//! - All integers are little endian; every length is bounded before anything is allocated.
+//! - Every byte of a file is under a CRC32 that is checked before the byte is interpreted.
+//! - What decodes was encoded by a version that this one knows: unknown versions and feature bits are refused.
+
+mod catalog;
+mod checkpoint;
+mod checksum;
+mod chunk;
+mod codec;
+mod column;
+mod cursor;
+mod ids;
+mod manifest;
+mod page;
+mod series_key;
+mod time;
+mod wal;
+
+pub mod limits;
+pub mod path;
+
+pub use catalog::{CatalogChange, ColumnDef, ColumnRole, Object, ObjectKind, TableDef, TableKind, TableOptions};
+pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
+pub use checksum::{crc32, crc32_seeded};
+pub use chunk::{ChunkReader, ChunkRoot, ChunkWriter, ColumnPages, PageMeta, SeriesRun, TIME_COLUMN};
+pub use codec::{CodecId, decode_floats, encode_floats_as, encode_ints_as};
+pub use column::{Cell, Cells, Column, Texts, Values};
+pub use cursor::{Cursor, FormatError, Result, Writer};
+pub use ids::{ChunkId, ColumnId, LogPosition, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
+pub use manifest::{ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit};
+pub use page::{PageStats, decode_page, encode_page};
+pub use series_key::SeriesKey;
+pub use time::{TimeRange, Timestamp};
+pub use wal::{
+    Frame, FrameScan, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord, State, WalWriter,
+    find_frame_after,
+};

@@ -1,0 +1,171 @@
+//! The key of a series: its tag values, in an encoding whose byte order is the order of the keys.
+//!
+//! ```text
+//! key   := value*                in ColumnId order of the table's tags, absent ones at the end cut off
+//! value := 00                    absent, sorts first
+//!        | 01 escaped 00 01      present; in `escaped` a 00 byte is written 00 FF
+//! ```
+//! # Invariants
+//! - Comparing two keys' bytes compares their tag values as UTF-8 bytes, absent first.
+//! - Adding a tag to a table changes no key: missing values at the end mean absent.
+
+use crate::cursor::{FormatError, Result};
+
+const ABSENT: u8 = 0;
+const PRESENT: u8 = 1;
+
+/// The encoded tag values of a series.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeriesKey(Box<[u8]>);
+
+impl SeriesKey {
+    /// Encodes tag values given in ColumnId order.
+    #[must_use]
+    pub fn encode<'a>(tags: impl IntoIterator<Item = Option<&'a str>>) -> Self {
+        let mut bytes = Vec::new();
+        Self::encode_into(tags, &mut bytes);
+        Self(bytes.into_boxed_slice())
+    }
+
+    /// Encodes into a buffer that the caller reuses; what it held is replaced.
+    pub fn encode_into<'a>(tags: impl IntoIterator<Item = Option<&'a str>>, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        let mut end = 0;
+        for tag in tags {
+            let Some(value) = tag else {
+                bytes.push(ABSENT);
+                continue;
+            };
+            bytes.push(PRESENT);
+            for &byte in value.as_bytes() {
+                bytes.push(byte);
+                if byte == 0 {
+                    bytes.push(0xff);
+                }
+            }
+            bytes.extend_from_slice(&[0, 1]);
+            end = bytes.len();
+        }
+        bytes.truncate(end);
+    }
+
+    /// Takes bytes that `encode_into` made; fails where they are not a key.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let key = Self(bytes.into());
+        let mut values = key.tags();
+        for value in &mut values {
+            value?;
+        }
+        Ok(key)
+    }
+
+    /// The encoded bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The tag values in ColumnId order, up to the last present one.
+    #[must_use]
+    pub fn tags(&self) -> Tags<'_> {
+        Tags { bytes: &self.0, offset: 0 }
+    }
+
+    /// The tag values as strings, `count` of them.
+    #[must_use]
+    pub fn to_values(&self, count: usize) -> Vec<Option<String>> {
+        let mut values: Vec<_> = self.tags().map(|tag| tag.ok().flatten()).collect();
+        values.resize(count, None);
+        values
+    }
+}
+
+impl std::borrow::Borrow<[u8]> for SeriesKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Iterates over the tag values of a key.
+#[derive(Clone, Debug)]
+pub struct Tags<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+}
+
+impl Tags<'_> {
+    fn error(&self, expected: &'static str, found: u64) -> FormatError {
+        FormatError::Invalid { structure: "series key", offset: self.offset, expected, found }
+    }
+
+    fn next_byte(&mut self) -> Option<u8> {
+        let byte = self.bytes.get(self.offset).copied()?;
+        self.offset += 1;
+        Some(byte)
+    }
+
+    fn present(&mut self) -> Result<Option<String>> {
+        let mut value = Vec::new();
+        loop {
+            match self.next_byte() {
+                Some(0) => match self.next_byte() {
+                    Some(0xff) => value.push(0),
+                    Some(1) => break,
+                    other => return Err(self.error("00 FF or 00 01", other.unwrap_or_default().into())),
+                },
+                Some(byte) => value.push(byte),
+                None => return Err(self.error("the end of a tag value", 0)),
+            }
+        }
+        String::from_utf8(value).map(Some).map_err(|_| self.error("UTF-8 text", 0))
+    }
+}
+
+impl Iterator for Tags<'_> {
+    type Item = Result<Option<String>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let item = match self.next_byte()? {
+            ABSENT => Ok(None),
+            PRESENT => self.present(),
+            other => Err(self.error("tag marker 0 or 1", other.into())),
+        };
+        if item.is_err() {
+            self.offset = self.bytes.len();
+        }
+        Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tag() -> impl Strategy<Value = Option<String>> {
+        proptest::option::of(prop_oneof![Just(String::new()), "[\\x00\\x01a-c\u{ff}]{0,4}"])
+    }
+
+    proptest! {
+        #[test]
+        fn byte_order_is_tag_order(a in proptest::collection::vec(tag(), 3), b in proptest::collection::vec(tag(), 3)) {
+            let key = |tags: &[Option<String>]| SeriesKey::encode(tags.iter().map(Option::as_deref));
+            prop_assert_eq!(key(&a).cmp(&key(&b)), a.cmp(&b));
+            prop_assert_eq!(key(&a).to_values(3), a.clone());
+            prop_assert_eq!(SeriesKey::from_bytes(key(&a).as_bytes()).unwrap(), key(&a));
+        }
+    }
+
+    #[test]
+    fn a_tag_that_comes_later_leaves_old_keys_as_they_are() {
+        assert_eq!(SeriesKey::encode([Some("a")]), SeriesKey::encode([Some("a"), None]));
+        assert_ne!(SeriesKey::encode([Some("a")]), SeriesKey::encode([Some("a"), Some("")]));
+    }
+
+    #[test]
+    fn damaged_keys_are_refused() {
+        for bytes in [&[2][..], &[1, b'a'], &[1, 0, 7], &[1, 0xff, 0, 1]] {
+            assert!(SeriesKey::from_bytes(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

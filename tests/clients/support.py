@@ -1,0 +1,182 @@
+"""A `sonde` server as a subprocess, and the small helpers that every test here uses.
+
+Nothing here sleeps for a fixed time: whatever has to become true is polled with a deadline.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+START_SECONDS = 60  # a debug build with recovery to do, on a busy two-core machine
+STOP_SECONDS = 60
+CLIENT_SECONDS = 60  # one client command or one HTTP request
+
+# 2024-02-23T14:53:20Z, the time of every row here that states one.
+TIME_S = 1_708_700_000
+
+_names = itertools.count(1)
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
+
+
+def unique(prefix="t"):
+    """A name for a table, topic or client that no other test on the same server uses."""
+    return f"{prefix}{next(_names)}"
+
+
+def wait_until(condition, what, seconds=20):
+    """The first true value of `condition()`. Fails with `what` after the deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds} s in vain: {what}")
+        time.sleep(0.02)
+
+
+def tool(name):
+    """The path of a program that we did not write, or a skip that says how to get it."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed (apt-get install mosquitto-clients)")
+    return path
+
+
+def run(*command, env=None):
+    """Runs a client to its end; its standard output."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=CLIENT_SECONDS)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class Answer:
+    """An HTTP answer of any status."""
+
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def error(self):
+        """The sentence of an error, which stands alone or under the key `error` of a JSON object."""
+        try:
+            return self.json["error"]
+        except ValueError:
+            return self.text.strip()
+
+    def __repr__(self):
+        return f"{self.status} {self.body[:500]!r}"
+
+
+class Server:
+    """One `sonde serve` on its own data directory, on ports that it chooses itself."""
+
+    def __init__(self, binary, directory):
+        self.binary = binary
+        self.data_dir = Path(directory) / "data"
+        self.log = Path(directory) / "server.log"
+        self.process = None
+
+    def start(self):
+        # A killed server leaves its addresses behind; only those of this start count.
+        (self.data_dir / "endpoints.json").unlink(missing_ok=True)
+        command = [self.binary, "serve", "--data-dir", self.data_dir]
+        for door in ("mqtt", "http", "grpc"):
+            command += ["--set", f"{door}.listen=127.0.0.1:0"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
+        self.endpoints = wait_until(self._read_endpoints, "the server's endpoints.json", START_SECONDS)
+        self.token = (self.data_dir / "admin.token").read_text().strip()
+        return self
+
+    def _read_endpoints(self):
+        if self.process.poll() is not None:
+            pytest.fail(f"the server ended with {self.process.returncode} at start:\n{self.log_tail()}")
+        try:
+            return json.loads((self.data_dir / "endpoints.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @staticmethod
+    def environment():
+        """Ours without what would configure the server or point a client at another one."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("SONDE_")}
+
+    def log_tail(self):
+        return self.log.read_text(errors="replace")[-4000:]
+
+    @property
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self):
+        """A clean stop: SIGTERM, exit code 0."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill9()
+            pytest.fail(f"the server was still there {STOP_SECONDS} s after SIGTERM:\n{self.log_tail()}")
+        assert code == 0, f"the server ended with {code} after SIGTERM:\n{self.log_tail()}"
+
+    def kill9(self):
+        self.process.kill()
+        self.process.wait(STOP_SECONDS)
+
+    def restart(self):
+        if self.running:
+            self.stop()
+        return self.start()
+
+    def address(self, door):
+        """(host, port) of `mqtt`, `http` or `grpc`."""
+        host, port = self.endpoints[door].rsplit(":", 1)
+        return host, int(port)
+
+    def http(self, method, path, body=None, token=True, **headers):
+        """One request. `token`: True for the admin token, None for none, else the whole header value.
+        Header names are written with underscores."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token:
+            headers["Authorization"] = f"Bearer {self.token}" if token is True else token
+        if isinstance(body, str):
+            body = body.encode()
+        url = f"http://{self.endpoints['http']}{path}"
+        request = urllib.request.Request(url, data=body, headers=headers, method=method)
+        try:
+            with _opener.open(request, timeout=CLIENT_SECONDS) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def post_sql(self, query, accept="application/json"):
+        return self.http("POST", "/api/v1/sql", query, Content_Type="text/plain", Accept=accept)
+
+    def sql(self, query):
+        """The rows of a statement, over HTTP."""
+        answer = self.post_sql(query)
+        assert answer.status == 200, f"{query}: {answer}"
+        return answer.json["rows"]
+
+    def cli(self, *arguments):
+        """Runs a client command of the binary, which finds the server by its data directory."""
+        command, *rest = arguments
+        return run(self.binary, command, "--data-dir", str(self.data_dir), *rest, env=self.environment())
