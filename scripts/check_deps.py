@@ -107,7 +107,8 @@ def problems(metadata, allowed):
             yield f"{name} comes from {package['source'] or 'a path outside of the workspace'}"
     for name, found in sorted(versions.items()):
         if name.startswith(ONE_VERSION) and len(found) > 1:
-            yield f"{name} is there {len(found)} times ({', '.join(sorted(found))}): `cargo tree -i {name}@VERSION` says why"
+            found = ", ".join(sorted(found))
+            yield f"{name} is there more than once ({found}): `cargo tree -i {name}@VERSION` says why"
 
 
 def main():

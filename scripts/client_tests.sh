@@ -58,6 +58,7 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log" "$own/sonde-$$"' EXIT
 if [ -z "${SONDE_BIN:-}" ]; then
+    scripts/preflight.sh
     cargo build --locked --bin sonde
     # A name of our own: another checkout that shares the target directory may replace the binary during the tests.
     SONDE_BIN="$own/sonde-$$"
@@ -66,12 +67,13 @@ fi
 export SONDE_BIN PYTHONDONTWRITEBYTECODE=1
 
 status=0
-"$venv/bin/python" -m pytest -p no:cacheprovider -rs --durations=5 tests/clients "$@" 2>&1 | tee "$log" || status=$?
+"$venv/bin/python" -m pytest -p no:cacheprovider -rfEs --durations=5 tests/clients "$@" 2>&1 | tee "$log" || status=$?
 skips=0
 while read -r count reason; do
     skip "$count" "clients: $reason"
     skips=$((skips + count))
-done < <(sed -n 's/^SKIPPED \[\([0-9]*\)\] \(.*\)/\1 \2/p' "$log")
+done < <(sed -n 's/^SKIPPED \[\([0-9]*\)\] [^ ]*: \(.*\)/\1 \2/p' "$log" |
+    awk '{ count = $1; $1 = ""; sum[$0] += count } END { for (reason in sum) print sum[reason] reason }')
 if $required && [ "$skips" -gt 0 ] && [ "$status" -eq 0 ]; then
     echo "client tests: $skips were skipped, and all of them are required" >&2
     status=1

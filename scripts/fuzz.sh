@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
+scripts/preflight.sh
 
 packages=(-p sonde-storage-format -p sonde-proto)
 seconds=120

@@ -1,1 +1,52 @@
-//! x
+//! When and where bytes are written and read: log, memtable, chunks, compaction, cold tier, scan.
+//!
+//! Threads and channels, no runtime (the cold tier excepted): a write returns a [`Receipt`], a read pulls a
+//! [`ScanStream`]. The write path is `write.rs::commit`, the read path `scan/mod.rs::scan`.
+//!
+//! # Invariants
+//! - Acknowledged means durable and visible.
+//! - A reader sees one immutable snapshot.
+//! - The engine never calls up: answers are return values.
+
+mod batch;
+mod catalog;
+mod clock;
+mod cold;
+mod compact;
+mod engine;
+mod error;
+mod flush;
+mod health;
+mod jobs;
+mod manifest;
+mod memtable;
+mod receipt;
+mod recover;
+mod retention;
+mod scan;
+mod series;
+mod state;
+mod storage;
+mod version;
+mod wal;
+mod write;
+
+pub mod limits;
+
+pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, type_conflict};
+pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
+pub use clock::{Clock, SystemClock};
+pub use cold::ColdOptions;
+pub use engine::{Engine, LogStatus, Options};
+pub use error::{Error, Result};
+pub use receipt::Receipt;
+pub use scan::batch::{data_type, schema as arrow_schema};
+pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
+pub use sonde_storage_format::{
+    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, PhysicalType, RowsRecord,
+    SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef, TableId, TableKind, TableOptions, TimeRange, Timestamp,
+    Values, path,
+};
+pub use storage::{LocalStorage, LogFile, Mapped, Storage};
+pub use wal::{LogBudget, LogReader, LogTurn};
+pub use write::CatalogRequest;

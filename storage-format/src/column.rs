@@ -149,6 +149,11 @@ impl Texts {
         self.offsets.push(end.unwrap_or(i32::MAX));
     }
 
+    /// Bytes that still fit 32-bit offsets.
+    pub(crate) fn room(&self) -> usize {
+        i32::MAX as usize - self.bytes.len()
+    }
+
     /// Bytes of all strings.
     #[must_use]
     pub fn byte_len(&self) -> usize {

@@ -327,6 +327,7 @@ pub(crate) fn unzigzag(value: u64) -> i64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -152,13 +152,17 @@ pub fn encode_edit(number: u64, offset: u64, edits: &[Edit]) -> Vec<u8> {
 }
 
 /// Decodes all edits of a manifest, and where the first byte that is none of them stands: a torn tail begins there.
-/// Damage before a later frame that is whole is an error.
+/// Damage before a later frame that is whole is an error, and so is a whole frame that does not decode.
 pub fn decode_edits(number: u64, bytes: &[u8]) -> Result<(Vec<Edit>, u64)> {
     let mut edits = Vec::new();
     let mut offset = ManifestHeader::LEN;
     while offset < bytes.len() {
-        match decode_frame(number, bytes, offset, &mut edits) {
-            Ok(end) => offset = end,
+        match frame_body(number, bytes, offset) {
+            Ok((body, end)) => {
+                // It was written whole: what cannot be read in it is no torn tail.
+                decode_body(body, &mut edits)?;
+                offset = end;
+            }
             Err(error) => {
                 let later = (offset + 1..bytes.len()).find(|&at| frame_body(number, bytes, at).is_ok());
                 return if later.is_some() { Err(error) } else { Ok((edits, offset as u64)) };
@@ -184,15 +188,13 @@ fn frame_body(number: u64, bytes: &[u8], offset: usize) -> Result<(&[u8], usize)
     Ok((body, offset + 8 + len))
 }
 
-fn decode_frame(number: u64, bytes: &[u8], offset: usize, edits: &mut Vec<Edit>) -> Result<usize> {
-    let (body, end) = frame_body(number, bytes, offset)?;
+fn decode_body(body: &[u8], edits: &mut Vec<Edit>) -> Result<()> {
     let mut cursor = Cursor::new("manifest edit", body);
     let count = cursor.count(usize::MAX, 1)?;
     for _ in 0..count {
         edits.push(Edit::decode(&mut cursor)?);
     }
-    cursor.finish()?;
-    Ok(end)
+    cursor.finish()
 }
 
 impl Edit {

@@ -77,7 +77,9 @@ pub fn parse_checkpoint(name: &str) -> Option<u64> {
 
 fn parse(name: &str, suffix: &str) -> Option<u64> {
     let digits = name.strip_suffix(suffix)?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    // Only as it is built: 16 digits, no sign, no capitals.
+    (digits == format!("{number:016x}")).then_some(number)
 }
 
 #[cfg(test)]

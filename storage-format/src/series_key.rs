@@ -52,9 +52,13 @@ impl SeriesKey {
     /// Takes bytes that `encode_into` made; fails where they are not a key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let key = Self(bytes.into());
-        let mut values = key.tags();
-        for value in &mut values {
-            value?;
+        let mut last = Some(String::new());
+        for value in key.tags() {
+            last = value?;
+        }
+        if last.is_none() {
+            let (structure, offset) = ("series key", bytes.len());
+            return Err(FormatError::Invalid { structure, offset, expected: "absent values cut off at the end", found: 0 });
         }
         Ok(key)
     }
@@ -138,6 +142,7 @@ impl Iterator for Tags<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -125,16 +125,23 @@ const KIND_CATALOG: u8 = 4;
 const KIND_SERIES: u8 = 6;
 
 /// Collects the records of one group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct WalWriter {
     payload: Writer,
+}
+
+impl Default for WalWriter {
+    /// The same as `new`: the payload starts behind the room for the frame's head.
+    fn default() -> Self {
+        Self { payload: Writer::on(vec![0; FRAME_HEADER_LEN]) }
+    }
 }
 
 impl WalWriter {
     /// No records yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { payload: Writer::on(vec![0; FRAME_HEADER_LEN]) }
+        Self::default()
     }
 
     /// Bytes of the frame so far.

@@ -4,10 +4,9 @@ SONDE_BIN names the binary, as scripts/client_tests.sh sets it.
 """
 
 import os
-from contextlib import contextmanager
 
 import pytest
-from support import Server
+from support import servers
 
 
 @pytest.fixture(scope="session")
@@ -16,26 +15,6 @@ def binary():
     if not path:
         pytest.exit("SONDE_BIN must name the sonde binary; scripts/client_tests.sh builds it and sets this", 2)
     return os.path.abspath(path)
-
-
-@contextmanager
-def servers(binary, factory):
-    """Makes servers, and at the end stops those that still run, each of which must end with exit code 0."""
-    made = []
-
-    def make():
-        made.append(Server(binary, factory.mktemp("sonde")))
-        return made[-1].start()
-
-    try:
-        yield make
-        for server in made:
-            if server.running:
-                server.stop()
-    finally:
-        for server in made:
-            if server.running:
-                server.kill9()
 
 
 @pytest.fixture

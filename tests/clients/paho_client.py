@@ -1,4 +1,4 @@
-"""paho-mqtt with an answer for every step: connecting, subscribing and publishing return when the broker has answered."""
+"""paho-mqtt, step by step: connecting, subscribing and publishing return when the broker has answered."""
 
 import json
 import queue

@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,23 @@ class Server:
         """Runs a client command of the binary, which finds the server by its data directory."""
         command, *rest = arguments
         return run(self.binary, command, "--data-dir", str(self.data_dir), *rest, env=self.environment())
+
+
+@contextmanager
+def servers(binary, factory):
+    """Makes servers, and at the end stops those that still run, each of which must end with exit code 0."""
+    made = []
+
+    def make():
+        made.append(Server(binary, factory.mktemp("sonde")))
+        return made[-1].start()
+
+    try:
+        yield make
+        for server in made:
+            if server.running:
+                server.stop()
+    finally:
+        for server in made:
+            if server.running:
+                server.kill9()

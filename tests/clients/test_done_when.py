@@ -1,20 +1,39 @@
-"""The first thing a newcomer tries: one `mosquitto_pub` without any configuration, and the row comes back by every door."""
+"""The first thing a newcomer tries: one `mosquitto_pub`, no configuration, and the row comes back by every door."""
 
 import pytest
-from support import Server, run, tool, wait_until
+from support import run, servers, tool, wait_until
 
 PUBLISHED = '{"device":"d1","value":23.5,"ts":1708700000}'
 QUERY = "SELECT time, device, value FROM sensors"
 ROW = "2024-02-23T14:53:20Z,d1,23.5"
 
 
-@pytest.fixture(scope="module")
-def fed(server: Server):
-    """A fresh server that has been sent the message. QoS 0 is not acknowledged, so the row is waited for."""
+def mosquitto(program, server, *arguments):
     host, port = server.address("mqtt")
-    run(tool("mosquitto_pub"), "-h", host, "-p", str(port), "-t", "sensors/temp", "-m", PUBLISHED)
-    wait_until(lambda: server.post_sql(QUERY).status == 200 and server.sql(QUERY), "the published row")
-    return server
+    return run(tool(program), "-h", host, "-p", str(port), *arguments)
+
+
+def paho(server):
+    from paho_client import Client  # skips when paho-mqtt is missing
+
+    with Client(server) as client:
+        client.publish("sensors/temp", PUBLISHED, qos=0)
+
+
+publish = {
+    "mosquitto_pub": lambda server: mosquitto("mosquitto_pub", server, "-t", "sensors/temp", "-m", PUBLISHED),
+    "paho": paho,
+}
+
+
+@pytest.fixture(scope="module", params=publish)
+def fed(request, binary, tmp_path_factory):
+    """A fresh server that has been sent the message. QoS 0 is not acknowledged, so the row is waited for."""
+    with servers(binary, tmp_path_factory) as make:
+        server = make()
+        publish[request.param](server)
+        wait_until(lambda: server.post_sql(QUERY).status == 200 and server.sql(QUERY), "the published row")
+        yield server
 
 
 def test_sonde_sql(fed):
@@ -54,7 +73,5 @@ def test_the_token_is_private(fed):
 
 
 def test_mosquitto_sub_receives_what_is_retained(server):
-    host, port = server.address("mqtt")
-    where = ["-h", host, "-p", str(port), "-t", "retained/here"]
-    run(tool("mosquitto_pub"), *where, "-m", '{"value":1}', "-r", "-q", "1")
-    assert run(tool("mosquitto_sub"), *where, "-C", "1", "-W", "20") == '{"value":1}\n'
+    mosquitto("mosquitto_pub", server, "-t", "retained/here", "-m", '{"value":1}', "-r", "-q", "1")
+    assert mosquitto("mosquitto_sub", server, "-t", "retained/here", "-C", "1", "-W", "20") == '{"value":1}\n'

@@ -1,4 +1,4 @@
-"""Arrow Flight SQL with the ADBC driver: queries, metadata, prepared statements, and errors that leave the connection usable."""
+"""Arrow Flight SQL with the ADBC driver: queries, metadata, prepared statements, and errors that end nothing else."""
 
 import json
 

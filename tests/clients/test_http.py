@@ -1,4 +1,4 @@
-"""The HTTP door with the standard library: every way to write, every way to read, and one clear sentence for each error."""
+"""The HTTP door: every way to write, every way to read, and one clear sentence for each error."""
 
 import gzip
 import io
@@ -72,9 +72,8 @@ def test_influx_2_write(server):
     table = unique()
     path = "/api/v2/write?org=any&bucket=public&precision=ms"
     # Influx clients write `Token`, and Telegraf compresses unless told otherwise.
-    answer = server.http(
-        "POST", path, gzip.compress(line_protocol(table, 1000).encode()), token=f"Token {server.token}", Content_Encoding="gzip"
-    )
+    body = gzip.compress(line_protocol(table, 1000).encode())
+    answer = server.http("POST", path, body, token=f"Token {server.token}", Content_Encoding="gzip")
     assert (answer.status, answer.body) == (204, b"")
     assert stored(server, table) == STORED
 
@@ -144,7 +143,7 @@ def test_read_ndjson(server, table):
     answer = server.post_sql(query(table), "application/x-ndjson")
     assert answer.headers["Content-Type"].startswith("application/x-ndjson")
     rows = [json.loads(line) for line in answer.text.splitlines()]
-    assert rows == [dict(zip(("time", "device", "value"), row)) for row in STORED]
+    assert rows == [{"time": time, "device": device, "value": value} for time, device, value in STORED]
 
 
 def test_read_csv(server, table):
@@ -218,7 +217,12 @@ def test_flush_and_compact_change_no_answer(server):
 @pytest.mark.parametrize("token", [None, "Bearer wrong", "Basic d3Jvbmc6d3Jvbmc="])
 @pytest.mark.parametrize(
     "method, path",
-    [("POST", "/api/v1/sql"), ("POST", "/api/v1/write?table=t"), ("POST", "/write?db=public"), ("POST", "/api/v2/write")],
+    [
+        ("POST", "/api/v1/sql"),
+        ("POST", "/api/v1/write?table=t"),
+        ("POST", "/write?db=public"),
+        ("POST", "/api/v2/write"),
+    ],
 )
 def test_no_door_opens_without_the_token(server, method, path, token):
     answer = server.http(method, path, "SELECT 1", token=token)

@@ -6,6 +6,8 @@ import pytest
 from paho_client import ANSWER_SECONDS, V5, V311, Client
 from support import TIME_S, unique, wait_until
 
+CONNACK, DISCONNECT = 2, 14
+
 both_versions = pytest.mark.parametrize("protocol", [V311, V5], ids=["3.1.1", "5.0"])
 
 
@@ -219,53 +221,55 @@ def test_an_undecodable_message_is_a_dead_letter_and_acknowledged(server, protoc
     assert "value" in letters[0][1]
 
 
-def remaining(body):
-    """The fixed header's length of a short packet, and the packet's body."""
-    assert len(body) < 128
-    return bytes([len(body)]) + body
+def packet(first_byte, body):
+    assert len(body) < 128, "the length has one byte"
+    return bytes([first_byte, len(body)]) + body
 
 
 def connect_packet(protocol, name):
     properties = b"\x00" if protocol == V5 else b""
-    body = b"\x00\x04MQTT" + bytes([protocol, 0x02, 0, 60]) + properties
-    return b"\x10" + remaining(body + bytes([0, len(name)]) + name.encode())
+    return packet(0x10, b"\x00\x04MQTT" + bytes([protocol, 0x02, 0, 60]) + properties + bytes([0, len(name)]) + name)
 
 
 malformed = {
-    "QoS 3": b"\x36" + remaining(b"\x00\x01a\x00\x01"),
+    "QoS 3": packet(0x36, b"\x00\x01a\x00\x01"),
     "a length of five bytes": b"\x30\xff\xff\xff\xff\x01",
-    "a topic beyond the packet": b"\x30" + remaining(b"\x00\xffa"),
-    "a wildcard in a topic": b"\x30" + remaining(b"\x00\x03a/#" + b"\x00"),
-    "a subscription without filters": b"\x82" + remaining(b"\x00\x01\x00"),
-    "a second CONNECT": connect_packet(V311, "again"),
-    "a type that does not exist": b"\x00\x00",
+    "a topic beyond the packet": packet(0x30, b"\x00\xffa"),
+    "a wildcard in a topic": packet(0x30, b"\x00\x03a/#\x00"),
+    "a subscription without filters": packet(0x82, b"\x00\x01\x00"),
+    "a second CONNECT": connect_packet(V311, b"again"),
+    "a type that does not exist": packet(0x00, b""),
 }
 
 
-def bytes_until_closed(connection):
-    received = b""
-    try:
-        while data := connection.recv(4096):
-            received += data
-    except ConnectionResetError:
-        pass
-    return received
+def packets_until_closed(connection):
+    """(type, body) of each packet that the server sends; ends with the connection."""
+    with connection.makefile("rb") as stream:
+        try:
+            while head := stream.read(2):
+                kind, digit = head
+                length, shift = digit & 127, 7
+                while digit & 128:
+                    (digit,) = stream.read(1)
+                    length, shift = length | (digit & 127) << shift, shift + 7
+                yield kind >> 4, stream.read(length)
+        except ConnectionResetError:
+            return
 
 
 @both_versions
-@pytest.mark.parametrize("packet", malformed.values(), ids=malformed.keys())
-def test_a_malformed_packet_closes_only_its_connection(server, protocol, packet):
+@pytest.mark.parametrize("sent", malformed.values(), ids=malformed.keys())
+def test_a_malformed_packet_closes_only_its_connection(server, protocol, sent):
     topic = f"{unique()}/x"
     with Client(server, protocol) as neighbour:
         neighbour.subscribe(topic)
         with socket.create_connection(server.address("mqtt"), ANSWER_SECONDS) as connection:
-            connection.sendall(connect_packet(protocol, unique("raw")))
-            assert connection.recv(1) == b"\x20", "CONNACK"
-            connection.sendall(packet)
-            received = bytes_until_closed(connection)
+            connection.sendall(connect_packet(protocol, unique("raw").encode()) + sent)
+            answers = list(packets_until_closed(connection))
+        assert answers[0][0] == CONNACK
         if protocol == V5:
-            disconnect = received.find(b"\xe0")
-            assert disconnect >= 0 and received[disconnect + 2] >= 0x80, "DISCONNECT with a reason code"
+            kind, body = answers[-1]
+            assert kind == DISCONNECT and body[0] >= 0x80, "a reason code says what was wrong"
         neighbour.publish(topic, "1")
         neighbour.next_is(topic, "1")
 
@@ -273,7 +277,7 @@ def test_a_malformed_packet_closes_only_its_connection(server, protocol, packet)
 def test_what_is_not_mqtt_is_closed(server):
     with socket.create_connection(server.address("mqtt"), ANSWER_SECONDS) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n")
-        bytes_until_closed(connection)
+        assert list(packets_until_closed(connection)) == []
     with Client(server) as client:
         client.publish(f"{unique()}/x", "1")
 

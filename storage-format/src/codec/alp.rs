@@ -25,7 +25,7 @@ const IF10: [f64; MAX_EXPONENT + 1] = [
 ];
 /// 2^52 + 2^51: adding and subtracting it rounds to the nearest integer.
 const MAGIC: f64 = 6_755_399_441_055_744.0;
-const LIMIT: i64 = 1 << 51;
+const LIMIT: u64 = 1 << 51;
 /// Values looked at when the exponents of a vector are chosen.
 const SAMPLES: usize = 32;
 /// Bytes of the vector's header.
@@ -42,7 +42,7 @@ fn to_float(int: i64, e: usize, f: usize) -> f64 {
 
 fn exact(value: f64, e: usize, f: usize) -> Option<i64> {
     let int = to_int(value, e, f);
-    (int.abs() < LIMIT && to_float(int, e, f).to_bits() == value.to_bits()).then_some(int)
+    (int.unsigned_abs() < LIMIT && to_float(int, e, f).to_bits() == value.to_bits()).then_some(int)
 }
 
 /// The exponents that make the sample smallest; the smallest ones on ties, so that integers stay integers.

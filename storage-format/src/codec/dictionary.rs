@@ -7,6 +7,7 @@
 //! ```
 
 use super::bitpack;
+use crate::column::Texts;
 use crate::cursor::{Cursor, FormatError, Result, Writer};
 use crate::limits;
 
@@ -54,20 +55,30 @@ pub(crate) fn encode_codes(texts: &[&[u8]], entries: &[&[u8]], out: &mut Vec<u8>
     bitpack::pack(texts.iter().map(code), width, out);
 }
 
-/// Reads the codes of one vector and gives each string to `sink`.
+/// Reads the codes of one vector and appends the string of each.
 pub(crate) fn decode_codes(
     cursor: &mut Cursor<'_>,
     count: usize,
     entries: &[&[u8]],
-    mut sink: impl FnMut(&[u8]),
+    out: &mut Texts,
 ) -> Result<()> {
     let width = cursor.u8()?.into();
     let mut unknown = None;
+    let mut texts = Vec::with_capacity(count);
     bitpack::unpack(cursor, count, width, |code| match entries.get(code as usize) {
-        Some(entry) => sink(entry),
+        Some(entry) => texts.push(*entry),
         None => unknown = Some(code),
     })?;
-    unknown.map_or(Ok(()), |code| Err(cursor.invalid("a code of the dictionary", code)))
+    if let Some(code) = unknown {
+        return Err(cursor.invalid("a code of the dictionary", code));
+    }
+    // A code is a few bits and its string up to 16 MiB, so the bytes left in the page bound nothing.
+    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    if bytes > out.room() {
+        return Err(cursor.invalid("no more text than a column holds", bytes as u64));
+    }
+    texts.into_iter().for_each(|text| out.push(text));
+    Ok(())
 }
 
 /// Appends the strings of one vector as they are, compressed.
@@ -79,8 +90,11 @@ pub(crate) fn encode_plain(texts: &[&[u8]], out: &mut Vec<u8>) {
 }
 
 /// Reads `count` strings that fill the rest of the cursor.
-pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, mut sink: impl FnMut(&[u8])) -> Result<()> {
+pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, out: &mut Texts) -> Result<()> {
     let bytes = decompress(cursor, limits::PAGE_BYTES)?;
+    if bytes.len() > out.room() {
+        return Err(cursor.invalid("no more text than a column holds", bytes.len() as u64));
+    }
     let mut plain = Cursor::new("plain strings", &bytes);
     let mut lens = Vec::with_capacity(count);
     for _ in 0..count {
@@ -91,7 +105,7 @@ pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, mut sink: impl
         if std::str::from_utf8(text).is_err() {
             return Err(plain.invalid("UTF-8 text", len as u64));
         }
-        sink(text);
+        out.push(text);
     }
     plain.finish()
 }
@@ -112,8 +126,9 @@ pub(crate) fn decompress(cursor: &mut Cursor<'_>, limit: usize) -> Result<Vec<u8
     let len = usize::try_from(raw).ok().filter(|len| *len <= limit);
     let Some(len) = len else { return Err(cursor.invalid("a plain length within its limit", raw)) };
     let packed = cursor.rest();
-    // The claimed length is trusted for allocation only as far as zstd could have reached it.
-    let capacity = len.min(packed.len().saturating_mul(1 << 14).max(1 << 16));
+    // The claimed length is trusted for allocation only as far as zstd could have reached it: a run of 128 KiB in a
+    // block of 4 bytes.
+    let capacity = len.min(packed.len().saturating_mul(1 << 15));
     match zstd::bulk::decompress(packed, capacity) {
         Ok(bytes) if bytes.len() == len => Ok(bytes),
         Ok(bytes) => Err(cursor.invalid("the length stated before the zstd frame", bytes.len() as u64)),

@@ -268,8 +268,8 @@ pub(crate) fn decode_texts(cursor: &mut Cursor<'_>, count: usize, entries: &[&[u
         return cursor.finish();
     }
     match read_codec(cursor)? {
-        CodecId::Dictionary => dictionary::decode_codes(cursor, count, entries, |text| out.push(text))?,
-        CodecId::Zstd => dictionary::decode_plain(cursor, count, |text| out.push(text))?,
+        CodecId::Dictionary => dictionary::decode_codes(cursor, count, entries, out)?,
+        CodecId::Zstd => dictionary::decode_plain(cursor, count, out)?,
         other => return Err(cursor.invalid("a codec for strings", other as u64)),
     }
     cursor.finish()

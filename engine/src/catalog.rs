@@ -1,0 +1,333 @@
+//! The catalog: tables, their columns, and the statements kept as objects. An immutable snapshot; changes make a new one.
+//!
+//! # Invariants
+//! - Only the writer thread applies changes, in log order, together with the rows that need them.
+//! - Ids of tables and of a table's columns are never reused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sonde_storage_format::{
+    CatalogChange, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, PhysicalType, TableDef, TableId, TableKind,
+    TableOptions,
+};
+
+use crate::error::{Error, Result};
+use crate::limits;
+
+/// The name of the time column of every table.
+pub const TIME_NAME: &str = "time";
+
+/// A table as the catalog knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    def: TableDef,
+}
+
+impl Table {
+    /// Its definition.
+    #[must_use]
+    pub fn def(&self) -> &TableDef {
+        &self.def
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> TableId {
+        self.def.id
+    }
+
+    /// The column of this name: an exact match, else the only one that matches without regard to case.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&ColumnDef> {
+        if let Some(exact) = self.def.columns.iter().find(|column| column.name == name) {
+            return Some(exact);
+        }
+        let mut matches = self.def.columns.iter().filter(|column| column.name.eq_ignore_ascii_case(name));
+        let first = matches.next()?;
+        matches.next().is_none().then_some(first)
+    }
+
+    /// The column of this id.
+    #[must_use]
+    pub fn column_by_id(&self, id: ColumnId) -> Option<&ColumnDef> {
+        self.def.columns.iter().find(|column| column.id == id)
+    }
+
+    /// Its tags, in ColumnId order, as series keys have them.
+    pub fn tags(&self) -> impl Iterator<Item = &ColumnDef> + Clone {
+        self.def.columns.iter().filter(|column| column.role == ColumnRole::Tag)
+    }
+
+    /// The place of a tag in the series key.
+    #[must_use]
+    pub fn tag_index(&self, id: ColumnId) -> Option<usize> {
+        self.tags().position(|tag| tag.id == id)
+    }
+
+    /// `database.name`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.def.database, self.def.name)
+    }
+}
+
+/// A snapshot of the catalog.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    tables: BTreeMap<TableId, Arc<Table>>,
+    objects: BTreeMap<(ObjectKind, String, String), Arc<Object>>,
+    next_table: u32,
+    /// Counts changes of each kind of object.
+    versions: BTreeMap<ObjectKind, u64>,
+}
+
+/// A column that a table should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewColumn {
+    /// Its name.
+    pub name: String,
+    /// What it is for; not `Time`.
+    pub role: ColumnRole,
+    /// The type of its values.
+    pub kind: PhysicalType,
+}
+
+/// A table that should exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTable {
+    /// The database that it belongs to.
+    pub database: String,
+    /// Its name.
+    pub name: String,
+    /// How rows are identified.
+    pub kind: TableKind,
+    /// Whether columns appear on first write.
+    pub open: bool,
+    /// Its options.
+    pub options: TableOptions,
+    /// Its columns, without the time.
+    pub columns: Vec<NewColumn>,
+}
+
+impl Catalog {
+    /// All tables.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.tables.values()
+    }
+
+    /// The table of this id.
+    #[must_use]
+    pub fn table_by_id(&self, id: TableId) -> Option<&Arc<Table>> {
+        self.tables.get(&id)
+    }
+
+    /// The table of this name: an exact match, else the only one that matches without regard to case.
+    #[must_use]
+    pub fn table(&self, database: &str, name: &str) -> Option<&Arc<Table>> {
+        let of_database = || self.tables.values().filter(|table| table.def.database == database);
+        if let Some(exact) = of_database().find(|table| table.def.name == name) {
+            return Some(exact);
+        }
+        let mut matches = of_database().filter(|table| table.def.name.eq_ignore_ascii_case(name));
+        let first = matches.next()?;
+        matches.next().is_none().then_some(first)
+    }
+
+    /// The table of this name, or an error that says which one was probably meant.
+    pub fn require_table(&self, database: &str, name: &str) -> Result<&Arc<Table>> {
+        self.table(database, name).ok_or_else(|| Error::UnknownTable {
+            name: format!("{database}.{name}"),
+            hint: nearest(name, self.tables.values().map(|table| table.def.name.as_str()))
+                .map(|name| format!("; did you mean {name}?"))
+                .unwrap_or_default(),
+        })
+    }
+
+    /// All objects of a kind.
+    pub fn objects(&self, kind: ObjectKind) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values().filter(move |object| object.kind == kind)
+    }
+
+    /// The object of this name.
+    #[must_use]
+    pub fn object(&self, kind: ObjectKind, database: &str, name: &str) -> Option<&Arc<Object>> {
+        self.objects.get(&(kind, database.to_owned(), name.to_owned()))
+    }
+
+    /// Grows with every change of an object of this kind.
+    #[must_use]
+    pub fn version(&self, kind: ObjectKind) -> u64 {
+        self.versions.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// The change that creates a table; an error where one of that name exists.
+    pub(crate) fn create_table(&self, new: NewTable) -> Result<CatalogChange> {
+        if let Some(table) = self.tables.values().find(|t| t.def.database == new.database && t.def.name == new.name) {
+            return Err(Error::Conflict(format!("table {} exists already", table.full_name())));
+        }
+        let time =
+            ColumnDef { id: ColumnId(0), name: TIME_NAME.into(), role: ColumnRole::Time, kind: PhysicalType::Int64 };
+        let mut columns = vec![time];
+        for column in new.columns {
+            push_column(&mut columns, column)?;
+        }
+        Ok(CatalogChange::CreateTable(TableDef {
+            id: TableId(self.next_table),
+            database: new.database,
+            name: new.name,
+            kind: new.kind,
+            open: new.open,
+            options: new.options,
+            columns,
+        }))
+    }
+
+    /// The changes that give the table these columns; those that it has with the same role and type are passed over.
+    pub(crate) fn add_columns(&self, table: TableId, new: Vec<NewColumn>) -> Result<Vec<CatalogChange>> {
+        let Some(known) = self.tables.get(&table) else {
+            return Err(Error::Conflict(format!("table {table} was dropped meanwhile")));
+        };
+        let mut columns = known.def.columns.clone();
+        let before = columns.len();
+        for column in new {
+            match columns.iter().find(|known| known.name == column.name) {
+                Some(known) if known.role == column.role && known.kind == column.kind => {}
+                Some(known) => {
+                    return Err(Error::Conflict(format!(
+                        "column {} exists already as {:?} {}",
+                        known.name,
+                        known.role,
+                        known.kind.sql_name()
+                    )));
+                }
+                None => push_column(&mut columns, column)?,
+            }
+        }
+        Ok(columns.into_iter().skip(before).map(|column| CatalogChange::AddColumn { table, column }).collect())
+    }
+
+    /// Applies one change.
+    pub(crate) fn apply(&mut self, change: &CatalogChange) {
+        match change {
+            CatalogChange::CreateTable(def) => {
+                self.next_table = self.next_table.max(def.id.0 + 1);
+                self.tables.insert(def.id, Arc::new(Table { def: def.clone() }));
+            }
+            CatalogChange::AddColumn { table, column } => {
+                if let Some(table) = self.tables.get_mut(table) {
+                    Arc::make_mut(table).def.columns.push(column.clone());
+                }
+            }
+            CatalogChange::SetOptions { table, options } => {
+                if let Some(table) = self.tables.get_mut(table) {
+                    Arc::make_mut(table).def.options = *options;
+                }
+            }
+            CatalogChange::DropTable(table) => {
+                self.tables.remove(table);
+            }
+            CatalogChange::PutObject(object) => {
+                *self.versions.entry(object.kind).or_default() += 1;
+                let key = (object.kind, object.database.clone(), object.name.clone());
+                self.objects.insert(key, Arc::new(object.clone()));
+            }
+            CatalogChange::DropObject { kind, database, name } => {
+                *self.versions.entry(*kind).or_default() += 1;
+                self.objects.remove(&(*kind, database.clone(), name.clone()));
+            }
+            CatalogChange::ReserveTables(next) => self.next_table = self.next_table.max(next.0),
+        }
+    }
+
+    /// Changes that build this catalog from nothing.
+    pub(crate) fn to_changes(&self) -> Vec<CatalogChange> {
+        let mut changes = vec![CatalogChange::ReserveTables(TableId(self.next_table))];
+        changes.extend(self.tables.values().map(|table| CatalogChange::CreateTable(table.def.clone())));
+        changes.extend(self.objects.values().map(|object| CatalogChange::PutObject(Object::clone(object))));
+        changes
+    }
+}
+
+fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn) -> Result<()> {
+    if new.name.is_empty() || new.name.len() > 255 {
+        return Err(Error::Row(format!("a column name has 1 to 255 bytes, not {}", new.name.len())));
+    }
+    if columns.iter().any(|column| column.name == new.name) {
+        return Err(Error::Row(format!("column {} is named twice", new.name)));
+    }
+    if columns.len() >= limits::COLUMNS {
+        return Err(Error::Limit { what: format!("column {}", new.name), limit: limits::COLUMNS as u64 });
+    }
+    assert!(new.role != ColumnRole::Tag || new.kind == PhysicalType::Text, "tags are strings");
+    let id = ColumnId(columns.iter().map(|column| column.id.0).max().unwrap_or_default() + 1);
+    columns.push(ColumnDef { id, name: new.name, role: new.role, kind: new.kind });
+    Ok(())
+}
+
+/// The name that differs least from `wanted`, if it is near enough to be a slip of the finger.
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|name| (edit_distance(&wanted.to_ascii_lowercase(), &name.to_ascii_lowercase()), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein's distance in characters.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (above, y) in row.iter_mut().skip(1).zip(&b) {
+            let here = (diagonal + usize::from(x != *y)).min(left + 1).min(*above + 1);
+            diagonal = *above;
+            *above = here;
+            left = here;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_edits() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("abc", "abc"), 0);
+    }
+
+    #[test]
+    fn the_probable_name_is_named() {
+        assert_eq!(nearest("sensor", ["sensors", "alerts"].into_iter()), Some("sensors"));
+        assert_eq!(nearest("x", ["sensors"].into_iter()), None);
+    }
+
+    #[test]
+    fn ids_are_not_reused_after_a_drop() {
+        let new = |name: &str| NewTable {
+            database: "public".into(),
+            name: name.into(),
+            kind: TableKind::Points,
+            open: true,
+            options: TableOptions::default(),
+            columns: Vec::new(),
+        };
+        let mut catalog = Catalog::default();
+        catalog.apply(&catalog.create_table(new("a")).unwrap());
+        let first = catalog.table("public", "A").unwrap().id();
+        catalog.apply(&CatalogChange::DropTable(first));
+        let mut again = Catalog::default();
+        catalog.to_changes().iter().for_each(|change| again.apply(change));
+        again.apply(&again.create_table(new("a")).unwrap());
+        assert_ne!(again.table("public", "a").unwrap().id(), first);
+    }
+}

@@ -1,0 +1,126 @@
+//! Writes one day of a table as Parquet.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Decimal128Array, Int16Array, TimestampMicrosecondArray};
+use arrow::datatypes::Schema;
+use arrow::record_batch::RecordBatch;
+use object_store::buffered::BufWriter;
+use object_store::{ObjectStoreExt, path::Path as ObjectPath};
+use parquet::arrow::AsyncArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use sonde_storage_format::{Cell, Cells, ColdFile, ColumnRole, SeqNo, TimeRange, Values};
+
+use crate::catalog::Table;
+use crate::cold::{ColdOptions, TIME_NS, day_name, schema, store_error};
+use crate::error::{Error, Result};
+use crate::scan::ScanContext;
+use crate::scan::batch::{field_array, tag_array};
+use crate::scan::merge::{Merge, Window};
+
+/// Rows of a Parquet row group.
+const ROW_GROUP_ROWS: usize = 128 * 1024;
+
+/// Writes the merged rows of a day and verifies the file; `None` where there is no row.
+pub(crate) fn write_day(
+    options: &ColdOptions,
+    context: &Arc<ScanContext>,
+    day: TimeRange,
+    position: SeqNo,
+    merge: Merge,
+) -> Result<Option<ColdFile>> {
+    let table = &context.table;
+    if table.column(TIME_NS).is_some() {
+        return Err(Error::Row(format!(
+            "table {} has a column {TIME_NS}, a name that the cold tier needs; its days stay hot",
+            table.full_name()
+        )));
+    }
+    let (database, name) = (&table.def().database, &table.def().name);
+    let path = format!("{database}/{name}/day={}/part-{}.parquet", day_name(&day), uuid::Uuid::new_v4());
+    let Some((rows, bytes)) = options.runtime.block_on(upload(options, context, &path, merge))? else {
+        return Ok(None);
+    };
+    if let Some(root) = &options.directory {
+        sync_upwards(root, &path)?;
+    }
+    let found = options.runtime.block_on(options.store.head(&ObjectPath::from(path.as_str())));
+    let found = found.map_err(store_error)?.size;
+    if found != bytes {
+        return Err(Error::Cold(format!("{path} has {found} bytes after the upload, {bytes} were written")));
+    }
+    Ok(Some(ColdFile { table: table.id(), day, position, path, rows, bytes }))
+}
+
+async fn upload(
+    options: &ColdOptions,
+    context: &ScanContext,
+    path: &str,
+    mut merge: Merge,
+) -> Result<Option<(u64, u64)>> {
+    let Some(mut window) = merge.next_window()? else { return Ok(None) };
+    let schema = schema(&context.table);
+    let sink = BufWriter::new(Arc::clone(&options.store), ObjectPath::from(path));
+    let properties = properties(&context.table);
+    let mut writer = AsyncArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(store_error)?;
+    let mut rows = 0;
+    loop {
+        rows += window.rows() as u64;
+        let batch = to_batch(context, &schema, window)?;
+        writer.write(&batch).await.map_err(store_error)?;
+        match merge.next_window()? {
+            Some(next) => window = next,
+            None => break,
+        }
+    }
+    writer.finish().await.map_err(store_error)?;
+    Ok(Some((rows, writer.bytes_written() as u64)))
+}
+
+fn properties(table: &Table) -> WriterProperties {
+    let mut properties = WriterProperties::builder()
+        .set_created_by(format!("sonde {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_statistics_enabled(EnabledStatistics::Page);
+    for tag in table.tags() {
+        properties = properties.set_column_bloom_filter_enabled(ColumnPath::from(tag.name.as_str()), true);
+    }
+    properties.build()
+}
+
+/// The window's rows in the types of the cold schema.
+fn to_batch(context: &ScanContext, schema: &Arc<Schema>, window: Window) -> Result<RecordBatch> {
+    let micros: Vec<i64> = window.times.iter().map(|time| time.div_euclid(1000)).collect();
+    let rest: Vec<i16> = window.times.iter().map(|time| time.rem_euclid(1000) as i16).collect();
+    let micros = TimestampMicrosecondArray::from(micros).with_timezone("UTC");
+    let mut arrays: Vec<ArrayRef> = vec![Arc::new(micros), Arc::new(Int16Array::from(rest))];
+    arrays.extend(context.table.tags().map(|tag| tag_array(context, tag.id, &window.ranks)));
+    let fields = context.table.def().columns.iter().filter(|column| column.role == ColumnRole::Field);
+    for (_, column) in fields.zip(window.columns) {
+        arrays.push(match &column.values {
+            Values::UInt(values) => Arc::new(decimals(values, &column.cells)?),
+            _ => field_array(column)?,
+        });
+    }
+    RecordBatch::try_new(Arc::clone(schema), arrays).map_err(store_error)
+}
+
+fn decimals(values: &[u64], cells: &Cells) -> Result<Decimal128Array> {
+    let value = |(row, value): (usize, &u64)| (cells.get(row) == Cell::Value).then_some(i128::from(*value));
+    let array: Decimal128Array = values.iter().enumerate().map(value).collect();
+    array.with_precision_and_scale(20, 0).map_err(store_error)
+}
+
+/// Makes a file of a local store durable: the file, then every directory up to the store's root.
+fn sync_upwards(root: &Path, path: &str) -> Result<()> {
+    let file = root.join(path);
+    let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+    for path in file.ancestors().take_while(|path| path.starts_with(root)) {
+        sync(path).map_err(|error| Error::io("sync", path, &error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,410 @@
+//! The engine's handle. Lock order: writer thread's own state, then `manifest`, then `flushes`, then registry locks;
+//! versions, catalog and health are swapped without holding another lock. No lock is held over I/O but the manifest's,
+//! which orders edits.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use sonde_storage_format::{ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, TableId, Timestamp, path};
+
+use crate::batch::{WriteBatch, WriteBatchBuilder};
+use crate::catalog::Catalog;
+use crate::clock::{ArrivalClock, Clock, SystemClock};
+use crate::cold::ColdOptions;
+use crate::error::{Error, Result};
+use crate::health::Health;
+use crate::jobs::{Flushes, Job, Worker};
+use crate::limits::{LOG_READ_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
+use crate::manifest::Manifest;
+use crate::memtable::Memtable;
+use crate::receipt::Receipt;
+use crate::recover::recover;
+use crate::scan::{Scan, ScanRequest, Snapshot, scan};
+use crate::series::SeriesRegistry;
+use crate::state::StateStore;
+use crate::storage::{LocalStorage, Storage};
+use crate::version::{FileEdit, Versions};
+use crate::wal::{Log, LogBudget, LogReader, LogTurn, Segments};
+use crate::write::{CatalogRequest, Command, Writer};
+
+/// How long an administrator's `FLUSH` waits for the disk.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How an engine is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data directory; created if it is missing.
+    pub data_dir: PathBuf,
+    /// Bytes of rows in memory before they are flushed. Default 64 MiB.
+    pub memtable_bytes: usize,
+    /// Bytes of a log segment. Default 64 MiB.
+    pub segment_bytes: u64,
+    /// How much log is kept for readers that are behind.
+    pub log: LogBudget,
+    /// The cold tier, where there is one.
+    pub cold: Option<ColdOptions>,
+}
+
+impl Options {
+    /// The defaults, without a cold tier.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            memtable_bytes: 64 << 20,
+            segment_bytes: SEGMENT_BYTES,
+            log: LogBudget::default(),
+            cold: None,
+        }
+    }
+}
+
+/// What all parts of the engine share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) options: Options,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) catalog: ArcSwap<Catalog>,
+    pub(crate) series: Arc<SeriesRegistry>,
+    pub(crate) state: StateStore,
+    pub(crate) versions: Versions,
+    pub(crate) manifest: Mutex<Manifest>,
+    pub(crate) flushes: Flushes,
+    pub(crate) health: Health,
+    segments: Arc<Segments>,
+    cursors: Mutex<HashMap<String, SeqNo>>,
+    arrivals: ArrivalClock,
+    published: Mutex<SeqNo>,
+    publish_signal: Condvar,
+    jobs: Mutex<Sender<Job>>,
+    /// Held for as long as the process owns the data directory.
+    _lock: File,
+}
+
+impl Inner {
+    /// Makes a commit visible and wakes whoever follows the log.
+    pub(crate) fn publish(&self, seq: SeqNo, active: &Memtable) {
+        self.versions.publish(seq, active);
+        *self.published.lock() = seq;
+        self.publish_signal.notify_all();
+    }
+
+    /// Makes an edit durable, then visible.
+    pub(crate) fn install(&self, edits: &[Edit], edit: &FileEdit) -> Result<()> {
+        let mut manifest = self.manifest.lock();
+        manifest.append(edits)?;
+        self.versions.install(edit);
+        Ok(())
+    }
+
+    /// Asks for background work.
+    pub(crate) fn send_job(&self, job: Job) {
+        if self.jobs.lock().send(job).is_err() {
+            tracing::warn!("background work was asked for after the engine was closed");
+        }
+    }
+
+    /// Removes log segments that neither recovery nor a cursor needs.
+    pub(crate) fn remove_expired_segments(&self) {
+        let replay_from = {
+            let manifest = self.manifest.lock();
+            manifest.state.flushed_to
+        };
+        let cursors_from = self.cursors.lock().values().copied().min().unwrap_or(SeqNo(u64::MAX));
+        for segment in self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
+            if let Err(error) = self.storage.remove(&segment.path) {
+                tracing::warn!(path = %segment.path.display(), %error, "cannot remove an old log segment");
+            }
+        }
+    }
+}
+
+/// The storage engine. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    inner: Arc<Inner>,
+    commands: SyncSender<Command>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// What the log holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogStatus {
+    /// Segments on disk.
+    pub segments: usize,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// The first sequence number that can still be read.
+    pub first: SeqNo,
+    /// The last committed sequence number.
+    pub last: SeqNo,
+    /// Everything up to here is in chunks.
+    pub flushed_to: SeqNo,
+}
+
+impl Engine {
+    /// Opens a data directory and recovers what was acknowledged.
+    pub fn open(options: Options) -> Result<Self> {
+        Self::open_with(options, Arc::new(LocalStorage), Arc::new(SystemClock))
+    }
+
+    /// Opens a data directory on other files and another clock, for tests.
+    pub fn open_with(options: Options, storage: Arc<dyn Storage>, clock: Arc<dyn Clock>) -> Result<Self> {
+        let recovered = recover(&options, &storage)?;
+        tracing::info!(
+            rows = recovered.replayed,
+            tables = recovered.catalog.tables().count(),
+            chunks = recovered.manifest.state.chunks.len(),
+            "recovered the data directory"
+        );
+        let segments = Arc::new(recovered.segments);
+        let wal_dir = options.data_dir.join(path::WAL_DIR);
+        let next = recovered.next_seq;
+        let log = Log::start(Arc::clone(&storage), &wal_dir, Arc::clone(&segments), next, options.segment_bytes)?;
+        let (jobs, job_queue) = channel();
+        let active = recovered.version.active.clone();
+        let inner = Arc::new(Inner {
+            flushes: Flushes::new(recovered.manifest.state.flushed_to),
+            storage,
+            clock,
+            catalog: ArcSwap::from_pointee(recovered.catalog),
+            series: Arc::new(recovered.series),
+            state: recovered.state,
+            versions: Versions::new(recovered.version),
+            manifest: Mutex::new(recovered.manifest),
+            health: Health::default(),
+            segments,
+            cursors: Mutex::new(HashMap::new()),
+            arrivals: ArrivalClock::default(),
+            published: Mutex::new(SeqNo(next.0 - 1)),
+            publish_signal: Condvar::new(),
+            jobs: Mutex::new(jobs),
+            _lock: recovered.lock,
+            options,
+        });
+        let (commands, queue) = sync_channel(WRITE_QUEUE);
+        let writer = Writer::new(Arc::clone(&inner), log, active, next);
+        let worker = Worker::new(Arc::clone(&inner));
+        let threads = vec![
+            spawn("sonde-writer", move || writer.run(&queue))?,
+            spawn("sonde-jobs", move || worker.run(&job_queue))?,
+        ];
+        Ok(Self { inner, commands, threads: Arc::new(Mutex::new(threads)) })
+    }
+
+    /// Starts a batch.
+    #[must_use]
+    pub fn batch(&self) -> WriteBatchBuilder {
+        WriteBatchBuilder::new(Arc::clone(&self.inner.series))
+    }
+
+    /// Commits a batch; waits for room in the queue.
+    #[must_use]
+    pub fn write(&self, batch: WriteBatch) -> Receipt {
+        let (reply, receipt) = Receipt::new();
+        // A queue without a writer drops the reply, and the receipt says `Closed`.
+        let _ = self.commands.send(Command::Write(batch, reply));
+        receipt
+    }
+
+    /// Commits a batch unless the queue is full; then the batch comes back.
+    pub fn try_write(&self, batch: WriteBatch) -> Result<Receipt, WriteBatch> {
+        let (reply, receipt) = Receipt::new();
+        match self.commands.try_send(Command::Write(batch, reply)) {
+            Err(TrySendError::Full(Command::Write(batch, _))) => Err(batch),
+            _ => Ok(receipt),
+        }
+    }
+
+    /// Changes the catalog; returns once the change is durable and visible.
+    pub fn change_catalog(&self, request: CatalogRequest) -> Result<SeqRange> {
+        let (reply, receipt) = Receipt::new();
+        self.commands.send(Command::Catalog(request, reply)).map_err(|_| Error::Closed)?;
+        receipt.wait()
+    }
+
+    /// The catalog as it is now.
+    #[must_use]
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.inner.catalog.load_full()
+    }
+
+    /// Everything committed so far.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        // The version first: what it shows, the catalog knows.
+        let version = self.inner.versions.current();
+        Snapshot::new(version, self.catalog())
+    }
+
+    /// Chooses what a request needs of a snapshot.
+    pub fn scan(&self, snapshot: &Snapshot, request: &ScanRequest) -> Result<Arc<Scan>> {
+        scan(&self.inner, snapshot, request).map(Arc::new)
+    }
+
+    /// The arrival time of a message: the node's clock, strictly ascending.
+    #[must_use]
+    pub fn arrival(&self) -> Timestamp {
+        self.inner.arrivals.next(self.inner.clock.now())
+    }
+
+    /// Number of series of a table.
+    #[must_use]
+    pub fn series_count(&self, table: TableId) -> usize {
+        self.inner.series.table(table).len()
+    }
+
+    /// The value of a key of a namespace.
+    #[must_use]
+    pub fn state(&self, namespace: &str, key: &[u8]) -> Option<Bytes> {
+        self.inner.state.get(namespace, key)
+    }
+
+    /// All keys and values of a namespace.
+    #[must_use]
+    pub fn state_entries(&self, namespace: &str) -> Vec<(Vec<u8>, Bytes)> {
+        self.inner.state.list(namespace)
+    }
+
+    /// The last committed sequence number.
+    #[must_use]
+    pub fn published(&self) -> SeqNo {
+        *self.inner.published.lock()
+    }
+
+    /// Waits until something behind `after` is committed; returns the last committed sequence number.
+    #[must_use]
+    pub fn wait_published(&self, after: SeqNo, patience: Duration) -> SeqNo {
+        let mut published = self.inner.published.lock();
+        let behind = |published: &mut SeqNo| *published <= after;
+        self.inner.publish_signal.wait_while_for(&mut published, behind, patience);
+        *published
+    }
+
+    /// Reads on in the log: committed rows of the tables that `wanted` names.
+    pub fn read_log(&self, reader: &mut LogReader, wanted: impl Fn(TableId) -> bool) -> Result<LogTurn> {
+        let published = self.published();
+        reader.turn(self.inner.storage.as_ref(), &self.inner.segments, published, LOG_READ_BYTES, wanted)
+    }
+
+    /// Keeps the log behind `position` for a reader of this name, within the log's budget.
+    pub fn hold_log(&self, name: &str, position: SeqNo) {
+        self.inner.cursors.lock().insert(name.to_owned(), position);
+    }
+
+    /// Forgets a reader.
+    pub fn release_log(&self, name: &str) {
+        self.inner.cursors.lock().remove(name);
+    }
+
+    /// What the log holds.
+    #[must_use]
+    pub fn log_status(&self) -> LogStatus {
+        let list = self.inner.segments.list();
+        LogStatus {
+            segments: list.len(),
+            bytes: list.iter().map(|segment| segment.bytes).sum(),
+            first: list.first().map(|segment| segment.first_seq).unwrap_or_default(),
+            last: self.published(),
+            flushed_to: self.inner.manifest.lock().state.flushed_to,
+        }
+    }
+
+    /// All chunks, by table and time.
+    #[must_use]
+    pub fn chunks(&self) -> Vec<ChunkMeta> {
+        let version = self.inner.versions.current();
+        version.files.values().flat_map(|files| files.chunks().map(|chunk| chunk.meta.clone())).collect()
+    }
+
+    /// All cold files, by table and day.
+    #[must_use]
+    pub fn cold_files(&self) -> Vec<ColdFile> {
+        let version = self.inner.versions.current();
+        version.files.values().flat_map(|files| files.cold.values().map(|file| ColdFile::clone(file))).collect()
+    }
+
+    /// Bytes and rows in memory, not yet in chunks.
+    #[must_use]
+    pub fn memory(&self) -> (usize, usize) {
+        let version = self.inner.versions.current();
+        let memtables = || version.frozen.iter().map(Arc::as_ref).chain([&version.active]);
+        (memtables().map(|memtable| memtable.bytes).sum(), memtables().map(|memtable| memtable.rows).sum())
+    }
+
+    /// Whether writes are accepted.
+    pub fn health(&self) -> Result<()> {
+        self.inner.health.check()
+    }
+
+    /// Writes all rows in memory as chunks; returns when they are.
+    pub fn flush(&self) -> Result<()> {
+        let (reply, frozen) = channel();
+        self.commands.send(Command::Freeze(reply)).map_err(|_| Error::Closed)?;
+        let position = frozen.recv().map_err(|_| Error::Closed)??;
+        if self.inner.flushes.wait_flushed(position, FLUSH_TIMEOUT) {
+            return Ok(());
+        }
+        Err(Error::Full(format!("the flush did not end within {} s", FLUSH_TIMEOUT.as_secs())))
+    }
+
+    /// Merges the chunks of each partition of a table into one.
+    pub fn compact(&self, table: TableId) -> Result<()> {
+        self.flush()?;
+        let (reply, done) = channel();
+        self.inner.send_job(Job::Compact(table, reply));
+        done.recv().map_err(|_| Error::Closed)?
+    }
+
+    /// Moves the complete days of a table that end at or before `before` to the cold tier. Returns how many moved.
+    pub fn cool(&self, table: TableId, before: Timestamp) -> Result<usize> {
+        self.flush()?;
+        let (reply, done) = channel();
+        self.inner.send_job(Job::Cool(table, before, reply));
+        done.recv().map_err(|_| Error::Closed)?
+    }
+
+    /// Flushes and stops. Other handles answer `Closed` from here on.
+    pub fn close(&self) -> Result<()> {
+        let flushed = match self.health() {
+            Ok(()) => self.flush(),
+            Err(error) => Err(error),
+        };
+        let _ = self.commands.send(Command::Stop);
+        self.inner.send_job(Job::Stop);
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine panicked");
+            }
+        }
+        flushed
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &std::path::Path {
+        &self.inner.options.data_dir
+    }
+
+    /// The node's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| Error::Failed(format!("cannot start thread {name}: {error}")))
+}

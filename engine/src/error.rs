@@ -1,0 +1,102 @@
+//! What can go wrong in the engine: three outcomes, never mixed.
+//!
+//! # Invariants
+//! - The caller's fault (unknown table, conflict, limit) changes nothing.
+//! - `Full` is transient: the engine refuses writes, keeps reads and recovers by itself.
+//! - `Failed` is for good: an I/O error inside a prepared segment or of a sync latches, until a restart.
+
+use std::path::PathBuf;
+
+use sonde_storage_format::FormatError;
+
+/// An error of the engine.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A file operation failed.
+    #[error("{operation} {path}: {message}", path = path.display())]
+    Io {
+        /// What was done, for example `create`.
+        operation: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
+    },
+    /// A file is damaged.
+    #[error("{path} is damaged: {source}", path = path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// Another process owns the data directory.
+    #[error("data directory {path} is in use by another sonde process; stop it or choose another --data-dir", path = path.display())]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The data directory is of another version.
+    #[error("data directory {path} has layout version {found}, this sonde reads version {expected}", path = path.display())]
+    Layout {
+        /// The data directory.
+        path: PathBuf,
+        /// What this program reads.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A disk error latched the engine.
+    #[error("storage failed and refuses writes until a restart: {0}")]
+    Failed(String),
+    /// The disk is full; writes are refused until there is room.
+    #[error("disk full: {0}; writes are refused until space is freed")]
+    Full(String),
+    /// What the batch was built against has changed; build it again.
+    #[error("{0}")]
+    Conflict(String),
+    /// There is no such table.
+    #[error("unknown table {name}{hint}")]
+    UnknownTable {
+        /// What was asked for.
+        name: String,
+        /// `; did you mean x?`, or empty.
+        hint: String,
+    },
+    /// A value does not fit its column, a row its table.
+    #[error("{0}")]
+    Row(String),
+    /// A named limit is reached.
+    #[error("{what}: limit is {limit}")]
+    Limit {
+        /// What there would be too many of.
+        what: String,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The object store refused.
+    #[error("object store: {0}")]
+    Cold(String),
+    /// The engine was closed.
+    #[error("the engine is closed")]
+    Closed,
+}
+
+/// The result of an engine operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Wraps a system error; a full disk becomes [`Error::Full`].
+    pub(crate) fn io(operation: &'static str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            return Self::Full(format!("{operation} {}", path.display()));
+        }
+        Self::Io { operation, path: path.to_path_buf(), message: error.to_string() }
+    }
+
+    /// Whether the same request may work later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Conflict(_))
+    }
+}

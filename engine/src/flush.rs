@@ -1,0 +1,234 @@
+//! Writes sorted rows as chunks: the work that flush and compaction share.
+
+use std::sync::Arc;
+
+use sonde_storage_format::limits::ROW_GROUP_ROWS;
+use sonde_storage_format::{
+    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, PhysicalType, SeqRange, SeriesRun, TimeRange,
+    Timestamp, path,
+};
+
+use crate::engine::Inner;
+use crate::error::{Error, Result};
+use crate::memtable::Memtable;
+use crate::scan::ScanContext;
+use crate::scan::merge::{Merge, Window};
+use crate::scan::source::{Source, sort_blocks};
+use crate::version::Chunk;
+
+/// Writes every partition of a memtable as a chunk.
+pub(crate) fn flush(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Result<Vec<Arc<Chunk>>> {
+    let catalog = inner.catalog.load_full();
+    let mut chunks = Vec::new();
+    for (table, partition) in memtable.partitions() {
+        // A table that was dropped since takes its rows with it.
+        let Some(table) = catalog.table_by_id(table) else { continue };
+        let order = inner.series.table(table.id()).order();
+        let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
+        let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, partition))));
+        let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
+        chunks.extend(write_chunk(inner, &context, partition.range, seq, merge)?);
+    }
+    Ok(chunks)
+}
+
+/// Writes the merged rows of a partition as one chunk; `None` where there is no row.
+pub(crate) fn write_chunk(
+    inner: &Arc<Inner>,
+    context: &Arc<ScanContext>,
+    range: TimeRange,
+    seq: SeqRange,
+    merge: Merge,
+) -> Result<Option<Arc<Chunk>>> {
+    let id = inner.manifest.lock().next_chunk();
+    let table = context.table.id();
+    let path = inner.options.data_dir.join(path::CHUNK_DIR).join(path::chunk(id));
+    let mut build = Build::new(Arc::clone(context), merge, ChunkWriter::new(id, table, range, seq));
+    let written = inner.storage.write_whole(&path, &mut build);
+    if let Some(error) = build.error.take() {
+        return Err(error);
+    }
+    let bytes = written.map_err(|error| Error::io("write", &path, &error))?;
+    let Some(done) = build.done else {
+        // Nothing was written but an empty file's head: the partition has no row.
+        inner.storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
+        return Ok(None);
+    };
+    let meta = ChunkMeta {
+        id,
+        table,
+        range,
+        times: done.times,
+        seq,
+        rows: done.rows,
+        series: done.series,
+        bytes,
+        columns: done.columns.iter().map(column_range).collect(),
+    };
+    Ok(Some(Arc::new(Chunk::new(meta, path, Arc::clone(&inner.storage)))))
+}
+
+struct Done {
+    columns: Vec<ColumnPages>,
+    rows: u64,
+    series: u64,
+    times: (Timestamp, Timestamp),
+}
+
+/// Pulls windows from a merge and gives out the file's bytes, one row group at a time.
+struct Build {
+    context: Arc<ScanContext>,
+    merge: Merge,
+    writer: Option<ChunkWriter>,
+    pending: Pending,
+    runs: Vec<Run>,
+    rows: u64,
+    times: (Timestamp, Timestamp),
+    error: Option<Error>,
+    done: Option<Done>,
+}
+
+struct Run {
+    rank: u32,
+    rows: u64,
+    first: i64,
+    last: i64,
+}
+
+/// Rows that wait for their row group to be full.
+struct Pending {
+    times: Vec<i64>,
+    columns: Vec<(ColumnId, Column)>,
+}
+
+impl Pending {
+    fn append(&mut self, window: &Window, rows: std::ops::Range<usize>) {
+        self.times.extend_from_slice(window.times.get(rows.clone()).unwrap_or_default());
+        for ((_, column), more) in self.columns.iter_mut().zip(&window.columns) {
+            column.extend_from(more, rows.clone());
+        }
+    }
+
+    fn take(&mut self) -> (Vec<i64>, Vec<(ColumnId, Column)>) {
+        let empty = self.columns.iter().map(|(id, column)| (*id, Column::new(column.values.kind()))).collect();
+        (std::mem::take(&mut self.times), std::mem::replace(&mut self.columns, empty))
+    }
+}
+
+impl Build {
+    fn new(context: Arc<ScanContext>, merge: Merge, writer: ChunkWriter) -> Self {
+        let kind = |id: &ColumnId| context.table.column_by_id(*id).map_or(PhysicalType::Float64, |column| column.kind);
+        let columns = context.fields.iter().map(|id| (*id, Column::new(kind(id)))).collect();
+        Self {
+            merge,
+            writer: Some(writer),
+            pending: Pending { times: Vec::new(), columns },
+            runs: Vec::new(),
+            rows: 0,
+            times: (Timestamp::MAX, Timestamp::MIN),
+            error: None,
+            done: None,
+            context,
+        }
+    }
+
+    /// The bytes up to the next full row group, or to the end of the file.
+    fn next_part(&mut self) -> Result<Option<Vec<u8>>> {
+        while let Some(window) = self.merge.next_window()? {
+            self.note_runs(&window);
+            let mut start = 0;
+            let mut out = Vec::new();
+            while start < window.rows() {
+                let take = (ROW_GROUP_ROWS - self.pending.times.len()).min(window.rows() - start);
+                self.pending.append(&window, start..start + take);
+                start += take;
+                if self.pending.times.len() == ROW_GROUP_ROWS {
+                    out.extend(self.push_group());
+                }
+            }
+            if !out.is_empty() {
+                return Ok(Some(out));
+            }
+        }
+        Ok(self.finish())
+    }
+
+    fn note_runs(&mut self, window: &Window) {
+        self.rows += window.rows() as u64;
+        for (rank, time) in window.ranks.iter().zip(&window.times) {
+            match self.runs.last_mut() {
+                Some(run) if run.rank == *rank => {
+                    run.rows += 1;
+                    run.last = *time;
+                }
+                _ => self.runs.push(Run { rank: *rank, rows: 1, first: *time, last: *time }),
+            }
+            let time = Timestamp::from_nanos(*time);
+            self.times = (self.times.0.min(time), self.times.1.max(time));
+        }
+    }
+
+    fn push_group(&mut self) -> Vec<u8> {
+        let (times, columns) = self.pending.take();
+        match &mut self.writer {
+            Some(writer) => {
+                writer.push_group(times, &columns);
+                writer.drain()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn finish(&mut self) -> Option<Vec<u8>> {
+        if self.rows == 0 {
+            return None;
+        }
+        let mut out = if self.pending.times.is_empty() { Vec::new() } else { self.push_group() };
+        let mut writer = self.writer.take()?;
+        let mut start = 0;
+        for run in &self.runs {
+            let id = self.context.order.id(run.rank);
+            let (first, last) = (Timestamp::from_nanos(run.first), Timestamp::from_nanos(run.last));
+            let key = self.context.order.key(id).clone();
+            writer.push_series(SeriesRun { id, key, start, rows: run.rows, first, last });
+            start += run.rows;
+        }
+        let (tail, columns) = writer.finish();
+        out.extend(tail);
+        self.done = Some(Done { columns, rows: self.rows, series: self.runs.len() as u64, times: self.times });
+        Some(out)
+    }
+}
+
+impl Iterator for Build {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        self.next_part().unwrap_or_else(|error| {
+            self.error = Some(error);
+            None
+        })
+    }
+}
+
+fn column_range(column: &ColumnPages) -> ColumnRange {
+    let pages = || column.pages.iter().flatten();
+    let order = |bits: u64| match column.kind {
+        PhysicalType::Float64 => {
+            let bits = bits.cast_signed();
+            bits ^ ((bits >> 63).cast_unsigned() >> 1).cast_signed()
+        }
+        PhysicalType::Int64 => bits.cast_signed(),
+        PhysicalType::UInt64 | PhysicalType::Boolean | PhysicalType::Text => (bits ^ (1 << 63)).cast_signed(),
+    };
+    let ranges = || pages().filter_map(|page| page.stats.range);
+    let low = ranges().map(|range| range.0).min_by_key(|bits| order(*bits));
+    let high = ranges().map(|range| range.1).max_by_key(|bits| order(*bits));
+    ColumnRange {
+        id: column.id,
+        kind: column.kind,
+        present: pages().map(|page| u64::from(page.stats.present)).sum(),
+        bytes: pages().map(|page| u64::from(page.len)).sum(),
+        range: low.zip(high),
+    }
+}

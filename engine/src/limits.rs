@@ -1,0 +1,26 @@
+//! Named limits of the engine.
+
+/// Batches that wait for the writer thread; further writers wait for room.
+pub const WRITE_QUEUE: usize = 1024;
+/// Batches in one group commit.
+pub const GROUP_BATCHES: usize = 512;
+/// Approximate bytes of rows in one group commit.
+pub const GROUP_BYTES: usize = 16 << 20;
+/// Bytes of a log segment, unless one frame needs more.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Rows up to which small blocks of the memtable are joined.
+pub const COALESCE_ROWS: usize = 1024;
+/// Frozen memtables that wait for their flush before writers wait.
+pub const FROZEN_MEMTABLES: usize = 2;
+/// Chunks of one partition before they are merged.
+pub const COMPACT_CHUNKS: usize = 4;
+/// Rows of one chunk; a merge stops growing beyond it.
+pub const CHUNK_ROWS: u64 = 64 << 20;
+/// Rows of a record batch that a scan hands out.
+pub const BATCH_ROWS: usize = 8192;
+/// Bytes of the manifest before it is rewritten as a snapshot.
+pub const MANIFEST_BYTES: u64 = 4 << 20;
+/// Bytes that one turn of a log reader takes.
+pub const LOG_READ_BYTES: usize = 4 << 20;
+/// Columns of a table.
+pub const COLUMNS: usize = 4096;

@@ -1,0 +1,202 @@
+//! Rows that are durable in the log and not yet in a chunk: per table and time range a list of immutable blocks.
+//!
+//! # Invariants
+//! - Blocks of a partition stand in log order, rows of a block too; there is no identity look-up on write.
+//! - A clone is a copied list: readers never lock and never see a half commit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sonde_storage_format::{Column, ColumnId, RowsRecord, SeqNo, SeqRange, SeriesId, TableId, TimeRange, Timestamp};
+
+use crate::limits::COALESCE_ROWS;
+
+/// Rows of one table and partition, in log order.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) seq: SeqRange,
+    pub(crate) series: Vec<SeriesId>,
+    pub(crate) times: Vec<i64>,
+    pub(crate) columns: Vec<(ColumnId, Column)>,
+}
+
+impl Block {
+    pub(crate) fn rows(&self) -> usize {
+        self.times.len()
+    }
+
+    fn bytes(&self) -> usize {
+        16 * self.rows() + self.columns.iter().map(|(_, column)| column.byte_len()).sum::<usize>() + 128
+    }
+
+    pub(crate) fn column(&self, id: ColumnId) -> Option<&Column> {
+        self.columns.iter().find(|(known, _)| *known == id).map(|(_, column)| column)
+    }
+
+    /// Both blocks as one; `newer` holds the later rows.
+    fn join(older: &Self, newer: &Self) -> Self {
+        let rows = older.rows() + newer.rows();
+        let mut columns: Vec<(ColumnId, Column)> = older.columns.clone();
+        for (id, column) in &mut columns {
+            match newer.column(*id) {
+                Some(more) => column.extend_from(more, 0..more.len()),
+                None => column.push_empty(sonde_storage_format::Cell::Absent, newer.rows()),
+            }
+        }
+        for (id, more) in &newer.columns {
+            if older.column(*id).is_none() {
+                let mut column = Column::absent(more.values.kind(), older.rows());
+                column.extend_from(more, 0..more.len());
+                columns.push((*id, column));
+            }
+        }
+        let mut series = Vec::with_capacity(rows);
+        series.extend_from_slice(&older.series);
+        series.extend_from_slice(&newer.series);
+        let mut times = Vec::with_capacity(rows);
+        times.extend_from_slice(&older.times);
+        times.extend_from_slice(&newer.times);
+        Self { seq: older.seq.union(newer.seq), series, times, columns }
+    }
+}
+
+/// The blocks of one table and time range.
+#[derive(Clone, Debug)]
+pub(crate) struct PartitionBlocks {
+    pub(crate) range: TimeRange,
+    pub(crate) blocks: Vec<Arc<Block>>,
+}
+
+/// A snapshot of the rows in memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memtable {
+    partitions: BTreeMap<(TableId, Timestamp), Arc<PartitionBlocks>>,
+    pub(crate) bytes: usize,
+    pub(crate) rows: usize,
+    /// The first and the last sequence number in it.
+    pub(crate) seq: Option<SeqRange>,
+}
+
+impl Memtable {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.partitions.is_empty()
+    }
+
+    /// The partitions of a table, in time order.
+    pub(crate) fn of_table(&self, table: TableId) -> impl Iterator<Item = &Arc<PartitionBlocks>> {
+        self.partitions.range((table, Timestamp::MIN)..=(table, Timestamp::MAX)).map(|(_, partition)| partition)
+    }
+
+    /// All partitions, by table and time.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = (TableId, &Arc<PartitionBlocks>)> {
+        self.partitions.iter().map(|((table, _), partition)| (*table, partition))
+    }
+
+    /// Removes the rows of a table that was dropped.
+    pub(crate) fn drop_table(&mut self, table: TableId) {
+        self.partitions.retain(|(known, _), _| *known != table);
+    }
+
+    /// Adds rows; `width` is the width of the table's partitions in nanoseconds.
+    pub(crate) fn insert(&mut self, rows: RowsRecord, width: i64) {
+        let last = rows.seq_offsets.last().copied().unwrap_or_default();
+        let seq = SeqRange { first: rows.first_seq, last: rows.first_seq.plus(last.into()) };
+        self.seq = Some(self.seq.map_or(seq, |known| known.union(seq)));
+        let Some(&first) = rows.times.first() else { return };
+        let range = TimeRange::aligned(Timestamp::from_nanos(first), width);
+        let table = rows.table;
+        if rows.times.iter().all(|time| range.contains(Timestamp::from_nanos(*time))) {
+            let block = Block { seq, series: rows.series, times: rows.times, columns: rows.columns };
+            return self.push(table, range, block);
+        }
+        for (start, picked) in by_partition(&rows.times, width) {
+            let range = TimeRange::aligned(start, width);
+            let block = Block {
+                seq: seq_of(&rows, &picked),
+                series: picked.iter().filter_map(|&row| rows.series.get(row).copied()).collect(),
+                times: picked.iter().filter_map(|&row| rows.times.get(row).copied()).collect(),
+                columns: rows.columns.iter().map(|(id, column)| (*id, column.gather(&picked))).collect(),
+            };
+            self.push(table, range, block);
+        }
+    }
+
+    fn push(&mut self, table: TableId, range: TimeRange, block: Block) {
+        self.bytes += block.bytes();
+        self.rows += block.rows();
+        let partition = self
+            .partitions
+            .entry((table, range.start))
+            .or_insert_with(|| Arc::new(PartitionBlocks { range, blocks: Vec::new() }));
+        let blocks = &mut Arc::make_mut(partition).blocks;
+        let mut block = block;
+        // Neighbours of like size are joined, so a row is copied a logarithmic number of times.
+        while let Some(last) = blocks.last() {
+            if last.rows() > 2 * block.rows() || last.rows() + block.rows() > COALESCE_ROWS {
+                break;
+            }
+            block = Block::join(last, &block);
+            blocks.pop();
+        }
+        blocks.push(Arc::new(block));
+    }
+}
+
+fn by_partition(times: &[i64], width: i64) -> BTreeMap<Timestamp, Vec<usize>> {
+    let mut groups: BTreeMap<Timestamp, Vec<usize>> = BTreeMap::new();
+    for (row, &time) in times.iter().enumerate() {
+        let start = TimeRange::aligned(Timestamp::from_nanos(time), width).start;
+        groups.entry(start).or_default().push(row);
+    }
+    groups
+}
+
+fn seq_of(rows: &RowsRecord, picked: &[usize]) -> SeqRange {
+    let at = |row: Option<&usize>| -> SeqNo {
+        let offset = row.and_then(|row| rows.seq_offsets.get(*row)).copied().unwrap_or_default();
+        rows.first_seq.plus(offset.into())
+    };
+    SeqRange { first: at(picked.first()), last: at(picked.last()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sonde_storage_format::Values;
+
+    fn rows(seq: u64, times: &[i64]) -> RowsRecord {
+        RowsRecord {
+            table: TableId(1),
+            first_seq: SeqNo(seq),
+            seq_offsets: (0..times.len() as u32).collect(),
+            series: vec![SeriesId(0); times.len()],
+            times: times.to_vec(),
+            columns: vec![(ColumnId(1), Column::of(Values::Int(times.to_vec())))],
+        }
+    }
+
+    #[test]
+    fn rows_go_to_their_partition_in_log_order() {
+        let mut memtable = Memtable::default();
+        memtable.insert(rows(1, &[5, 15, 6]), 10);
+        memtable.insert(rows(4, &[7]), 10);
+        let partitions: Vec<_> = memtable.of_table(TableId(1)).collect();
+        let times = |p: &PartitionBlocks| p.blocks.iter().flat_map(|b| b.times.clone()).collect::<Vec<_>>();
+        assert_eq!(partitions.iter().map(|p| times(p)).collect::<Vec<_>>(), [vec![5, 6, 7], vec![15]]);
+        assert_eq!(memtable.seq, Some(SeqRange { first: SeqNo(1), last: SeqNo(4) }));
+    }
+
+    #[test]
+    fn single_rows_are_joined_and_a_snapshot_stays_as_it_was() {
+        let mut memtable = Memtable::default();
+        for i in 0..100 {
+            memtable.insert(rows(1 + i, &[i.cast_signed()]), 1000);
+        }
+        let before = memtable.clone();
+        memtable.insert(rows(101, &[100]), 1000);
+        let count = |m: &Memtable| m.of_table(TableId(1)).flat_map(|p| &p.blocks).map(|b| b.rows()).sum::<usize>();
+        assert_eq!((count(&before), count(&memtable)), (100, 101));
+        let blocks = memtable.of_table(TableId(1)).map(|p| p.blocks.len()).sum::<usize>();
+        assert!(blocks <= 8, "{blocks} blocks for 101 single rows");
+    }
+}

@@ -1,0 +1,192 @@
+//! From the files of a data directory to the state before the last stop: manifest, checkpoint, then the log's tail.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use sonde_storage_format::{Checkpoint, Record, SeqNo, SeriesId, path};
+
+use crate::catalog::Catalog;
+use crate::engine::Options;
+use crate::error::{Error, Result};
+use crate::manifest::Manifest;
+use crate::memtable::Memtable;
+use crate::series::SeriesRegistry;
+use crate::state::StateStore;
+use crate::storage::Storage;
+use crate::version::{Chunk, TableFiles, Version};
+use crate::wal::{self, Segments};
+
+/// Everything that was recovered.
+pub(crate) struct Recovered {
+    pub(crate) lock: File,
+    pub(crate) manifest: Manifest,
+    pub(crate) version: Version,
+    pub(crate) catalog: Catalog,
+    pub(crate) series: SeriesRegistry,
+    pub(crate) state: StateStore,
+    pub(crate) segments: Segments,
+    pub(crate) next_seq: SeqNo,
+    /// Rows that came from the log.
+    pub(crate) replayed: u64,
+}
+
+/// Locks the directory and reads it.
+pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>) -> Result<Recovered> {
+    let dir = &options.data_dir;
+    for part in [path::WAL_DIR, path::CHUNK_DIR, path::MANIFEST_DIR, path::STATE_DIR] {
+        let part = dir.join(part);
+        std::fs::create_dir_all(&part).map_err(|error| Error::io("create", &part, &error))?;
+    }
+    let lock = lock(dir)?;
+    check_layout(dir, storage.as_ref())?;
+    let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
+    let flushed_to = manifest.state.flushed_to;
+    let (catalog, series, state) = (Catalog::default(), SeriesRegistry::default(), StateStore::default());
+    let mut replay = Replay { catalog, series, state, active: Memtable::default(), rows: 0 };
+    let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
+    let from = position.min(flushed_to);
+    let (segments, last_seq) =
+        wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
+            replay.record(record, seq.last > position, seq.last > flushed_to);
+            Ok(())
+        })?;
+    let last_seq = last_seq.max(position).max(flushed_to);
+    let files = open_files(dir, storage, &manifest)?;
+    let version = Version { seq: last_seq, active: replay.active, frozen: Vec::new(), files };
+    let list = Segments::default();
+    segments.into_iter().for_each(|segment| list.restore(segment));
+    Ok(Recovered {
+        lock,
+        manifest,
+        version,
+        catalog: replay.catalog,
+        series: replay.series,
+        state: replay.state,
+        segments: list,
+        next_seq: last_seq.plus(1),
+        replayed: replay.rows,
+    })
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(path::LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| Error::io("open", &path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked { path: dir.to_path_buf() }),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::io("lock", &path, &error)),
+    }
+}
+
+fn check_layout(dir: &Path, storage: &dyn Storage) -> Result<()> {
+    let path = dir.join(path::VERSION);
+    match storage.read(&path) {
+        Ok(found) if found == path::LAYOUT_VERSION.as_bytes() => Ok(()),
+        Ok(found) => Err(Error::Layout {
+            path: dir.to_path_buf(),
+            expected: path::LAYOUT_VERSION.trim().to_owned(),
+            found: String::from_utf8_lossy(&found).trim().to_owned(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let version = path::LAYOUT_VERSION.as_bytes().to_vec();
+            let written = storage.write_whole(&path, &mut std::iter::once(version));
+            written.map(drop).map_err(|error| Error::io("write", &path, &error))
+        }
+        Err(error) => Err(Error::io("read", &path, &error)),
+    }
+}
+
+struct Replay {
+    catalog: Catalog,
+    series: SeriesRegistry,
+    state: StateStore,
+    active: Memtable,
+    rows: u64,
+}
+
+impl Replay {
+    fn checkpoint(&mut self, dir: &Path, storage: &dyn Storage, number: Option<u64>) -> Result<SeqNo> {
+        let Some(number) = number else { return Ok(SeqNo(0)) };
+        let path = dir.join(path::STATE_DIR).join(path::checkpoint(number));
+        let bytes = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
+        let checkpoint = Checkpoint::decode(&bytes).map_err(|source| Error::Corrupt { path, source })?;
+        checkpoint.catalog.iter().for_each(|change| self.catalog.apply(change));
+        for table in &checkpoint.series {
+            let series = self.series.table(table.table);
+            table.keys.iter().enumerate().for_each(|(id, key)| series.restore(SeriesId(id as u64), key));
+        }
+        for entry in checkpoint.state {
+            self.state.apply(sonde_storage_format::State {
+                namespace: entry.namespace,
+                key: entry.key,
+                value: Some(entry.value),
+            });
+        }
+        Ok(checkpoint.position)
+    }
+
+    fn record(&mut self, record: Record, besides_rows: bool, rows: bool) {
+        match record {
+            Record::Rows(record) if rows => {
+                let Some(table) = self.catalog.table_by_id(record.table) else { return };
+                self.rows += record.times.len() as u64;
+                self.active.insert(record, table.def().options.partition);
+            }
+            Record::State(state) if besides_rows => self.state.apply(state),
+            Record::Catalog(change) if besides_rows => {
+                if let sonde_storage_format::CatalogChange::DropTable(table) = &change {
+                    self.active.drop_table(*table);
+                    self.series.drop_table(*table);
+                }
+                self.catalog.apply(&change);
+            }
+            Record::Series(new) if besides_rows => {
+                let series = self.series.table(new.table);
+                let first = new.first.0;
+                new.keys.iter().enumerate().for_each(|(i, key)| series.restore(SeriesId(first + i as u64), key));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Checks that every chunk of the manifest is there, and removes files that no manifest names.
+fn open_files(
+    dir: &Path,
+    storage: &Arc<dyn Storage>,
+    manifest: &Manifest,
+) -> Result<BTreeMap<sonde_storage_format::TableId, Arc<TableFiles>>> {
+    let chunk_dir = dir.join(path::CHUNK_DIR);
+    let names = storage.list(&chunk_dir).map_err(|error| Error::io("list", &chunk_dir, &error))?;
+    let mut tables: BTreeMap<_, TableFiles> = BTreeMap::new();
+    for meta in manifest.state.chunks.values() {
+        let name = path::chunk(meta.id);
+        let path = chunk_dir.join(&name);
+        if names.binary_search(&name).is_err() {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::io("open", &path, &missing));
+        }
+        let range = (meta.range.start, meta.range.end);
+        let chunk = Arc::new(Chunk::new(meta.clone(), path, Arc::clone(storage)));
+        let chunks = tables.entry(meta.table).or_default().partitions.entry(range).or_default();
+        Arc::make_mut(chunks).push(chunk);
+    }
+    for files in tables.values_mut() {
+        files.partitions.values_mut().for_each(|chunks| Arc::make_mut(chunks).sort_by_key(|chunk| chunk.meta.seq.first));
+    }
+    for file in manifest.state.cold.values() {
+        tables.entry(file.table).or_default().cold.insert(file.day.start, Arc::new(file.clone()));
+    }
+    for name in names {
+        let known = path::parse_chunk(&name).is_some_and(|id| manifest.state.chunks.contains_key(&id));
+        if !known {
+            let path = chunk_dir.join(name);
+            tracing::info!(path = %path.display(), "removing a chunk that no manifest names");
+            storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
+        }
+    }
+    Ok(tables.into_iter().map(|(table, files)| (table, Arc::new(files))).collect())
+}

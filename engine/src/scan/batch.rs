@@ -1,0 +1,97 @@
+//! Windows as Arrow record batches.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, StringBuilder, TimestampNanosecondArray, UInt64Array,
+};
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use sonde_storage_format::{Cell, Cells, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, Values};
+
+use crate::catalog::Table;
+use crate::error::{Error, Result};
+use crate::scan::ScanContext;
+use crate::scan::merge::Window;
+
+/// The Arrow type of a column.
+#[must_use]
+pub fn data_type(column: &ColumnDef) -> DataType {
+    match (column.role, column.kind) {
+        (ColumnRole::Time, _) => DataType::Timestamp(TimeUnit::Nanosecond, Some("UTC".into())),
+        (_, PhysicalType::Float64) => DataType::Float64,
+        (_, PhysicalType::Int64) => DataType::Int64,
+        (_, PhysicalType::UInt64) => DataType::UInt64,
+        (_, PhysicalType::Boolean) => DataType::Boolean,
+        (_, PhysicalType::Text) => DataType::Utf8,
+    }
+}
+
+/// The Arrow schema of some columns of a table.
+#[must_use]
+pub fn schema(table: &Table, columns: &[ColumnId]) -> SchemaRef {
+    let field = |column: &ColumnDef| Field::new(&column.name, data_type(column), column.role != ColumnRole::Time);
+    let fields: Vec<Field> = columns.iter().filter_map(|id| table.column_by_id(*id)).map(field).collect();
+    Arc::new(Schema::new(fields))
+}
+
+/// The window's rows, with these columns in this order.
+pub(crate) fn to_batch(
+    context: &ScanContext,
+    schema: &SchemaRef,
+    columns: &[ColumnId],
+    window: Window,
+) -> Result<RecordBatch> {
+    let rows = window.rows();
+    let mut fields = window.columns.into_iter();
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len());
+    for id in columns {
+        let Some(column) = context.table.column_by_id(*id) else { continue };
+        arrays.push(match column.role {
+            // NOTE: time may be asked for twice, so its values are copied.
+            ColumnRole::Time => Arc::new(TimestampNanosecondArray::from(window.times.clone()).with_timezone("UTC")),
+            ColumnRole::Tag => tag_array(context, *id, &window.ranks),
+            ColumnRole::Field => field_array(fields.next().unwrap_or_else(|| Column::absent(column.kind, rows)))?,
+        });
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options).map_err(arrow_error)
+}
+
+fn arrow_error(error: arrow::error::ArrowError) -> Error {
+    Error::Row(format!("cannot make an Arrow array: {error}"))
+}
+
+pub(crate) fn tag_array(context: &ScanContext, id: ColumnId, ranks: &[u32]) -> ArrayRef {
+    let index = context.table.tag_index(id).unwrap_or_default();
+    let mut builder = StringBuilder::with_capacity(ranks.len(), 8 * ranks.len());
+    for run in ranks.chunk_by(|a, b| a == b) {
+        let rank = run.first().copied().unwrap_or_default();
+        let tag = context.order.key(context.order.id(rank)).tags().nth(index).and_then(|tag| tag.ok().flatten());
+        match tag {
+            Some(tag) => run.iter().for_each(|_| builder.append_value(&tag)),
+            None => builder.append_nulls(run.len()),
+        }
+    }
+    Arc::new(builder.finish())
+}
+
+/// A field's cells; absent and NULL are null alike.
+pub(crate) fn field_array(column: Column) -> Result<ArrayRef> {
+    let nulls = match &column.cells {
+        Cells::Values(_) => None,
+        Cells::Mixed(cells) => Some(cells.iter().map(|cell| *cell == Cell::Value).collect::<NullBuffer>()),
+    };
+    Ok(match column.values {
+        Values::Float(values) => Arc::new(Float64Array::new(values.into(), nulls)),
+        Values::Int(values) => Arc::new(Int64Array::new(values.into(), nulls)),
+        Values::UInt(values) => Arc::new(UInt64Array::new(values.into(), nulls)),
+        Values::Bool(values) => Arc::new(BooleanArray::new(values.into(), nulls)),
+        Values::Text(texts) => {
+            let (offsets, bytes) = texts.into_parts();
+            let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+            Arc::new(StringArray::try_new(offsets, Buffer::from_vec(bytes), nulls).map_err(arrow_error)?)
+        }
+    })
+}

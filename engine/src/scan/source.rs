@@ -1,0 +1,205 @@
+//! One sorted source per layer: rows in memory, a chunk, a cold file.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sonde_storage_format::limits::ROW_GROUP_ROWS;
+use sonde_storage_format::{Column, ColumnId, PhysicalType, Timestamp, Values};
+
+use crate::cold::read::ColdSource;
+use crate::engine::Inner;
+use crate::error::Result;
+use crate::memtable::PartitionBlocks;
+use crate::scan::ScanContext;
+use crate::scan::merge::{RowRef, Window, assemble, kinds};
+use crate::scan::prune::{Group, Layer};
+use crate::version::{Chunk, OpenChunk};
+
+/// A sorted source.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// The rows are sorted already.
+    Memory(Option<Box<Window>>),
+    Chunk(ChunkSource),
+    Cold(Box<ColdSource>),
+}
+
+impl Source {
+    /// The next rows in (key, time) order; `None` at the end.
+    pub(crate) fn next_window(&mut self) -> Result<Option<Window>> {
+        match self {
+            Self::Memory(window) => Ok(window.take().map(|window| *window)),
+            Self::Chunk(source) => source.next_window(),
+            Self::Cold(source) => source.next_window(),
+        }
+    }
+}
+
+/// Opens the layers of a group, oldest first.
+pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group) -> Result<Vec<Source>> {
+    let alone = group.layers.len() == 1;
+    let source = |layer: &Layer| {
+        Ok(match layer {
+            Layer::Memory(partition) => Source::Memory(Some(Box::new(sort_blocks(context, partition)))),
+            Layer::Chunk(chunk) => Source::Chunk(ChunkSource::new(context, chunk, alone)),
+            Layer::Cold(file) => Source::Cold(Box::new(ColdSource::open(inner, context, file)?)),
+        })
+    };
+    group.layers.iter().map(source).collect()
+}
+
+/// Sorts and folds the rows of a partition that the scan wants.
+pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) -> Window {
+    let mut refs = Vec::new();
+    for (input, block) in partition.blocks.iter().enumerate() {
+        for (row, (series, time)) in block.series.iter().zip(&block.times).enumerate() {
+            let rank = context.order.rank(*series);
+            if context.wants(rank) && context.time.contains(Timestamp::from_nanos(*time)) {
+                refs.push(RowRef { rank, time: *time, input: input as u32, row: row as u32 });
+            }
+        }
+    }
+    // Stable: rows of one point stay in log order.
+    refs.sort_by_key(|row| (row.rank, row.time));
+    let columns: Vec<Vec<Option<&Column>>> =
+        context.fields.iter().map(|id| partition.blocks.iter().map(|block| block.column(*id)).collect()).collect();
+    assemble(&kinds(context), &columns, &refs, context.folds())
+}
+
+/// Reads a chunk row group by row group.
+#[derive(Debug)]
+pub(crate) struct ChunkSource {
+    context: Arc<ScanContext>,
+    chunk: Arc<Chunk>,
+    /// No other source overlaps: a page's value range may rule its rows out.
+    alone: bool,
+    group: usize,
+}
+
+/// The rows of a row group that one series has, and its rank.
+struct Run {
+    rank: u32,
+    rows: Range<usize>,
+}
+
+impl ChunkSource {
+    pub(crate) fn new(context: &Arc<ScanContext>, chunk: &Arc<Chunk>, alone: bool) -> Self {
+        Self { context: Arc::clone(context), chunk: Arc::clone(chunk), alone, group: 0 }
+    }
+
+    fn next_window(&mut self) -> Result<Option<Window>> {
+        let chunk = Arc::clone(&self.chunk);
+        let open = chunk.open()?;
+        let groups = open.columns.first().map_or(0, |time| time.pages.len());
+        while self.group < groups {
+            let group = self.group;
+            self.group += 1;
+            if let Some(window) = self.read_group(open, group)? {
+                return Ok(Some(window));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_group(&self, open: &OpenChunk, group: usize) -> Result<Option<Window>> {
+        let Some(time_page) = open.columns.first().and_then(|time| time.pages.get(group).copied().flatten()) else {
+            return Ok(None);
+        };
+        let (first, last) = time_page.stats.range.unwrap_or_default();
+        let (first, last) = (Timestamp::from_nanos(first.cast_signed()), Timestamp::from_nanos(last.cast_signed()));
+        let time = self.context.time;
+        if last < time.start || first >= time.end || (self.alone && self.ruled_out(open, group)) {
+            return Ok(None);
+        }
+        let rows = time_page.stats.rows as usize;
+        let mut runs = self.runs(open, group, rows);
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        let Values::Int(times) = self.chunk.page(&time_page)?.values else { return Ok(None) };
+        if first < time.start || last >= time.end {
+            for run in &mut runs {
+                let of_run = times.get(run.rows.clone()).unwrap_or_default();
+                let from = of_run.partition_point(|t| *t < time.start.as_nanos());
+                let to = of_run.partition_point(|t| *t < time.end.as_nanos());
+                run.rows = run.rows.start + from..run.rows.start + to;
+            }
+            runs.retain(|run| !run.rows.is_empty());
+        }
+        let wanted: usize = runs.iter().map(|run| run.rows.len()).sum();
+        if wanted == 0 {
+            return Ok(None);
+        }
+        let mut ranks = Vec::with_capacity(wanted);
+        runs.iter().for_each(|run| ranks.resize(ranks.len() + run.rows.len(), run.rank));
+        let whole = wanted == rows;
+        let mut columns = Vec::with_capacity(self.context.fields.len());
+        for (id, kind) in self.context.fields.iter().zip(kinds(&self.context)) {
+            columns.push(self.read_column(open, group, *id, kind, &runs, whole)?);
+        }
+        let times = if whole { times } else { pick_times(&times, &runs, wanted) };
+        Ok(Some(Window { ranks, times, columns }))
+    }
+
+    fn read_column(
+        &self,
+        open: &OpenChunk,
+        group: usize,
+        id: ColumnId,
+        kind: PhysicalType,
+        runs: &[Run],
+        whole: bool,
+    ) -> Result<Column> {
+        let wanted = runs.iter().map(|run| run.rows.len()).sum();
+        let pages = open.columns.iter().find(|column| column.id == id);
+        let Some(page) = pages.and_then(|column| column.pages.get(group).copied().flatten()) else {
+            return Ok(Column::absent(kind, wanted));
+        };
+        let column = self.chunk.page(&page)?;
+        if whole {
+            return Ok(column);
+        }
+        let mut picked = Column::new(kind);
+        runs.iter().for_each(|run| picked.extend_from(&column, run.rows.clone()));
+        Ok(picked)
+    }
+
+    /// The wanted series of a row group, with their rows counted from the group's first.
+    fn runs(&self, open: &OpenChunk, group: usize, rows: usize) -> Vec<Run> {
+        let start = (group * ROW_GROUP_ROWS) as u64;
+        let end = start + rows as u64;
+        let first = open.series.partition_point(|run| run.start + run.rows <= start);
+        let series = open.series.iter().skip(first).take_while(|run| run.start < end);
+        series
+            .map(|run| (self.context.order.rank(run.id), run))
+            .filter(|(rank, _)| self.context.wants(*rank))
+            .map(|(rank, run)| {
+                let rows = run.start.max(start) - start..(run.start + run.rows).min(end) - start;
+                Run { rank, rows: rows.start as usize..rows.end as usize }
+            })
+            .collect()
+    }
+
+    /// Whether a page's value range says that no row of the group passes.
+    fn ruled_out(&self, open: &OpenChunk, group: usize) -> bool {
+        self.context.values.iter().any(|wanted| {
+            let Some(column) = open.columns.iter().find(|column| column.id == wanted.column) else { return true };
+            let Some(page) = column.pages.get(group).copied().flatten() else { return true };
+            let Some((low, high)) = page.stats.range else { return page.stats.nans == 0 };
+            let (low, high) = match column.kind {
+                PhysicalType::Float64 => (f64::from_bits(low), f64::from_bits(high)),
+                PhysicalType::Int64 => (low.cast_signed() as f64, high.cast_signed() as f64),
+                PhysicalType::UInt64 => (low as f64, high as f64),
+                PhysicalType::Boolean | PhysicalType::Text => return false,
+            };
+            // SQL orders NaN above every number, so a page with NaNs is kept where there is no upper bound.
+            high < wanted.low && (page.stats.nans == 0 || wanted.high.is_finite()) || low > wanted.high
+        })
+    }
+}
+
+fn pick_times(times: &[i64], runs: &[Run], wanted: usize) -> Vec<i64> {
+    let mut picked = Vec::with_capacity(wanted);
+    runs.iter().for_each(|run| picked.extend_from_slice(times.get(run.rows.clone()).unwrap_or_default()));
+    picked
+}

@@ -1,0 +1,49 @@
+//! State that others keep in the log: namespaces of keys and values, as durable as rows.
+//!
+//! # Invariants
+//! - The writer thread alone applies changes, in log order.
+//! - A checkpoint holds every key, so that the log can go.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use sonde_storage_format::{State, StateEntry};
+
+/// All namespaces.
+#[derive(Debug, Default)]
+pub(crate) struct StateStore(RwLock<BTreeMap<String, BTreeMap<Vec<u8>, Bytes>>>);
+
+impl StateStore {
+    pub(crate) fn apply(&self, change: State) {
+        let mut namespaces = self.0.write();
+        let keys = namespaces.entry(change.namespace).or_default();
+        match change.value {
+            Some(value) => keys.insert(change.key, value.into()),
+            None => keys.remove(&change.key),
+        };
+    }
+
+    pub(crate) fn get(&self, namespace: &str, key: &[u8]) -> Option<Bytes> {
+        self.0.read().get(namespace).and_then(|keys| keys.get(key)).cloned()
+    }
+
+    pub(crate) fn list(&self, namespace: &str) -> Vec<(Vec<u8>, Bytes)> {
+        let namespaces = self.0.read();
+        let keys = namespaces.get(namespace).into_iter().flatten();
+        keys.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// Every key, for a checkpoint.
+    pub(crate) fn entries(&self) -> Vec<StateEntry> {
+        let namespaces = self.0.read();
+        let entries = namespaces.iter().flat_map(|(namespace, keys)| keys.iter().map(move |entry| (namespace, entry)));
+        entries
+            .map(|(namespace, (key, value))| StateEntry {
+                namespace: namespace.clone(),
+                key: key.clone(),
+                value: value.to_vec(),
+            })
+            .collect()
+    }
+}

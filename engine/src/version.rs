@@ -1,0 +1,215 @@
+//! What a reader sees: an immutable `Version`.
+//!
+//! # Invariants
+//! - The only changes are `publish` (the writer: a commit becomes visible) and `install` (a job: files come and go).
+//! - Chunks of a partition stand in SeqNo order and their SeqNo ranges do not overlap.
+//! - Everything in `chunks` is older than everything in `frozen`, which is older than `active`; cold is the oldest.
+//! - Readers hold files alive: a chunk's file is removed when its last handle goes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use sonde_storage_format::{
+    ChunkId, ChunkMeta, ChunkReader, ColdFile, ColumnPages, SeqNo, SeriesRun, TableId, TimeRange, Timestamp,
+};
+
+use crate::error::{Error, Result};
+use crate::memtable::Memtable;
+use crate::storage::{Mapped, Storage};
+
+/// A chunk file of a version.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) meta: ChunkMeta,
+    path: PathBuf,
+    storage: Arc<dyn Storage>,
+    file: OnceLock<OpenChunk>,
+    /// Set once the manifest no longer names the chunk.
+    obsolete: AtomicBool,
+}
+
+/// A chunk that was mapped and whose directories were verified.
+#[derive(Debug)]
+pub(crate) struct OpenChunk {
+    bytes: Mapped,
+    pub(crate) series: Vec<SeriesRun>,
+    pub(crate) columns: Vec<ColumnPages>,
+}
+
+impl Chunk {
+    pub(crate) fn new(meta: ChunkMeta, path: PathBuf, storage: Arc<dyn Storage>) -> Self {
+        Self { meta, path, storage, file: OnceLock::new(), obsolete: AtomicBool::new(false) }
+    }
+
+    /// The file, mapped on first use.
+    pub(crate) fn open(&self) -> Result<&OpenChunk> {
+        if let Some(open) = self.file.get() {
+            return Ok(open);
+        }
+        let bytes = self.storage.map(&self.path).map_err(|error| Error::io("map", &self.path, &error))?;
+        let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
+        let reader = ChunkReader::open(&bytes).map_err(corrupt)?;
+        let (series, columns) = (reader.series().map_err(corrupt)?, reader.columns().map_err(corrupt)?);
+        Ok(self.file.get_or_init(|| OpenChunk { bytes, series, columns }))
+    }
+
+    /// Decodes a page of the file.
+    pub(crate) fn page(&self, meta: &sonde_storage_format::PageMeta) -> Result<sonde_storage_format::Column> {
+        let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
+        let reader = ChunkReader::open(&self.open()?.bytes).map_err(corrupt)?;
+        reader.page(meta).map_err(corrupt)
+    }
+
+    /// Removes the file once its last reader has gone.
+    pub(crate) fn retire(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire)
+            && let Err(error) = self.storage.remove(&self.path)
+        {
+            // The next start removes files that the manifest does not name.
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove an obsolete chunk");
+        }
+    }
+}
+
+/// The files of one table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TableFiles {
+    /// By start and end of the partition; each list in SeqNo order.
+    pub(crate) partitions: BTreeMap<(Timestamp, Timestamp), Arc<Vec<Arc<Chunk>>>>,
+    /// Cold files by start of the UTC day.
+    pub(crate) cold: BTreeMap<Timestamp, Arc<ColdFile>>,
+}
+
+impl TableFiles {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Arc<Chunk>> {
+        self.partitions.values().flat_map(|chunks| chunks.iter())
+    }
+}
+
+/// One state of everything that can be read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Version {
+    /// Every commit up to here is visible.
+    pub(crate) seq: SeqNo,
+    pub(crate) active: Memtable,
+    /// Oldest first.
+    pub(crate) frozen: Vec<Arc<Memtable>>,
+    pub(crate) files: BTreeMap<TableId, Arc<TableFiles>>,
+}
+
+/// How files come and go, as one step.
+#[derive(Debug, Default)]
+pub(crate) struct FileEdit {
+    pub(crate) add: Vec<Arc<Chunk>>,
+    pub(crate) remove: Vec<(TableId, ChunkId)>,
+    pub(crate) add_cold: Vec<ColdFile>,
+    pub(crate) remove_cold: Vec<(TableId, TimeRange)>,
+    /// The oldest frozen memtable is in chunks now.
+    pub(crate) flushed: bool,
+}
+
+impl Version {
+    /// Applies an edit; chunks that leave are retired.
+    fn edited(&self, edit: &FileEdit) -> Self {
+        let mut next = self.clone();
+        for (table, id) in &edit.remove {
+            let Some(files) = next.files.get_mut(table) else { continue };
+            let files = Arc::make_mut(files);
+            for chunks in files.partitions.values_mut() {
+                if chunks.iter().any(|chunk| chunk.meta.id == *id) {
+                    Arc::make_mut(chunks).retain(|chunk| chunk.meta.id != *id);
+                }
+            }
+            files.partitions.retain(|_, chunks| !chunks.is_empty());
+        }
+        for chunk in &edit.add {
+            let files = Arc::make_mut(next.files.entry(chunk.meta.table).or_default());
+            let range = (chunk.meta.range.start, chunk.meta.range.end);
+            let chunks = Arc::make_mut(files.partitions.entry(range).or_default());
+            chunks.push(Arc::clone(chunk));
+            chunks.sort_by_key(|chunk| chunk.meta.seq.first);
+        }
+        for (table, day) in &edit.remove_cold {
+            if let Some(files) = next.files.get_mut(table) {
+                Arc::make_mut(files).cold.remove(&day.start);
+            }
+        }
+        for file in &edit.add_cold {
+            let files = Arc::make_mut(next.files.entry(file.table).or_default());
+            files.cold.insert(file.day.start, Arc::new(file.clone()));
+        }
+        if edit.flushed && !next.frozen.is_empty() {
+            next.frozen.remove(0);
+        }
+        next
+    }
+}
+
+/// The current version; swapped as a whole.
+#[derive(Debug)]
+pub(crate) struct Versions {
+    current: ArcSwap<Version>,
+}
+
+impl Versions {
+    pub(crate) fn new(version: Version) -> Self {
+        Self { current: ArcSwap::from_pointee(version) }
+    }
+
+    /// A snapshot.
+    pub(crate) fn current(&self) -> Arc<Version> {
+        self.current.load_full()
+    }
+
+    /// Makes a commit visible: the writer's memtable replaces the active one.
+    pub(crate) fn publish(&self, seq: SeqNo, active: &Memtable) {
+        self.current.rcu(|version| Version { seq, active: active.clone(), ..Version::clone(version) });
+    }
+
+    /// Moves the active memtable behind the frozen ones.
+    pub(crate) fn freeze(&self) {
+        self.current.rcu(|version| {
+            let mut next = Version::clone(version);
+            next.frozen.push(Arc::new(std::mem::take(&mut next.active)));
+            next
+        });
+    }
+
+    /// Makes an edit visible that the manifest holds already.
+    pub(crate) fn install(&self, edit: &FileEdit) {
+        let before = self.current.rcu(|version| version.edited(edit));
+        for (table, id) in &edit.remove {
+            let files = before.files.get(table);
+            files.into_iter().flat_map(|files| files.chunks()).filter(|chunk| chunk.meta.id == *id).for_each(|chunk| {
+                chunk.retire();
+            });
+        }
+    }
+
+    /// Takes a dropped table out of the version.
+    pub(crate) fn drop_table(&self, table: TableId) {
+        self.current.rcu(|version| {
+            let mut next = Version::clone(version);
+            next.active.drop_table(table);
+            next.frozen = next
+                .frozen
+                .iter()
+                .map(|memtable| {
+                    let mut memtable = Memtable::clone(memtable);
+                    memtable.drop_table(table);
+                    Arc::new(memtable)
+                })
+                .collect();
+            next
+        });
+    }
+}

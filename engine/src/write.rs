@@ -1,0 +1,313 @@
+//! The write path: one thread owns the log, and a commit is one function.
+//!
+//! # Invariants
+//! - The log's order is SeqNo order is memtable order, because one thread makes all three.
+//! - Nobody is answered before everything the answer stands for is on stable storage and visible.
+//! - A group has no timer: it is whatever queued up during the last sync.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+use sonde_storage_format::{
+    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, TableId, TableOptions, WalWriter,
+};
+
+use crate::batch::WriteBatch;
+use crate::catalog::{NewColumn, NewTable};
+use crate::engine::Inner;
+use crate::error::{Error, Result};
+use crate::jobs::{FlushInput, Job};
+use crate::limits::{FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES};
+use crate::memtable::Memtable;
+use crate::receipt::Reply;
+use crate::wal::Log;
+
+/// How long a writer waits for a flush before it is told that the disk does not keep up.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A change of the catalog that someone asks for.
+#[derive(Clone, Debug)]
+pub enum CatalogRequest {
+    /// Create a table; a conflict where it exists.
+    CreateTable(NewTable),
+    /// Give a table columns; those that it has already are passed over.
+    AddColumns(TableId, Vec<NewColumn>),
+    /// Set a table's options.
+    SetOptions(TableId, TableOptions),
+    /// Drop a table and its rows.
+    DropTable(TableId),
+    /// Create an object, or replace it.
+    PutObject {
+        /// The object.
+        object: Object,
+        /// Whether one of this name may be replaced.
+        replace: bool,
+    },
+    /// Drop an object.
+    DropObject {
+        /// Its kind.
+        kind: ObjectKind,
+        /// Its database.
+        database: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What the writer thread is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Write(WriteBatch, Reply),
+    Catalog(CatalogRequest, Reply),
+    /// Freeze the memtable; answers with the position up to which rows will be flushed.
+    Freeze(Sender<Result<SeqNo>>),
+    Stop,
+}
+
+/// A batch that waits for its commit.
+struct Waiting {
+    batch: WriteBatch,
+    reply: Reply,
+}
+
+/// The writer thread.
+pub(crate) struct Writer {
+    inner: Arc<Inner>,
+    log: Log,
+    active: Memtable,
+    next_seq: SeqNo,
+    /// Series that have a handle and are not in the log yet.
+    unlogged: Vec<SeriesRecord>,
+    /// Bytes logged since the memtable was frozen last.
+    logged: usize,
+}
+
+impl Writer {
+    pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo) -> Self {
+        Self { inner, log, active, next_seq, unlogged: Vec::new(), logged: 0 }
+    }
+
+    /// Serves commands until `Stop`, or until every sender is gone.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        let mut next = commands.recv().ok();
+        while let Some(command) = next.take() {
+            match command {
+                Command::Write(batch, reply) => {
+                    let mut group = vec![Waiting { batch, reply }];
+                    next = gather(commands, &mut group);
+                    self.commit(group);
+                }
+                Command::Catalog(request, reply) => {
+                    // A waiter that went away does not need the answer.
+                    let _ = reply.send(self.commit_catalog(&request));
+                }
+                Command::Freeze(reply) => {
+                    let frozen = if self.active.is_empty() && self.logged == 0 { Ok(()) } else { self.freeze() };
+                    let _ = reply.send(frozen.map(|()| SeqNo(self.next_seq.0 - 1)));
+                }
+                Command::Stop => break,
+            }
+            if next.is_none() {
+                next = commands.recv().ok();
+            }
+        }
+    }
+
+    /// One commit: all waiting batches become durable by one sync, then visible together.
+    fn commit(&mut self, group: Vec<Waiting>) {
+        let (group, ready) = match self.inner.health.check().and_then(|()| self.freeze_if_full()) {
+            Ok(()) => (self.refuse_stale(group), Ok(())),
+            Err(error) => (group, Err(error)),
+        };
+        let (batches, replies): (Vec<_>, Vec<_>) = group.into_iter().map(|waiting| (waiting.batch, waiting.reply)).unzip();
+        if batches.is_empty() {
+            return;
+        }
+        match ready.and_then(|()| self.log_and_insert(batches)) {
+            Ok(ranges) => {
+                self.inner.publish(SeqNo(self.next_seq.0 - 1), &self.active); // readers may see the group from here
+                for (reply, range) in replies.into_iter().zip(ranges) {
+                    let _ = reply.send(Ok(range));
+                }
+            }
+            Err(error) => replies.into_iter().for_each(|reply| {
+                let _ = reply.send(Err(error.clone()));
+            }),
+        }
+    }
+
+    /// Takes out, and answers, the batches whose tables were dropped since they were built.
+    fn refuse_stale(&self, group: Vec<Waiting>) -> Vec<Waiting> {
+        let catalog = self.inner.catalog.load();
+        let stale = |waiting: &Waiting| {
+            waiting.batch.parts.iter().find(|part| catalog.table_by_id(part.table).is_none()).map(|part| part.table)
+        };
+        let mut fresh = Vec::with_capacity(group.len());
+        for waiting in group {
+            match stale(&waiting) {
+                None => fresh.push(waiting),
+                Some(table) => {
+                    let conflict = Error::Conflict(format!("table {table} was dropped meanwhile"));
+                    let _ = waiting.reply.send(Err(conflict));
+                }
+            }
+        }
+        fresh
+    }
+
+    /// Appends all batches, syncs once, and builds the next memtable, which readers do not see yet.
+    fn log_and_insert(&mut self, batches: Vec<WriteBatch>) -> Result<Vec<SeqRange>> {
+        let mut ranges = Vec::with_capacity(batches.len());
+        let mut rows = Vec::new();
+        let mut state = Vec::new();
+        let mut next = self.next_seq;
+        for batch in batches {
+            let range = SeqRange { first: next, last: next.plus(u64::from(batch.messages) - 1) };
+            next = range.last.plus(1);
+            ranges.push(range);
+            for part in batch.parts {
+                let (ids, new) = self.inner.series.table(part.table).allocate(&part.new_keys);
+                if let Some(first) = ids.iter().zip(&part.new_keys).find(|(_, key)| new.first() == Some(*key)) {
+                    self.unlogged.push(SeriesRecord { table: part.table, first: *first.0, keys: new });
+                }
+                rows.push(RowsRecord {
+                    table: part.table,
+                    first_seq: range.first,
+                    series: part.resolve(&ids),
+                    seq_offsets: part.messages,
+                    times: part.times,
+                    columns: part.columns,
+                });
+            }
+            state.extend(batch.state);
+        }
+        let mut records = WalWriter::new();
+        self.unlogged.iter().for_each(|series| records.series(series));
+        rows.iter().for_each(|rows| records.rows(rows));
+        state.iter().for_each(|state| records.state(state));
+        self.append(records, next)?;
+        let catalog = self.inner.catalog.load();
+        for rows in rows {
+            let width = catalog.table_by_id(rows.table).map(|table| table.def().options.partition);
+            self.active.insert(rows, width.unwrap_or_else(|| TableOptions::default().partition));
+        }
+        state.into_iter().for_each(|state| self.inner.state.apply(state));
+        Ok(ranges)
+    }
+
+    /// Makes one frame durable. Running out of disk before its first byte refuses it; any later error latches.
+    fn append(&mut self, records: WalWriter, next: SeqNo) -> Result<()> {
+        let bytes = records.len();
+        self.log.reserve(bytes, self.next_seq)?;
+        let seq = SeqRange { first: self.next_seq, last: SeqNo(next.0 - 1) };
+        self.log.append(records, seq).inspect_err(|error| self.inner.health.fail(error))?;
+        self.next_seq = next;
+        self.logged += bytes;
+        self.unlogged.clear();
+        Ok(())
+    }
+
+    fn commit_catalog(&mut self, request: &CatalogRequest) -> Result<SeqRange> {
+        self.inner.health.check()?;
+        let mut catalog = crate::catalog::Catalog::clone(&self.inner.catalog.load());
+        let changes = plan(&catalog, request)?;
+        let seq = SeqRange { first: self.next_seq, last: self.next_seq };
+        if changes.is_empty() {
+            return Ok(seq);
+        }
+        let mut records = WalWriter::new();
+        changes.iter().for_each(|change| records.catalog(change));
+        self.append(records, self.next_seq.plus(1))?;
+        changes.iter().for_each(|change| catalog.apply(change));
+        self.inner.catalog.store(Arc::new(catalog));
+        if let CatalogRequest::DropTable(table) = request {
+            self.active.drop_table(*table);
+            self.inner.versions.drop_table(*table);
+            self.inner.series.drop_table(*table);
+            self.inner.send_job(Job::Retain);
+        }
+        self.inner.publish(seq.last, &self.active);
+        Ok(seq)
+    }
+
+    fn freeze_if_full(&mut self) -> Result<()> {
+        let limit = self.inner.options.memtable_bytes;
+        if self.active.bytes < limit && self.logged < 4 * limit {
+            return Ok(());
+        }
+        self.freeze()
+    }
+
+    /// Hands the memtable, and a checkpoint of all else, to the flush job; waits while too many are waiting already.
+    fn freeze(&mut self) -> Result<()> {
+        let inner = &self.inner;
+        if !inner.flushes.wait_for_room(FROZEN_MEMTABLES, FLUSH_PATIENCE) {
+            return Err(Error::Full(format!("{FROZEN_MEMTABLES} memtables wait for their flush")));
+        }
+        let catalog = inner.catalog.load_full();
+        let series = catalog.tables().map(|table| (table.id(), inner.series.table(table.id()).len())).collect();
+        let last = SeqNo(self.next_seq.0 - 1);
+        let active = std::mem::take(&mut self.active);
+        inner.versions.freeze();
+        inner.flushes.push(FlushInput {
+            memtable: Arc::new(active),
+            position: last,
+            catalog: catalog.to_changes(),
+            series,
+            state: inner.state.entries(),
+        });
+        inner.send_job(Job::Flush);
+        self.logged = 0;
+        Ok(())
+    }
+}
+
+/// Takes what has queued up, within the bounds of a group. Returns the first command that is no batch.
+fn gather(commands: &Receiver<Command>, group: &mut Vec<Waiting>) -> Option<Command> {
+    let mut bytes: usize = group.iter().map(|waiting| waiting.batch.bytes).sum();
+    while group.len() < GROUP_BATCHES && bytes < GROUP_BYTES {
+        match commands.try_recv() {
+            Ok(Command::Write(batch, reply)) => {
+                bytes += batch.bytes;
+                group.push(Waiting { batch, reply });
+            }
+            Ok(other) => return Some(other),
+            Err(_) => break,
+        }
+    }
+    None
+}
+
+/// The changes that a request comes to.
+fn plan(catalog: &crate::catalog::Catalog, request: &CatalogRequest) -> Result<Vec<CatalogChange>> {
+    let require = |table: &TableId| match catalog.table_by_id(*table) {
+        Some(_) => Ok(()),
+        None => Err(Error::Conflict(format!("table {table} was dropped meanwhile"))),
+    };
+    Ok(match request {
+        CatalogRequest::CreateTable(new) => vec![catalog.create_table(new.clone())?],
+        CatalogRequest::AddColumns(table, columns) => catalog.add_columns(*table, columns.clone())?,
+        CatalogRequest::SetOptions(table, options) => {
+            require(table)?;
+            vec![CatalogChange::SetOptions { table: *table, options: *options }]
+        }
+        CatalogRequest::DropTable(table) => {
+            require(table)?;
+            vec![CatalogChange::DropTable(*table)]
+        }
+        CatalogRequest::PutObject { object, replace } => {
+            let known = catalog.object(object.kind, &object.database, &object.name);
+            if known.is_some() && !replace {
+                return Err(Error::Conflict(format!("{:?} {} exists already", object.kind, object.name)));
+            }
+            vec![CatalogChange::PutObject(object.clone())]
+        }
+        CatalogRequest::DropObject { kind, database, name } => {
+            if catalog.object(*kind, database, name).is_none() {
+                return Err(Error::Conflict(format!("there is no {kind:?} {name}")));
+            }
+            vec![CatalogChange::DropObject { kind: *kind, database: database.clone(), name: name.clone() }]
+        }
+    })
+}

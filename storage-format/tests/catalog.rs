@@ -1,0 +1,154 @@
+//! Changes of the catalog, which log and checkpoint carry.
+
+use proptest::prelude::*;
+use sonde_storage_format::{
+    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Object, ObjectKind, PhysicalType, TableDef, TableId,
+    TableKind, TableOptions, Writer,
+};
+
+use crate::random::Random;
+use crate::{damage, golden, random, strategy};
+
+/// One change of each kind.
+pub(crate) fn exemplars() -> Vec<CatalogChange> {
+    use PhysicalType::*;
+    let column = |id, name: &str, role, kind| ColumnDef { id: ColumnId(id), name: name.to_owned(), role, kind };
+    let table = TableId(7);
+    let options = TableOptions { partition: 3_600_000_000_000, retention: 1, cold_after: i64::MAX };
+    let object = Object {
+        kind: ObjectKind::Source,
+        database: "public".to_owned(),
+        name: "plant".to_owned(),
+        text: "CREATE SOURCE plant ON MQTT 'a/{b}' FORMAT JSON INTO readings".to_owned(),
+    };
+    vec![
+        CatalogChange::ReserveTables(TableId(9)),
+        CatalogChange::CreateTable(TableDef {
+            id: table,
+            database: "public".to_owned(),
+            name: "Messwerte/é".to_owned(),
+            kind: TableKind::Points,
+            open: true,
+            options: TableOptions::default(),
+            columns: vec![
+                column(0, "time", ColumnRole::Time, Int64),
+                column(1, "device", ColumnRole::Tag, Text),
+                column(2, "value", ColumnRole::Field, Float64),
+                column(5, "count", ColumnRole::Field, UInt64),
+            ],
+        }),
+        CatalogChange::AddColumn { table, column: column(6, "", ColumnRole::Field, Boolean) },
+        CatalogChange::SetOptions { table, options },
+        CatalogChange::PutObject(object),
+        CatalogChange::DropObject {
+            kind: ObjectKind::Token,
+            database: "public".to_owned(),
+            name: "t\0".to_owned(),
+        },
+        CatalogChange::DropTable(table),
+        CatalogChange::CreateTable(TableDef {
+            id: TableId(u32::MAX),
+            database: String::new(),
+            name: String::new(),
+            kind: TableKind::Events,
+            open: false,
+            options,
+            columns: Vec::new(),
+        }),
+    ]
+}
+
+/// Any change.
+pub(crate) fn change(random: &mut Random) -> CatalogChange {
+    let table = TableId(random.next() as u32);
+    let width = |random: &mut Random| random.pick(&[0, 1, 86_400_000_000_000, i64::MAX]);
+    let options = TableOptions {
+        partition: width(random).max(1),
+        retention: width(random),
+        cold_after: width(random),
+    };
+    let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
+    let (database, name) = (text(random), text(random));
+    match random.below(7) {
+        0 => {
+            let columns = (0..random.below(5)).map(|_| column(random)).collect();
+            let kind = random.pick(&[TableKind::Points, TableKind::Events]);
+            let open = random.below(2) == 0;
+            CatalogChange::CreateTable(TableDef { id: table, database, name, kind, open, options, columns })
+        }
+        1 => CatalogChange::AddColumn { table, column: column(random) },
+        2 => CatalogChange::SetOptions { table, options },
+        3 => CatalogChange::DropTable(table),
+        4 => CatalogChange::PutObject(Object { kind, database, name, text: text(random) }),
+        5 => CatalogChange::DropObject { kind, database, name },
+        _ => CatalogChange::ReserveTables(table),
+    }
+}
+
+/// Any short text.
+pub(crate) fn text(random: &mut Random) -> String {
+    let texts = strategy::texts(random, 1);
+    String::from_utf8(texts.get(0).to_vec()).unwrap().chars().take(200).collect()
+}
+
+fn column(random: &mut Random) -> ColumnDef {
+    ColumnDef {
+        id: ColumnId(random.next() as u32),
+        name: text(random),
+        role: random.pick(&[ColumnRole::Time, ColumnRole::Tag, ColumnRole::Field]),
+        kind: random.pick(&strategy::KINDS),
+    }
+}
+
+fn encode(changes: &[CatalogChange]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    changes.iter().for_each(|change| change.encode(&mut writer));
+    writer.into_bytes()
+}
+
+fn decode(bytes: &[u8]) -> sonde_storage_format::Result<Vec<CatalogChange>> {
+    let mut cursor = Cursor::new("test", bytes);
+    let mut changes = Vec::new();
+    while cursor.left() > 0 {
+        changes.push(CatalogChange::decode(&mut cursor)?);
+    }
+    Ok(changes)
+}
+
+#[test]
+fn golden() {
+    let bytes = encode(&exemplars());
+    golden::check("catalog", &bytes);
+    assert_eq!(decode(&bytes), Ok(exemplars()));
+}
+
+proptest! {
+    #[test]
+    fn round_trip(seed: u64, count in 0..8_usize) {
+        let mut random = Random::new(seed);
+        let changes: Vec<_> = (0..count).map(|_| change(&mut random)).collect();
+        prop_assert_eq!(decode(&encode(&changes)), Ok(changes));
+    }
+}
+
+/// What decodes encodes to something that decodes to the same.
+fn check(bytes: &[u8]) {
+    if let Ok(changes) = decode(bytes) {
+        assert_eq!(decode(&encode(&changes)), Ok(changes));
+    }
+}
+
+/// A change stands under the checksum of its frame or checkpoint; without it, damage may pass but must not panic.
+#[test]
+fn damage_never_panics() {
+    let bytes = encode(&exemplars());
+    damage::each_flip(&bytes, |flipped, _| check(flipped));
+    damage::each_truncation(&bytes, check);
+}
+
+#[test]
+fn fuzz_catalog() {
+    let mut exemplars: Vec<_> = exemplars().into_iter().map(|change| encode(&[change])).collect();
+    exemplars.push(encode(&self::exemplars()));
+    random::fuzz(&exemplars, |_| {}, check);
+}

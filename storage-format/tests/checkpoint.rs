@@ -1,0 +1,107 @@
+//! Checkpoints of catalog, series and state.
+
+use proptest::prelude::*;
+use sonde_storage_format::{Checkpoint, SeqNo, SeriesKey, StateEntry, TableId, TableSeries, crc32};
+
+use crate::random::Random;
+use crate::{catalog, damage, golden, random};
+
+fn exemplar() -> Checkpoint {
+    let entry = |key: &[u8], value: &[u8]| StateEntry {
+        namespace: "mqtt.retained".to_owned(),
+        key: key.to_vec(),
+        value: value.to_vec(),
+    };
+    Checkpoint {
+        position: SeqNo(300),
+        catalog: catalog::exemplars(),
+        series: vec![
+            TableSeries {
+                table: TableId(7),
+                keys: vec![SeriesKey::encode([Some("a")]), SeriesKey::encode([None, Some("é\0")]), SeriesKey::encode([])],
+            },
+            TableSeries { table: TableId(8), keys: Vec::new() },
+        ],
+        state: vec![entry(b"plant/\0", b"on"), entry(b"", b"")],
+    }
+}
+
+fn checkpoint(random: &mut Random) -> Checkpoint {
+    let tables = random.below(4);
+    Checkpoint {
+        position: SeqNo(random.next()),
+        catalog: (0..random.below(5)).map(|_| catalog::change(random)).collect(),
+        series: (0..tables)
+            .map(|i| TableSeries {
+                table: TableId(i as u32),
+                keys: (0..random.below(4)).map(|_| SeriesKey::encode([Some(catalog::text(random).as_str())])).collect(),
+            })
+            .collect(),
+        state: (0..random.below(4))
+            .map(|_| {
+                let (key, value) = (random.below(9), random.below(300));
+                let namespace = catalog::text(random);
+                StateEntry { namespace, key: random.bytes(key), value: random.bytes(value) }
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn golden() {
+    let bytes = exemplar().encode();
+    golden::check("checkpoint", &bytes);
+    assert_eq!(Checkpoint::decode(&bytes), Ok(exemplar()));
+}
+
+#[test]
+fn sizes() {
+    // Magic, version, position, three counts, checksum.
+    assert_eq!(Checkpoint::default().encode().len(), 8 + 4 + 8 + 3 + 4);
+}
+
+proptest! {
+    #[test]
+    fn round_trip(seed: u64) {
+        let checkpoint = checkpoint(&mut Random::new(seed));
+        prop_assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
+    }
+}
+
+#[test]
+fn damage_is_refused() {
+    damage::all_refused(&exemplar().encode(), Checkpoint::decode);
+}
+
+#[test]
+fn a_later_version_is_refused() {
+    let mut bytes = exemplar().encode();
+    bytes[8] = 1;
+    reseal(&mut bytes);
+    let error = Checkpoint::decode(&bytes).unwrap_err();
+    assert!(error.to_string().contains("newer sonde"), "{error}");
+}
+
+fn reseal(bytes: &mut Vec<u8>) {
+    if bytes.len() < 4 {
+        bytes.resize(4, 0);
+    }
+    let end = bytes.len() - 4;
+    let crc = crc32(&bytes[..end]);
+    bytes[end..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// What decodes encodes to something that decodes to the same.
+fn decode(bytes: &[u8]) {
+    if let Ok(checkpoint) = Checkpoint::decode(bytes) {
+        assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
+    }
+}
+
+#[test]
+fn fuzz_checkpoint() {
+    let mut random = Random::new(7);
+    let mut exemplars = vec![exemplar().encode(), Checkpoint::default().encode()];
+    exemplars.extend((0..10).map(|_| checkpoint(&mut random).encode()));
+    random::fuzz(&exemplars, reseal, decode);
+}

@@ -1,0 +1,2 @@
+//! The hex dumps in docs/format are bytes that the code writes.
+
