@@ -263,7 +263,8 @@ fn encode_options(options: &TableOptions, writer: &mut Writer) {
 }
 
 fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
-    let options = TableOptions { partition: cursor.i64()?, retention: cursor.i64()?, cold_after: cursor.i64()? };
+    let options =
+        TableOptions { partition: cursor.i64()?, retention: cursor.i64()?, cold_after: cursor.i64()? };
     if options.partition <= 0 || options.retention < 0 || options.cold_after < 0 {
         return Err(cursor.invalid("a positive partition width", options.partition.cast_unsigned()));
     }

@@ -115,7 +115,18 @@ impl ChunkWriter {
         bytes.put(MAGIC);
         bytes.u32(VERSION);
         bytes.pad(HEAD_LEN);
-        Self { id, table, range, seq, drained: 0, bytes, rows: 0, groups: 0, columns: Vec::new(), series: Vec::new() }
+        Self {
+            id,
+            table,
+            range,
+            seq,
+            drained: 0,
+            bytes,
+            rows: 0,
+            groups: 0,
+            columns: Vec::new(),
+            series: Vec::new(),
+        }
     }
 
     /// Appends a row group. All columns have as many rows as `times`, in (key, time) order; all groups but the last
@@ -207,8 +218,11 @@ impl ChunkWriter {
     }
 
     fn push_section(&mut self, bytes: &[u8]) -> Section {
-        let section =
-            Section { offset: self.drained + self.bytes.len() as u64, len: bytes.len() as u64, crc: crc32(bytes) };
+        let section = Section {
+            offset: self.drained + self.bytes.len() as u64,
+            len: bytes.len() as u64,
+            crc: crc32(bytes),
+        };
         self.bytes.put(bytes);
         section
     }
@@ -243,12 +257,18 @@ impl ChunkRoot {
         }
         let features = cursor.u32()?;
         if features != 0 {
-            return Err(FormatError::Version { structure: "chunk feature bits", expected: 0, found: features });
+            return Err(FormatError::Version {
+                structure: "chunk feature bits",
+                expected: 0,
+                found: features,
+            });
         }
         let id = ChunkId(cursor.u64()?);
         let table = TableId(cursor.u32()?);
-        let range =
-            TimeRange { start: Timestamp::from_nanos(cursor.i64()?), end: Timestamp::from_nanos(cursor.i64()?) };
+        let range = TimeRange {
+            start: Timestamp::from_nanos(cursor.i64()?),
+            end: Timestamp::from_nanos(cursor.i64()?),
+        };
         let seq = SeqRange { first: SeqNo(cursor.u64()?), last: SeqNo(cursor.u64()?) };
         let (rows, series) = (cursor.u64()?, cursor.u64()?);
         let mut section = || -> Result<Section> {
@@ -356,7 +376,8 @@ impl<'a> ChunkReader<'a> {
     pub fn series(&self) -> Result<Vec<SeriesRun>> {
         let bytes = self.section("series directory", self.root.series_section)?;
         let mut cursor = Cursor::new("series directory", bytes);
-        let mut series: Vec<SeriesRun> = Vec::with_capacity((self.root.series as usize).min(bytes.len() / 19));
+        let mut series: Vec<SeriesRun> =
+            Vec::with_capacity((self.root.series as usize).min(bytes.len() / 19));
         let mut start = 0;
         for _ in 0..self.root.series {
             let id = SeriesId(cursor.varint()?);
@@ -390,7 +411,8 @@ impl<'a> ChunkReader<'a> {
         for _ in 0..count {
             let id = ColumnId(cursor.u32()?);
             let kind = cursor.u8()?;
-            let kind = PhysicalType::from_byte(kind).ok_or_else(|| cursor.invalid("a known type", kind.into()))?;
+            let kind =
+                PhysicalType::from_byte(kind).ok_or_else(|| cursor.invalid("a known type", kind.into()))?;
             let mut pages = Vec::with_capacity(groups);
             for _ in 0..groups {
                 pages.push(read_page_meta(&mut cursor)?);

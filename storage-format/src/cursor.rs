@@ -173,7 +173,7 @@ impl<'a> Cursor<'a> {
     pub fn count(&mut self, limit: usize, min_bytes: usize) -> Result<usize> {
         let raw = self.varint()?;
         let count = usize::try_from(raw).unwrap_or(usize::MAX);
-        let room = if min_bytes == 0 { usize::MAX } else { self.left() / min_bytes };
+        let room = self.left().checked_div(min_bytes).unwrap_or(usize::MAX);
         if count > limit || count > room {
             return Err(self.invalid("a count within its limit and the bytes left", raw));
         }
@@ -206,7 +206,11 @@ impl<'a> Cursor<'a> {
 
     /// Fails unless every byte was read.
     pub fn finish(&self) -> Result<()> {
-        if self.left() == 0 { Ok(()) } else { Err(self.invalid("the end of the structure", self.left() as u64)) }
+        if self.left() == 0 {
+            Ok(())
+        } else {
+            Err(self.invalid("the end of the structure", self.left() as u64))
+        }
     }
 }
 

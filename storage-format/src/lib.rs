@@ -25,7 +25,9 @@ mod wal;
 pub mod limits;
 pub mod path;
 
-pub use catalog::{CatalogChange, ColumnDef, ColumnRole, Object, ObjectKind, TableDef, TableKind, TableOptions};
+pub use catalog::{
+    CatalogChange, ColumnDef, ColumnRole, Object, ObjectKind, TableDef, TableKind, TableOptions,
+};
 pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
 pub use checksum::{crc32, crc32_seeded};
 pub use chunk::{ChunkReader, ChunkRoot, ChunkWriter, ColumnPages, PageMeta, SeriesRun, TIME_COLUMN};

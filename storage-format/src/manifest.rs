@@ -183,7 +183,12 @@ fn frame_body(number: u64, bytes: &[u8], offset: usize) -> Result<(&[u8], usize)
     let covered = bytes.get(offset + 4..offset + 8 + len).unwrap_or_default();
     let found = crc32_seeded(number, offset as u64, covered);
     if found != expected {
-        return Err(FormatError::Checksum { structure: "manifest frame", offset: offset as u64, expected, found });
+        return Err(FormatError::Checksum {
+            structure: "manifest frame",
+            offset: offset as u64,
+            expected,
+            found,
+        });
     }
     Ok((body, offset + 8 + len))
 }
@@ -264,7 +269,8 @@ fn encode_range(range: &TimeRange, writer: &mut Writer) {
 }
 
 fn decode_range(cursor: &mut Cursor<'_>) -> Result<TimeRange> {
-    let range = TimeRange { start: Timestamp::from_nanos(cursor.i64()?), end: Timestamp::from_nanos(cursor.i64()?) };
+    let range =
+        TimeRange { start: Timestamp::from_nanos(cursor.i64()?), end: Timestamp::from_nanos(cursor.i64()?) };
     if range.is_empty() {
         return Err(cursor.invalid("a range that is not empty", range.start.as_nanos().cast_unsigned()));
     }

@@ -50,7 +50,10 @@ impl PageStats {
                         nans += 1;
                     } else {
                         let (low, high) = range.unwrap_or((value, value));
-                        range = Some((if value < low { value } else { low }, if value > high { value } else { high }));
+                        range = Some((
+                            if value < low { value } else { low },
+                            if value > high { value } else { high },
+                        ));
                     }
                 }
                 range.map(|(low, high)| (low.to_bits(), high.to_bits()))
@@ -58,7 +61,9 @@ impl PageStats {
             Values::Int(values) => min_max(present.filter_map(|row| values.get(row).copied()))
                 .map(|(low, high)| (low.cast_unsigned(), high.cast_unsigned())),
             Values::UInt(values) => min_max(present.filter_map(|row| values.get(row).copied())),
-            Values::Bool(values) => min_max(present.filter_map(|row| values.get(row).map(|&value| u64::from(value)))),
+            Values::Bool(values) => {
+                min_max(present.filter_map(|row| values.get(row).map(|&value| u64::from(value))))
+            }
             Values::Text(_) => None,
         };
         Self { rows: rows as u32, present: (rows - nulls - absent) as u32, nulls: nulls as u32, nans, range }
@@ -98,8 +103,12 @@ fn dense_values(column: &Column) -> std::borrow::Cow<'_, Values> {
     match &column.cells {
         Cells::Values(_) => std::borrow::Cow::Borrowed(&column.values),
         Cells::Mixed(cells) => {
-            let rows: Vec<usize> =
-                cells.iter().enumerate().filter(|(_, cell)| **cell == Cell::Value).map(|(row, _)| row).collect();
+            let rows: Vec<usize> = cells
+                .iter()
+                .enumerate()
+                .filter(|(_, cell)| **cell == Cell::Value)
+                .map(|(row, _)| row)
+                .collect();
             std::borrow::Cow::Owned(column.values.gather(&rows))
         }
     }
@@ -112,7 +121,9 @@ fn encode_vectors(values: &Values, times: bool, writer: &mut Writer) {
     match values {
         Values::Float(values) => each_vector(values, &mut vectors, &mut ends, codec::encode_floats),
         Values::Int(values) => {
-            each_vector(values, &mut vectors, &mut ends, |vector, out| codec::encode_ints(vector, times, out));
+            each_vector(values, &mut vectors, &mut ends, |vector, out| {
+                codec::encode_ints(vector, times, out)
+            });
         }
         Values::UInt(values) => each_vector(values, &mut vectors, &mut ends, codec::encode_uints),
         Values::Bool(values) => each_vector(values, &mut vectors, &mut ends, codec::encode_bools),
@@ -133,7 +144,12 @@ fn encode_vectors(values: &Values, times: bool, writer: &mut Writer) {
     writer.put(&vectors);
 }
 
-fn each_vector<T>(values: &[T], out: &mut Vec<u8>, ends: &mut Vec<u32>, mut encode: impl FnMut(&[T], &mut Vec<u8>)) {
+fn each_vector<T>(
+    values: &[T],
+    out: &mut Vec<u8>,
+    ends: &mut Vec<u32>,
+    mut encode: impl FnMut(&[T], &mut Vec<u8>),
+) {
     for vector in values.chunks(VECTOR_VALUES) {
         encode(vector, out);
         ends.push(out.len() as u32);

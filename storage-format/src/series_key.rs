@@ -58,7 +58,12 @@ impl SeriesKey {
         }
         if last.is_none() {
             let (structure, offset) = ("series key", bytes.len());
-            return Err(FormatError::Invalid { structure, offset, expected: "absent values cut off at the end", found: 0 });
+            return Err(FormatError::Invalid {
+                structure,
+                offset,
+                expected: "absent values cut off at the end",
+                found: 0,
+            });
         }
         Ok(key)
     }

@@ -202,6 +202,10 @@ impl WalWriter {
     pub fn finish(self, segment: u64, offset: u64, seq: SeqRange, synced_through: u64) -> Vec<u8> {
         let len = self.payload.len() - FRAME_HEADER_LEN;
         assert!(len + FRAME_HEADER_LEN <= FRAME_BYTES, "a frame of {len} bytes");
+        assert!(
+            synced_through <= offset,
+            "synced through {synced_through}, but the frame stands at {offset}"
+        );
         let mut payload = self.payload;
         payload.pad(FRAME_ALIGN);
         let mut bytes = payload.into_bytes();
@@ -410,6 +414,11 @@ fn read_frame(number: u64, rest: &[u8], offset: u64) -> Result<Frame<'_>> {
     let Some(len) = (stated as usize).checked_sub(1).filter(|len| *len <= FRAME_BYTES) else {
         return Err(cursor.invalid("a frame of at most 256 MiB", stated.into()));
     };
+    // Nothing is synced that was not written before. Seen first, this keeps `find_frame_after` from summing megabytes
+    // for every eight bytes of a torn tail that look like a length.
+    if synced_through > offset {
+        return Err(cursor.invalid("a sync that ended before the frame", synced_through));
+    }
     let payload = cursor.take(len)?;
     cursor.take(len.next_multiple_of(FRAME_ALIGN) - len)?;
     let found = frame_crc(number, offset, rest.get(..cursor.offset()).unwrap_or_default());

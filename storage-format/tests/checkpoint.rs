@@ -18,7 +18,11 @@ fn exemplar() -> Checkpoint {
         series: vec![
             TableSeries {
                 table: TableId(7),
-                keys: vec![SeriesKey::encode([Some("a")]), SeriesKey::encode([None, Some("é\0")]), SeriesKey::encode([])],
+                keys: vec![
+                    SeriesKey::encode([Some("a")]),
+                    SeriesKey::encode([None, Some("é\0")]),
+                    SeriesKey::encode([]),
+                ],
             },
             TableSeries { table: TableId(8), keys: Vec::new() },
         ],
@@ -34,7 +38,9 @@ fn checkpoint(random: &mut Random) -> Checkpoint {
         series: (0..tables)
             .map(|i| TableSeries {
                 table: TableId(i as u32),
-                keys: (0..random.below(4)).map(|_| SeriesKey::encode([Some(catalog::text(random).as_str())])).collect(),
+                keys: (0..random.below(4))
+                    .map(|_| SeriesKey::encode([Some(catalog::text(random).as_str())]))
+                    .collect(),
             })
             .collect(),
         state: (0..random.below(4))

@@ -20,7 +20,10 @@ impl Bits {
     }
 
     fn into_bytes(self) -> Vec<u8> {
-        self.0.chunks(8).map(|byte| byte.iter().zip(0..8).map(|(bit, i)| u8::from(*bit) << (7 - i)).sum()).collect()
+        self.0
+            .chunks(8)
+            .map(|byte| byte.iter().zip(0..8).map(|(bit, i)| u8::from(*bit) << (7 - i)).sum())
+            .collect()
     }
 }
 
@@ -124,13 +127,16 @@ fn ints_back(vector: &[u8], count: usize) -> Vec<i64> {
 }
 
 fn floats() -> impl Strategy<Value = Vec<f64>> {
-    let long = (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::floats(&mut Random::new(seed), len));
+    let long =
+        (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::floats(&mut Random::new(seed), len));
     prop_oneof![long, proptest::collection::vec(any::<u64>().prop_map(f64::from_bits), 1..20)]
 }
 
 fn ints() -> impl Strategy<Value = Vec<i64>> {
-    let long = (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::ints(&mut Random::new(seed), len));
-    let times = (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::times(&mut Random::new(seed), len));
+    let long =
+        (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::ints(&mut Random::new(seed), len));
+    let times =
+        (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::times(&mut Random::new(seed), len));
     prop_oneof![long, times, proptest::collection::vec(any::<i64>(), 1..20)]
 }
 
@@ -225,7 +231,11 @@ fn codecs_apply_to_their_types_only() {
         };
         use CodecId::*;
         assert_eq!(codec as u8, byte);
-        assert_eq!(encode_floats_as(codec, &[1.5, 2.5]).is_some(), matches!(codec, Raw | Gorilla | Alp), "{codec:?}");
+        assert_eq!(
+            encode_floats_as(codec, &[1.5, 2.5]).is_some(),
+            matches!(codec, Raw | Gorilla | Alp),
+            "{codec:?}"
+        );
         let ints = matches!(codec, For | Delta | DeltaRle | DeltaOfDelta);
         assert_eq!(encode_ints_as(codec, &[1, 2]).is_some(), ints, "{codec:?}");
     }

@@ -21,5 +21,7 @@ pub(crate) fn each_truncation(bytes: &[u8], mut check: impl FnMut(&[u8])) {
 pub(crate) fn all_refused<T>(bytes: &[u8], decode: impl Fn(&[u8]) -> sonde_storage_format::Result<T>) {
     assert!(decode(bytes).is_ok(), "undamaged bytes decode");
     each_flip(bytes, |flipped, at| assert!(decode(flipped).is_err(), "a flip in byte {at} went unnoticed"));
-    each_truncation(bytes, |short| assert!(decode(short).is_err(), "a cut to {} bytes went unnoticed", short.len()));
+    each_truncation(bytes, |short| {
+        assert!(decode(short).is_err(), "a cut to {} bytes went unnoticed", short.len())
+    });
 }

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use sonde_storage_format::{
-    ChunkId, ChunkMeta, ColdFile, ColumnId, ColumnRange, Edit, ManifestHeader, PhysicalType, SeqNo, SeqRange, TableId,
-    TimeRange, Timestamp, crc32_seeded, decode_edits, encode_edit,
+    ChunkId, ChunkMeta, ColdFile, ColumnId, ColumnRange, Edit, ManifestHeader, PhysicalType, SeqNo, SeqRange,
+    TableId, TimeRange, Timestamp, crc32_seeded, decode_edits, encode_edit,
 };
 
 use crate::random::Random;
@@ -25,7 +25,8 @@ pub(crate) fn manifest(number: u64, groups: &[Vec<Edit>]) -> (Vec<u8>, Vec<usize
 fn exemplars() -> Vec<Vec<Edit>> {
     let nanos = Timestamp::from_nanos;
     let day = TimeRange { start: nanos(86_400_000_000_000), end: nanos(2 * 86_400_000_000_000) };
-    let column = |id, kind, range| ColumnRange { id: ColumnId(id), kind, present: 300, bytes: 1 << 20, range };
+    let column =
+        |id, kind, range| ColumnRange { id: ColumnId(id), kind, present: 300, bytes: 1 << 20, range };
     let chunk = ChunkMeta {
         id: ChunkId(41),
         table: TableId(7),
@@ -40,14 +41,24 @@ fn exemplars() -> Vec<Vec<Edit>> {
             column(3, PhysicalType::Text, None),
         ],
     };
-    let bare = ChunkMeta { id: ChunkId(u64::MAX), range: TimeRange::ALL, columns: Vec::new(), ..chunk.clone() };
+    let bare =
+        ChunkMeta { id: ChunkId(u64::MAX), range: TimeRange::ALL, columns: Vec::new(), ..chunk.clone() };
     let path = "public/readings/day=1970-01-02/part-é.parquet".to_owned();
     let cold = ColdFile { table: TableId(7), day, position: SeqNo(300), path, rows: 300, bytes: 9000 };
     vec![
-        vec![Edit::NextChunk(ChunkId(42)), Edit::AddChunk(chunk), Edit::FlushedTo(SeqNo(300)), Edit::Checkpoint(2)],
+        vec![
+            Edit::NextChunk(ChunkId(42)),
+            Edit::AddChunk(chunk),
+            Edit::FlushedTo(SeqNo(300)),
+            Edit::Checkpoint(2),
+        ],
         vec![Edit::AddChunk(bare)],
         Vec::new(),
-        vec![Edit::AddCold(cold), Edit::RemoveChunk(ChunkId(41)), Edit::RemoveCold { table: TableId(8), day }],
+        vec![
+            Edit::AddCold(cold),
+            Edit::RemoveChunk(ChunkId(41)),
+            Edit::RemoveCold { table: TableId(8), day },
+        ],
     ]
 }
 
@@ -221,7 +232,8 @@ fn decode(bytes: &[u8]) {
 fn fuzz_manifest() {
     let mut random = Random::new(6);
     let mut exemplars = vec![manifest(NUMBER, &exemplars()).0];
-    exemplars.extend((0..10).map(|_| manifest(NUMBER, &[vec![edit(&mut random)], vec![edit(&mut random)]]).0));
+    exemplars
+        .extend((0..10).map(|_| manifest(NUMBER, &[vec![edit(&mut random)], vec![edit(&mut random)]]).0));
     random::fuzz(&exemplars, reseal, decode);
 }
 

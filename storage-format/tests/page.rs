@@ -46,7 +46,8 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
         values
     };
     let steps = || (0..30).scan(5, |at, i| Some(std::mem::replace(at, *at + 1000 + i * i * 7 % 13)));
-    let noise = |n: u64| (1..=n).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(i as u32).wrapping_mul(i));
+    let noise =
+        |n: u64| (1..=n).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(i as u32).wrapping_mul(i));
     let start = 1_700_000_000_000_000_000_i64;
     // On time but for one in ten, which is late by a little.
     let late = (0..60).map(|i| start + i * 1_000_000_000 + if i % 10 == 4 { 3000 + i } else { 0 });
@@ -64,7 +65,11 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
         new("float_two_vectors", Alp, float(decimals(VECTOR_VALUES + 1))),
         new("int_constant", Constant, int(vec![i64::MIN; 3])),
         new("int_for", For, int((0..50).map(|i| i * i * 31 % 1000 - 500).collect())),
-        new("int_for_64_bits", For, int(noise(18).map(u64::cast_signed).chain([i64::MIN, i64::MAX]).collect())),
+        new(
+            "int_for_64_bits",
+            For,
+            int(noise(18).map(u64::cast_signed).chain([i64::MIN, i64::MAX]).collect()),
+        ),
         new("int_delta", Delta, int(steps().collect())),
         new("int_delta_runs", DeltaRle, int((0..50).map(|i| -100 + 10 * i).collect())),
         new("uint_constant", Constant, uint(vec![u64::MAX; 3])),
@@ -172,7 +177,10 @@ fn sizes() {
     // Head, cell map, dictionary length, vector end, codec, bits.
     let column = strategy::mixed(vec![Cell::Value; 5], &Column::of(Values::UInt(vec![9; 5])));
     assert_eq!(vectors(&encode_page(&column, false))[0].len(), 9);
-    assert_eq!(&encode_page(&column, false)[HEAD_LEN..HEAD_LEN + 2 + 4 + 4], [0xaa, 2, 0, 0, 0, 0, 9, 0, 0, 0]);
+    assert_eq!(
+        &encode_page(&column, false)[HEAD_LEN..HEAD_LEN + 2 + 4 + 4],
+        [0xaa, 2, 0, 0, 0, 0, 9, 0, 0, 0]
+    );
 }
 
 proptest! {

@@ -15,7 +15,13 @@ proptest! {
 
 #[test]
 fn a_name_that_is_not_built_here_is_no_name() {
-    for name in ["+000000000000001.wal", "000000000000000A.wal", "0000000000000001.WAL", "000000000000000é.wal", ".wal"] {
+    for name in [
+        "+000000000000001.wal",
+        "000000000000000A.wal",
+        "0000000000000001.WAL",
+        "000000000000000é.wal",
+        ".wal",
+    ] {
         assert_eq!(path::parse_segment(name), None, "{name}");
     }
 }

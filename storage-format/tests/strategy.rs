@@ -40,7 +40,8 @@ pub(crate) const FLOATS: [u64; 20] = [
     0x3fb9_9999_9999_999a, // 0.1
 ];
 
-const INTS: [i64; 10] = [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, 0, -1, 1, 1 << 53, -(1 << 32), 1 << 62];
+const INTS: [i64; 10] =
+    [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, 0, -1, 1, 1 << 53, -(1 << 32), 1 << 62];
 
 const TEXTS: [&str; 8] = ["", "\0", "a\0b", "\0\0\0", "ok", "Grüße, 世界 🌡", "\u{10ffff}", "\u{1}\u{7f}"];
 
@@ -103,13 +104,19 @@ pub(crate) fn values(random: &mut Random, kind: PhysicalType, len: usize) -> Val
         PhysicalType::UInt64 => {
             Values::UInt(ints(random, len).into_iter().map(|value| value.cast_unsigned()).collect())
         }
-        PhysicalType::Boolean => Values::Bool(ints(random, len).into_iter().map(|value| value & 1 == 1).collect()),
+        PhysicalType::Boolean => {
+            Values::Bool(ints(random, len).into_iter().map(|value| value & 1 == 1).collect())
+        }
         PhysicalType::Text => Values::Text(texts(random, len)),
     }
 }
 
 /// Segments of one shape each, some longer than a vector.
-fn segments<T>(random: &mut Random, len: usize, mut push: impl FnMut(&mut Random, usize, &mut Vec<T>)) -> Vec<T> {
+fn segments<T>(
+    random: &mut Random,
+    len: usize,
+    mut push: impl FnMut(&mut Random, usize, &mut Vec<T>),
+) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
     while values.len() < len {
         let max = random.pick(&[1, 10, 1500]);
@@ -182,6 +189,7 @@ pub(crate) fn texts(random: &mut Random, len: usize) -> Texts {
 
 /// Tag values of up to four tags.
 pub(crate) fn tags() -> impl Strategy<Value = Vec<Option<String>>> {
-    let value = prop_oneof![proptest::sample::select(TEXTS.to_vec()).prop_map(str::to_owned), "[a-c\\x00]{0,3}"];
+    let value =
+        prop_oneof![proptest::sample::select(TEXTS.to_vec()).prop_map(str::to_owned), "[a-c\\x00]{0,3}"];
     proptest::collection::vec(proptest::option::of(value), 0..=4)
 }

@@ -10,7 +10,7 @@ mod checkpoint;
 mod chunk;
 mod codec;
 mod damage;
-
+mod docs;
 mod golden;
 mod manifest;
 mod page;

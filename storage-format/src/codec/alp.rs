@@ -9,19 +9,21 @@
 //! - A value is an exception unless it comes back with every bit as it was, so NaN payloads, -0.0 and infinities need
 //!   no case of their own.
 //! - `|d| < 2^51`.
-#![expect(clippy::indexing_slicing, reason = "exponents are checked against the tables' length before they are used")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "exponents are checked against the tables' length before they are used"
+)]
 
 use super::bitpack;
 use crate::cursor::{Cursor, Result};
 
 /// Larger exponents bring no exact values: 2^51 has 16 digits.
 const MAX_EXPONENT: usize = 18;
-const F10: [f64; MAX_EXPONENT + 1] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
-];
+const F10: [f64; MAX_EXPONENT + 1] =
+    [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18];
 const IF10: [f64; MAX_EXPONENT + 1] = [
-    1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15, 1e-16, 1e-17,
-    1e-18,
+    1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15,
+    1e-16, 1e-17, 1e-18,
 ];
 /// 2^52 + 2^51: adding and subtracting it rounds to the nearest integer.
 const MAGIC: f64 = 6_755_399_441_055_744.0;

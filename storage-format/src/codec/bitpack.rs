@@ -35,7 +35,12 @@ pub(crate) fn pack(values: impl IntoIterator<Item = u64>, width: u32, out: &mut 
 }
 
 /// Reads `count` values of `width` bits and gives each to `sink`.
-pub(crate) fn unpack(cursor: &mut Cursor<'_>, count: usize, width: u32, mut sink: impl FnMut(u64)) -> Result<()> {
+pub(crate) fn unpack(
+    cursor: &mut Cursor<'_>,
+    count: usize,
+    width: u32,
+    mut sink: impl FnMut(u64),
+) -> Result<()> {
     if width > 64 {
         return Err(cursor.invalid("a bit width of at most 64", width.into()));
     }

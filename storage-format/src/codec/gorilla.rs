@@ -54,7 +54,9 @@ pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, count: usize, out: &mut Vec
                 leading = bits.bits(5)? as u32;
                 meaningful = bits.bits(6)? as u32 + 1;
                 if leading + meaningful > 64 {
-                    return Err(cursor.invalid("an XOR window of at most 64 bits", (leading + meaningful).into()));
+                    return Err(
+                        cursor.invalid("an XOR window of at most 64 bits", (leading + meaningful).into())
+                    );
                 }
             }
             if meaningful == 0 {
@@ -88,7 +90,8 @@ pub(crate) fn encode_times(values: &[i64], out: &mut Vec<u8>) {
             continue;
         }
         let bucket = BUCKETS.iter().position(|&width| width == 64 || dod >> width == 0).unwrap_or(3);
-        let (prefix, len) = [(0b10, 2), (0b110, 3), (0b1110, 4), (0b1111, 4)].get(bucket).copied().unwrap_or((0b1111, 4));
+        let (prefix, len) =
+            [(0b10, 2), (0b110, 3), (0b1110, 4), (0b1111, 4)].get(bucket).copied().unwrap_or((0b1111, 4));
         bits.put(prefix, len);
         bits.put(dod, BUCKETS.get(bucket).copied().unwrap_or(64));
     }

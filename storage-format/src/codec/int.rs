@@ -81,7 +81,11 @@ pub(crate) fn encode_delta_rle(words: &[u64], limit: usize, out: &mut Vec<u8>) -
 }
 
 /// Reads `count` words.
-pub(crate) fn decode_delta_rle(cursor: &mut Cursor<'_>, count: usize, mut sink: impl FnMut(u64)) -> Result<()> {
+pub(crate) fn decode_delta_rle(
+    cursor: &mut Cursor<'_>,
+    count: usize,
+    mut sink: impl FnMut(u64),
+) -> Result<()> {
     let mut word = cursor.varint()?;
     if count == 0 {
         return Ok(());

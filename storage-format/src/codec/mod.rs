@@ -88,8 +88,9 @@ pub(crate) fn encode_floats(values: &[f64], out: &mut Vec<u8>) {
         out.extend_from_slice(&first.to_bits().to_le_bytes());
         return;
     }
-    let mut smallest =
-        Smallest::new(CodecId::Raw, |out| values.iter().for_each(|v| out.extend_from_slice(&v.to_bits().to_le_bytes())));
+    let mut smallest = Smallest::new(CodecId::Raw, |out| {
+        values.iter().for_each(|v| out.extend_from_slice(&v.to_bits().to_le_bytes()))
+    });
     smallest.consider(CodecId::Alp, |out| alp::encode(values, out));
     // XOR pays on slowly moving doubles and repeats; where ALP halves the data already it decodes twenty times faster.
     if smallest.best.len() > values.len() * 4 {
@@ -263,7 +264,12 @@ pub(crate) fn encode_texts(texts: &[&[u8]], entries: Option<&[&[u8]]>, out: &mut
 }
 
 /// Reads one vector of `count` strings that fills the cursor.
-pub(crate) fn decode_texts(cursor: &mut Cursor<'_>, count: usize, entries: &[&[u8]], out: &mut Texts) -> Result<()> {
+pub(crate) fn decode_texts(
+    cursor: &mut Cursor<'_>,
+    count: usize,
+    entries: &[&[u8]],
+    out: &mut Texts,
+) -> Result<()> {
     if count == 0 {
         return cursor.finish();
     }
