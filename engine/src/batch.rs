@@ -8,18 +8,21 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use foldhash::HashMap;
+use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
     Cell, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, SeriesId, SeriesKey, State, TableId, Timestamp, Values,
 };
 
 use crate::catalog::Table;
 use crate::error::{Error, Result};
-use crate::series::{SeriesRegistry, TableSeries};
+use crate::limits::BATCH_BYTES;
 
 /// Above this, integers are not exact as float64.
 pub const EXACT_INTEGER: u64 = 1 << 53;
 /// Marks a row's series as an index into the part's new keys.
 const NEW_SERIES: u64 = 1 << 63;
+/// Marks a column that the part has not met.
+const NO_PLACE: u32 = u32::MAX;
 
 /// A value on its way into a column.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,7 +138,7 @@ impl WriteBatch {
     /// A batch of state alone.
     #[must_use]
     pub fn of_state(state: Vec<State>) -> Self {
-        let bytes = state.iter().map(|state| state.key.len() + state.value.as_ref().map_or(0, Vec::len) + 32).sum();
+        let bytes = state.iter().map(state_bytes).sum();
         Self { parts: Vec::new(), state, messages: 1, bytes }
     }
 
@@ -165,16 +168,16 @@ pub struct Row<'r, 'a> {
 
 struct OpenPart {
     table: Arc<Table>,
-    series: Arc<TableSeries>,
     new_index: HashMap<SeriesKey, u32>,
     /// Where each column of the table stands in `part.columns`, by ColumnId.
     places: Vec<u32>,
+    /// Bytes of strings and of new keys.
+    texts: usize,
     part: Part,
 }
 
 /// Collects rows and state.
 pub struct WriteBatchBuilder {
-    registry: Arc<SeriesRegistry>,
     parts: Vec<OpenPart>,
     state: Vec<State>,
     messages: u32,
@@ -189,8 +192,8 @@ impl std::fmt::Debug for WriteBatchBuilder {
 }
 
 impl WriteBatchBuilder {
-    pub(crate) fn new(registry: Arc<SeriesRegistry>) -> Self {
-        Self { registry, parts: Vec::new(), state: Vec::new(), messages: 0, bytes: 0, key: Vec::new() }
+    pub(crate) fn new() -> Self {
+        Self { parts: Vec::new(), state: Vec::new(), messages: 0, bytes: 0, key: Vec::new() }
     }
 
     /// Starts the next message: rows and state added from here on carry its sequence number. Returns how many came
@@ -214,28 +217,40 @@ impl WriteBatchBuilder {
 
     /// Adds a change of state.
     pub fn state(&mut self, state: State) {
-        self.bytes += state.key.len() + state.value.as_ref().map_or(0, Vec::len) + 32;
+        self.bytes += state_bytes(&state);
         self.state.push(state);
     }
 
-    /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column.
-    /// `max_series` bounds the series of the table, `None` where nothing does.
+    /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column
+    /// or the row its batch. `max_series` bounds the series of the table, `None` where nothing does.
     pub fn row(&mut self, table: &Arc<Table>, row: &Row<'_, '_>, max_series: Option<usize>) -> Result<()> {
-        for (id, value) in row.fields {
-            check(table, *id, value)?;
+        check(table, row)?;
+        encode_key(table, row.tags, &mut self.key);
+        if self.key.len() > KEY_BYTES {
+            return Err(Error::Limit { what: "bytes of a row's tags".into(), limit: KEY_BYTES as u64 });
         }
         let place = self.part(table);
         let (parts, key) = (&mut self.parts, &mut self.key);
         let Some(open) = parts.get_mut(place) else { unreachable!("part {place} was just made") };
-        encode_key(&open.table, row.tags, key);
+        let bytes = self.bytes - open.bytes() + open.bytes_with(key, row);
+        if bytes > BATCH_BYTES {
+            return Err(Error::Limit { what: "bytes of a batch".into(), limit: BATCH_BYTES as u64 });
+        }
         let series = open.series(key, max_series)?;
-        self.bytes += 24 + 16 * row.fields.len();
+        self.bytes -= open.bytes();
         open.push(self.messages.saturating_sub(1), series, row);
+        self.bytes += open.bytes();
         Ok(())
     }
 
+    /// The part of a table. There is one, whatever snapshots of the table the rows come with, so that rows stay in order.
     fn part(&mut self, table: &Arc<Table>) -> usize {
-        if let Some(place) = self.parts.iter().position(|open| Arc::ptr_eq(&open.table, table)) {
+        if let Some(place) = self.parts.iter().position(|open| open.table.id() == table.id()) {
+            if let Some(open) = self.parts.get_mut(place)
+                && !Arc::ptr_eq(&open.table, table)
+            {
+                open.table = Arc::clone(table);
+            }
             return place;
         }
         let part = Part {
@@ -248,9 +263,9 @@ impl WriteBatchBuilder {
         };
         self.parts.push(OpenPart {
             table: Arc::clone(table),
-            series: self.registry.table(table.id()),
             new_index: HashMap::default(),
             places: Vec::new(),
+            texts: 0,
             part,
         });
         self.parts.len() - 1
@@ -267,15 +282,39 @@ impl WriteBatchBuilder {
     }
 }
 
+fn state_bytes(state: &State) -> usize {
+    state.namespace.len() + state.key.len() + state.value.as_ref().map_or(0, Vec::len) + 32
+}
+
 /// Fails where the table has no such column or the value does not fit it.
-fn check(table: &Table, id: ColumnId, value: &FieldValue<'_>) -> Result<()> {
-    let Some(column) = table.column_by_id(id) else {
-        return Err(Error::Row(format!("table {} has no column {id}", table.full_name())));
+fn check(table: &Table, row: &Row<'_, '_>) -> Result<()> {
+    let column = |id: ColumnId, role: ColumnRole| {
+        let column = table.column_by_id(id).filter(|column| column.role == role);
+        column.ok_or_else(|| Error::Row(format!("table {} has no {role:?} column {id}", table.full_name())))
     };
-    if value.fits(column.kind) {
-        return Ok(());
+    if row.time == Timestamp::MAX {
+        return Err(Error::Row("the last instant that 64 bits can name is no time of a row".into()));
     }
-    Err(type_conflict(column, value))
+    for (id, _) in row.tags {
+        column(*id, ColumnRole::Tag)?;
+    }
+    for (id, value) in row.fields {
+        let column = column(*id, ColumnRole::Field)?;
+        if !value.fits(column.kind) {
+            return Err(type_conflict(column, value));
+        }
+        if text_bytes(value) > TEXT_BYTES {
+            return Err(Error::Limit { what: format!("bytes of column {}", column.name), limit: TEXT_BYTES as u64 });
+        }
+    }
+    Ok(())
+}
+
+fn text_bytes(value: &FieldValue<'_>) -> usize {
+    match value {
+        FieldValue::Text(text) => text.len(),
+        _ => 0,
+    }
 }
 
 /// The error for a value that its column cannot hold.
@@ -298,20 +337,34 @@ fn encode_key(table: &Table, tags: &[(ColumnId, Cow<'_, str>)], key: &mut Vec<u8
 }
 
 impl OpenPart {
+    /// About what the part takes in the log: every column has a slot for every row.
+    fn bytes(&self) -> usize {
+        self.part.times.len() * (24 + 9 * self.part.columns.len()) + self.texts
+    }
+
+    /// The same with one more row.
+    fn bytes_with(&self, key: &[u8], row: &Row<'_, '_>) -> usize {
+        let texts: usize = row.fields.iter().map(|(_, value)| text_bytes(value)).sum();
+        let is_new = |id: &ColumnId| self.places.get(id.0 as usize).is_none_or(|place| *place == NO_PLACE);
+        let columns = self.part.columns.len() + row.fields.iter().filter(|(id, _)| is_new(id)).count();
+        (self.part.times.len() + 1) * (24 + 9 * columns) + self.texts + texts + key.len()
+    }
+
     fn series(&mut self, key: &[u8], max_series: Option<usize>) -> Result<u64> {
-        if let Some(id) = self.series.lookup(key) {
+        if let Some(id) = self.table.series().lookup(key) {
             return Ok(id.0);
         }
         if let Some(index) = self.new_index.get(key) {
             return Ok(NEW_SERIES | u64::from(*index));
         }
         if let Some(limit) = max_series
-            && self.series.len() + self.new_index.len() >= limit
+            && self.table.series().len() + self.new_index.len() >= limit
         {
             return Err(Error::Limit { what: format!("series of table {}", self.table.full_name()), limit: limit as u64 });
         }
         let key = SeriesKey::from_bytes(key).map_err(|error| Error::Row(error.to_string()))?;
         let index = self.part.new_keys.len() as u32;
+        self.texts += key.as_bytes().len();
         self.part.new_keys.push(key.clone());
         self.new_index.insert(key, index);
         Ok(NEW_SERIES | u64::from(index))
@@ -330,17 +383,17 @@ impl OpenPart {
             }
             column.push_empty(Cell::Absent, rows - column.len());
             value.push(column);
+            self.texts += text_bytes(value);
         }
     }
 
     fn column(&mut self, id: ColumnId) -> &mut Column {
-        const NONE: u32 = u32::MAX;
         let index = id.0 as usize;
         if self.places.len() <= index {
-            self.places.resize(index + 1, NONE);
+            self.places.resize(index + 1, NO_PLACE);
         }
-        let place = self.places.get(index).copied().unwrap_or(NONE);
-        let place = if place == NONE {
+        let place = self.places.get(index).copied().unwrap_or(NO_PLACE);
+        let place = if place == NO_PLACE {
             let kind = self.table.column_by_id(id).map_or(PhysicalType::Float64, |column| column.kind);
             self.part.columns.push((id, Column::new(kind)));
             let place = self.part.columns.len() - 1;

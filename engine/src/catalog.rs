@@ -12,17 +12,29 @@ use sonde_storage_format::{
     TableOptions,
 };
 
+use crate::cold::DAY;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::series::TableSeries;
 
 /// The name of the time column of every table.
 pub const TIME_NAME: &str = "time";
 
 /// A table as the catalog knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Table {
     def: TableDef,
+    /// Shared by all snapshots of the table.
+    series: Arc<TableSeries>,
 }
+
+impl PartialEq for Table {
+    fn eq(&self, other: &Self) -> bool {
+        self.def == other.def
+    }
+}
+
+impl Eq for Table {}
 
 impl Table {
     /// Its definition.
@@ -51,7 +63,14 @@ impl Table {
     /// The column of this id.
     #[must_use]
     pub fn column_by_id(&self, id: ColumnId) -> Option<&ColumnDef> {
-        self.def.columns.iter().find(|column| column.id == id)
+        // Columns are appended with ascending ids, and none ever goes.
+        let place = self.def.columns.binary_search_by_key(&id, |column| column.id).ok()?;
+        self.def.columns.get(place)
+    }
+
+    /// Its series, those that were registered after this snapshot included.
+    pub(crate) fn series(&self) -> &Arc<TableSeries> {
+        &self.series
     }
 
     /// Its tags, in ColumnId order, as series keys have them.
@@ -166,6 +185,9 @@ impl Catalog {
         if let Some(table) = self.tables.values().find(|t| t.def.database == new.database && t.def.name == new.name) {
             return Err(Error::Conflict(format!("table {} exists already", table.full_name())));
         }
+        check_name("a database", &new.database)?;
+        check_name("a table", &new.name)?;
+        check_options(&new.options)?;
         let time =
             ColumnDef { id: ColumnId(0), name: TIME_NAME.into(), role: ColumnRole::Time, kind: PhysicalType::Int64 };
         let mut columns = vec![time];
@@ -212,7 +234,7 @@ impl Catalog {
         match change {
             CatalogChange::CreateTable(def) => {
                 self.next_table = self.next_table.max(def.id.0 + 1);
-                self.tables.insert(def.id, Arc::new(Table { def: def.clone() }));
+                self.tables.insert(def.id, Arc::new(Table { def: def.clone(), series: Arc::default() }));
             }
             CatalogChange::AddColumn { table, column } => {
                 if let Some(table) = self.tables.get_mut(table) {
@@ -249,17 +271,38 @@ impl Catalog {
     }
 }
 
-fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn) -> Result<()> {
-    if new.name.is_empty() || new.name.len() > 255 {
-        return Err(Error::Row(format!("a column name has 1 to 255 bytes, not {}", new.name.len())));
+pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
+    match name.len() {
+        1..=limits::NAME_BYTES => Ok(()),
+        len => Err(Error::Row(format!("the name of {what} has 1 to {} bytes, not {len}", limits::NAME_BYTES))),
     }
+}
+
+/// Partitions divide a UTC day or are whole days, so that a day can go to the cold tier.
+pub(crate) fn check_options(options: &TableOptions) -> Result<()> {
+    let TableOptions { partition, retention, cold_after } = *options;
+    if partition <= 0 || (DAY % partition != 0 && partition % DAY != 0) {
+        return Err(Error::Row(format!("a partition divides a day or is whole days, not {partition} ns")));
+    }
+    if retention < 0 || cold_after < 0 {
+        return Err(Error::Row("retention and cold_after are not negative".into()));
+    }
+    Ok(())
+}
+
+fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn) -> Result<()> {
+    check_name("a column", &new.name)?;
     if columns.iter().any(|column| column.name == new.name) {
         return Err(Error::Row(format!("column {} is named twice", new.name)));
     }
     if columns.len() >= limits::COLUMNS {
         return Err(Error::Limit { what: format!("column {}", new.name), limit: limits::COLUMNS as u64 });
     }
-    assert!(new.role != ColumnRole::Tag || new.kind == PhysicalType::Text, "tags are strings");
+    match (new.role, new.kind) {
+        (ColumnRole::Field, _) | (ColumnRole::Tag, PhysicalType::Text) => {}
+        (ColumnRole::Tag, _) => return Err(Error::Row(format!("tag {} is not a string", new.name))),
+        (ColumnRole::Time, _) => return Err(Error::Row(format!("column {} is a second time", new.name))),
+    }
     let id = ColumnId(columns.iter().map(|column| column.id.0).max().unwrap_or_default() + 1);
     columns.push(ColumnDef { id, name: new.name, role: new.role, kind: new.kind });
     Ok(())

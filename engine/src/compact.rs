@@ -1,12 +1,13 @@
 //! Decides which chunks to merge, and merges them.
 //!
 //! # Invariants
-//! - Only sets contiguous in SeqNo within one partition are merged, so "newest" keeps its meaning.
+//! - Only chunks of one partition are merged, and only where no other chunk of overlapping time has a SeqNo between
+//!   theirs, so "newest" keeps its meaning.
 //! - The plan is a pure function of the version.
 
 use std::sync::Arc;
 
-use sonde_storage_format::{ChunkId, Edit, TableId, TimeRange};
+use sonde_storage_format::{ChunkId, Edit, SeqRange, TableId, TimeRange, Timestamp};
 
 use crate::engine::Inner;
 use crate::error::Result;
@@ -15,7 +16,7 @@ use crate::limits::{CHUNK_ROWS, COMPACT_CHUNKS};
 use crate::scan::ScanContext;
 use crate::scan::merge::Merge;
 use crate::scan::source::{ChunkSource, Source};
-use crate::version::{Chunk, FileEdit, Version};
+use crate::version::{Chunk, FileEdit, TableFiles, Version};
 
 /// Chunks of one partition to merge into one, oldest first.
 #[derive(Clone, Debug)]
@@ -28,26 +29,35 @@ pub(crate) struct Plan {
 /// The next merge worth doing: the partition with the most chunks, from `COMPACT_CHUNKS` on; of it the longest
 /// contiguous run that stays below `CHUNK_ROWS`.
 pub(crate) fn plan(version: &Version) -> Option<Plan> {
-    let partitions = version.files.iter().flat_map(|(table, files)| {
-        files.partitions.iter().map(move |(range, chunks)| (*table, *range, chunks))
-    });
-    let candidates = partitions.filter(|(_, _, chunks)| chunks.len() >= COMPACT_CHUNKS);
-    let runs = candidates.filter_map(|(table, (start, end), chunks)| {
-        let run = small_run(chunks);
-        (run.len() >= COMPACT_CHUNKS).then(|| Plan { table, range: TimeRange { start, end }, chunks: run })
-    });
-    runs.max_by_key(|plan| plan.chunks.len())
+    let runs = version.files.iter().flat_map(|(table, files)| runs(*table, files, COMPACT_CHUNKS));
+    let small = runs.map(|plan| Plan { chunks: small_run(&plan.chunks), ..plan });
+    small.filter(|plan| plan.chunks.len() >= COMPACT_CHUNKS).max_by_key(|plan| plan.chunks.len())
 }
 
 /// Everything of one table, partition by partition, for `COMPACT TABLE`.
 pub(crate) fn plan_all(version: &Version, table: TableId) -> Vec<Plan> {
-    let Some(files) = version.files.get(&table) else { return Vec::new() };
-    let plans = files.partitions.iter().map(|((start, end), chunks)| Plan {
-        table,
-        range: TimeRange { start: *start, end: *end },
-        chunks: chunks.as_ref().clone(),
-    });
-    plans.filter(|plan| plan.chunks.len() > 1).collect()
+    version.files.get(&table).into_iter().flat_map(|files| runs(table, files, 2)).collect()
+}
+
+/// The runs of a table's partitions that are contiguous in SeqNo and have at least so many chunks. Partitions of
+/// different widths overlap: a run ends where a chunk of another partition stands between two of its chunks.
+fn runs(table: TableId, files: &TableFiles, at_least: usize) -> impl Iterator<Item = Plan> {
+    let partitions = files.partitions.iter().filter(move |(_, chunks)| chunks.len() >= at_least);
+    let split = move |((start, end), chunks): ((Timestamp, Timestamp), &Arc<Vec<Arc<Chunk>>>)| {
+        let range = TimeRange { start, end };
+        let others: Vec<SeqRange> = files
+            .chunks()
+            .map(|chunk| &chunk.meta)
+            .filter(|meta| meta.range != range && meta.range.overlaps(&range))
+            .map(|meta| meta.seq)
+            .collect();
+        let joined = |a: &Arc<Chunk>, b: &Arc<Chunk>| {
+            !others.iter().any(|other| other.first <= b.meta.seq.last && a.meta.seq.first <= other.last)
+        };
+        let runs = chunks.chunk_by(joined).filter(|run| run.len() >= at_least);
+        runs.map(|run| Plan { table, range, chunks: run.to_vec() }).collect::<Vec<Plan>>()
+    };
+    partitions.map(|(range, chunks)| (*range, chunks)).flat_map(split)
 }
 
 /// The newest contiguous chunks whose sum stays below the limit; a large old chunk is left alone until the new ones
@@ -71,7 +81,7 @@ fn small_run(chunks: &[Arc<Chunk>]) -> Vec<Arc<Chunk>> {
 pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
     let catalog = inner.catalog.load_full();
     let Some(table) = catalog.table_by_id(plan.table) else { return Ok(()) };
-    let order = inner.series.table(table.id()).order();
+    let order = table.series().order();
     let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
     let sources = plan.chunks.iter().map(|chunk| Source::Chunk(ChunkSource::new(&context, chunk, false))).collect();
     let merge = Merge::newest_wins(Arc::clone(&context), sources);

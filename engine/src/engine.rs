@@ -23,16 +23,16 @@ use crate::error::{Error, Result};
 use crate::health::Health;
 use crate::jobs::{Flushes, Job, Worker};
 use crate::limits::{LOG_READ_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
+use crate::log_reader::{LogReader, LogTurn};
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
 use crate::receipt::Receipt;
 use crate::recover::recover;
 use crate::scan::{Scan, ScanRequest, Snapshot, scan};
-use crate::series::SeriesRegistry;
 use crate::state::StateStore;
 use crate::storage::{LocalStorage, Storage};
 use crate::version::{FileEdit, Versions};
-use crate::wal::{Log, LogBudget, LogReader, LogTurn, Segments};
+use crate::wal::{Log, LogBudget, Segments};
 use crate::write::{CatalogRequest, Command, Writer};
 
 /// How long an administrator's `FLUSH` waits for the disk.
@@ -74,7 +74,6 @@ pub(crate) struct Inner {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) catalog: ArcSwap<Catalog>,
-    pub(crate) series: Arc<SeriesRegistry>,
     pub(crate) state: StateStore,
     pub(crate) versions: Versions,
     pub(crate) manifest: Mutex<Manifest>,
@@ -120,20 +119,47 @@ impl Inner {
             manifest.state.flushed_to
         };
         let cursors_from = self.cursors.lock().values().copied().min().unwrap_or(SeqNo(u64::MAX));
-        for segment in self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
-            if let Err(error) = self.storage.remove(&segment.path) {
+        // Oldest first, and none before its elders are gone: the log has no gap.
+        while let Some(segment) = self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
+            if let Err(error) = self.storage.remove(&segment.path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 tracing::warn!(path = %segment.path.display(), %error, "cannot remove an old log segment");
+                self.segments.put_back(segment);
+                break;
             }
         }
     }
 }
 
-/// The storage engine. Clones are handles to the same one.
+/// The storage engine. Clones are handles to the same one; the last one's drop stops its threads and, other than
+/// `close`, leaves what is in memory to the next start's recovery.
 #[derive(Clone, Debug)]
 pub struct Engine {
     inner: Arc<Inner>,
     commands: SyncSender<Command>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    // IMPORTANT: behind `commands`, whose end ends the threads that this waits for.
+    threads: Arc<Threads>,
+}
+
+/// The threads of an engine. Whoever drops it waits for their end.
+#[derive(Debug)]
+struct Threads(Mutex<Vec<JoinHandle<()>>>);
+
+impl Threads {
+    fn join(&self) {
+        for thread in self.0.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.join();
+    }
 }
 
 /// What the log holds.
@@ -166,7 +192,7 @@ impl Engine {
             chunks = recovered.manifest.state.chunks.len(),
             "recovered the data directory"
         );
-        let segments = Arc::new(recovered.segments);
+        let segments = Arc::new(Segments::new(recovered.log.segments));
         let wal_dir = options.data_dir.join(path::WAL_DIR);
         let next = recovered.next_seq;
         let log = Log::start(Arc::clone(&storage), &wal_dir, Arc::clone(&segments), next, options.segment_bytes)?;
@@ -177,7 +203,6 @@ impl Engine {
             storage,
             clock,
             catalog: ArcSwap::from_pointee(recovered.catalog),
-            series: Arc::new(recovered.series),
             state: recovered.state,
             versions: Versions::new(recovered.version),
             manifest: Mutex::new(recovered.manifest),
@@ -192,19 +217,19 @@ impl Engine {
             options,
         });
         let (commands, queue) = sync_channel(WRITE_QUEUE);
-        let writer = Writer::new(Arc::clone(&inner), log, active, next);
+        let writer = Writer::new(Arc::clone(&inner), log, active, next, recovered.log.replayed);
         let worker = Worker::new(Arc::clone(&inner));
         let threads = vec![
             spawn("sonde-writer", move || writer.run(&queue))?,
             spawn("sonde-jobs", move || worker.run(&job_queue))?,
         ];
-        Ok(Self { inner, commands, threads: Arc::new(Mutex::new(threads)) })
+        Ok(Self { inner, commands, threads: Arc::new(Threads(Mutex::new(threads))) })
     }
 
     /// Starts a batch.
     #[must_use]
     pub fn batch(&self) -> WriteBatchBuilder {
-        WriteBatchBuilder::new(Arc::clone(&self.inner.series))
+        WriteBatchBuilder::new()
     }
 
     /// Commits a batch; waits for room in the queue.
@@ -260,7 +285,7 @@ impl Engine {
     /// Number of series of a table.
     #[must_use]
     pub fn series_count(&self, table: TableId) -> usize {
-        self.inner.series.table(table).len()
+        self.catalog().table_by_id(table).map_or(0, |table| table.series().len())
     }
 
     /// The value of a key of a namespace.
@@ -351,10 +376,9 @@ impl Engine {
         let (reply, frozen) = channel();
         self.commands.send(Command::Freeze(reply)).map_err(|_| Error::Closed)?;
         let position = frozen.recv().map_err(|_| Error::Closed)??;
-        if self.inner.flushes.wait_flushed(position, FLUSH_TIMEOUT) {
-            return Ok(());
-        }
-        Err(Error::Full(format!("the flush did not end within {} s", FLUSH_TIMEOUT.as_secs())))
+        // Not only what was just frozen: what failed before is tried again.
+        self.inner.send_job(Job::Flush);
+        self.inner.flushes.wait_flushed(position, FLUSH_TIMEOUT)
     }
 
     /// Merges the chunks of each partition of a table into one.
@@ -380,12 +404,7 @@ impl Engine {
             Err(error) => Err(error),
         };
         let _ = self.commands.send(Command::Stop);
-        self.inner.send_job(Job::Stop);
-        for thread in self.threads.lock().drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the engine panicked");
-            }
-        }
+        self.threads.join();
         flushed
     }
 

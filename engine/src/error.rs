@@ -88,7 +88,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// Wraps a system error; a full disk becomes [`Error::Full`].
     pub(crate) fn io(operation: &'static str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::StorageFull {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        if matches!(error.kind(), StorageFull | QuotaExceeded) {
             return Self::Full(format!("{operation} {}", path.display()));
         }
         Self::Io { operation, path: path.to_path_buf(), message: error.to_string() }

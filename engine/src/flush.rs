@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use sonde_storage_format::limits::ROW_GROUP_ROWS;
 use sonde_storage_format::{
-    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, PhysicalType, SeqRange, SeriesRun, TimeRange,
-    Timestamp, path,
+    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, PhysicalType, SeqRange, SeriesRun, Texts,
+    TimeRange, Timestamp, path,
 };
 
 use crate::engine::Inner;
 use crate::error::{Error, Result};
+use crate::limits::GROUP_TEXT_BYTES;
 use crate::memtable::Memtable;
 use crate::scan::ScanContext;
 use crate::scan::merge::{Merge, Window};
@@ -23,7 +24,7 @@ pub(crate) fn flush(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> R
     for (table, partition) in memtable.partitions() {
         // A table that was dropped since takes its rows with it.
         let Some(table) = catalog.table_by_id(table) else { continue };
-        let order = inner.series.table(table.id()).order();
+        let order = table.series().order();
         let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
         let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, partition))));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
@@ -46,6 +47,8 @@ pub(crate) fn write_chunk(
     let mut build = Build::new(Arc::clone(context), merge, ChunkWriter::new(id, table, range, seq));
     let written = inner.storage.write_whole(&path, &mut build);
     if let Some(error) = build.error.take() {
+        // The file ends where reading failed; should it stay, the next start removes it.
+        let _ = inner.storage.remove(&path);
         return Err(error);
     }
     let bytes = written.map_err(|error| Error::io("write", &path, &error))?;
@@ -99,17 +102,37 @@ struct Run {
 struct Pending {
     times: Vec<i64>,
     columns: Vec<(ColumnId, Column)>,
+    /// Bytes of strings in the columns.
+    texts: usize,
 }
 
 impl Pending {
+    /// How many of the window's rows from `start` on fit the row group; at least one fits an empty group.
+    fn room_for(&self, window: &Window, start: usize) -> usize {
+        let most = (ROW_GROUP_ROWS - self.times.len()).min(window.rows() - start);
+        let texts = || window.columns.iter().filter_map(|column| column.values.texts());
+        let mut left = GROUP_TEXT_BYTES.saturating_sub(self.texts);
+        for taken in 0..most {
+            let bytes: usize = texts().map(|texts| texts.get(start + taken).len()).sum();
+            if bytes > left && taken + self.times.len() > 0 {
+                return taken;
+            }
+            left = left.saturating_sub(bytes);
+        }
+        most
+    }
+
     fn append(&mut self, window: &Window, rows: std::ops::Range<usize>) {
         self.times.extend_from_slice(window.times.get(rows.clone()).unwrap_or_default());
         for ((_, column), more) in self.columns.iter_mut().zip(&window.columns) {
+            let before = column.values.texts().map_or(0, Texts::byte_len);
             column.extend_from(more, rows.clone());
+            self.texts += column.values.texts().map_or(0, Texts::byte_len) - before;
         }
     }
 
     fn take(&mut self) -> (Vec<i64>, Vec<(ColumnId, Column)>) {
+        self.texts = 0;
         let empty = self.columns.iter().map(|(id, column)| (*id, Column::new(column.values.kind()))).collect();
         (std::mem::take(&mut self.times), std::mem::replace(&mut self.columns, empty))
     }
@@ -122,7 +145,7 @@ impl Build {
         Self {
             merge,
             writer: Some(writer),
-            pending: Pending { times: Vec::new(), columns },
+            pending: Pending { times: Vec::new(), columns, texts: 0 },
             runs: Vec::new(),
             rows: 0,
             times: (Timestamp::MAX, Timestamp::MIN),
@@ -139,10 +162,11 @@ impl Build {
             let mut start = 0;
             let mut out = Vec::new();
             while start < window.rows() {
-                let take = (ROW_GROUP_ROWS - self.pending.times.len()).min(window.rows() - start);
+                let take = self.pending.room_for(&window, start);
                 self.pending.append(&window, start..start + take);
                 start += take;
-                if self.pending.times.len() == ROW_GROUP_ROWS {
+                // What does not fit, or no longer can, waits for the next group.
+                if start < window.rows() || self.pending.times.len() == ROW_GROUP_ROWS {
                     out.extend(self.push_group());
                 }
             }

@@ -17,6 +17,7 @@ use sonde_storage_format::{
     Timestamp, path,
 };
 
+use crate::catalog::Table;
 use crate::cold::{DAY, day_of, write::write_day};
 use crate::compact;
 use crate::engine::Inner;
@@ -57,7 +58,7 @@ pub(crate) struct FlushInput {
     pub(crate) position: SeqNo,
     pub(crate) catalog: Vec<CatalogChange>,
     /// How many series each table had.
-    pub(crate) series: Vec<(TableId, usize)>,
+    pub(crate) series: Vec<(Arc<Table>, usize)>,
     pub(crate) state: Vec<StateEntry>,
 }
 
@@ -72,11 +73,14 @@ pub(crate) struct Flushes {
 struct Waiting {
     queue: VecDeque<Arc<FlushInput>>,
     flushed_to: SeqNo,
+    /// How many flushes failed, and why the last one did, until one succeeds.
+    failures: u64,
+    failure: Option<Error>,
 }
 
 impl Flushes {
     pub(crate) fn new(flushed_to: SeqNo) -> Self {
-        Self { inner: Mutex::new(Waiting { queue: VecDeque::new(), flushed_to }), changed: Condvar::new() }
+        Self { inner: Mutex::new(Waiting { flushed_to, ..Waiting::default() }), changed: Condvar::new() }
     }
 
     pub(crate) fn push(&self, input: FlushInput) {
@@ -91,21 +95,40 @@ impl Flushes {
         let mut inner = self.inner.lock();
         inner.queue.pop_front();
         inner.flushed_to = position;
+        inner.failure = None;
         self.changed.notify_all();
     }
 
-    /// Waits until fewer than `limit` memtables wait; `false` where that takes too long.
-    pub(crate) fn wait_for_room(&self, limit: usize, patience: Duration) -> bool {
+    fn failed(&self, error: &Error) {
         let mut inner = self.inner.lock();
-        let result = self.changed.wait_while_for(&mut inner, |inner| inner.queue.len() >= limit, patience);
-        !result.timed_out()
+        inner.failures += 1;
+        inner.failure = Some(error.clone());
+        self.changed.notify_all();
     }
 
-    /// Waits until everything up to `position` that was frozen is flushed.
-    pub(crate) fn wait_flushed(&self, position: SeqNo, patience: Duration) -> bool {
+    /// Waits until fewer than `limit` memtables wait. Fails where that takes too long, and at once while flushes fail.
+    pub(crate) fn wait_for_room(&self, limit: usize, patience: Duration) -> Result<()> {
         let mut inner = self.inner.lock();
-        let behind = |inner: &mut Waiting| !inner.queue.is_empty() && inner.flushed_to < position;
-        !self.changed.wait_while_for(&mut inner, behind, patience).timed_out()
+        let full = |inner: &mut Waiting| inner.queue.len() >= limit && inner.failure.is_none();
+        self.changed.wait_while_for(&mut inner, full, patience);
+        if inner.queue.len() < limit {
+            return Ok(());
+        }
+        Err(inner.failure.clone().unwrap_or_else(|| Error::Full(format!("{limit} memtables wait for their flush"))))
+    }
+
+    /// Waits until everything up to `position` that was frozen is flushed, or until a flush fails.
+    pub(crate) fn wait_flushed(&self, position: SeqNo, patience: Duration) -> Result<()> {
+        let mut inner = self.inner.lock();
+        let failures = inner.failures;
+        let behind = |inner: &Waiting| !inner.queue.is_empty() && inner.flushed_to < position;
+        let waits = |inner: &mut Waiting| behind(inner) && inner.failures == failures;
+        self.changed.wait_while_for(&mut inner, waits, patience);
+        if !behind(&inner) {
+            return Ok(());
+        }
+        let late = || Error::Full(format!("the flush did not end within {} s", patience.as_secs()));
+        Err(inner.failure.clone().filter(|_| inner.failures > failures).unwrap_or_else(late))
     }
 }
 
@@ -124,8 +147,12 @@ impl Worker {
 
     /// Serves jobs until `Stop`.
     pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
+        let mut next_tick = Instant::now() + TICK;
         loop {
-            match jobs.recv_timeout(TICK) {
+            // However many jobs come, the tick has its turn.
+            let patience = next_tick.saturating_duration_since(Instant::now());
+            let job = if patience.is_zero() { Err(RecvTimeoutError::Timeout) } else { jobs.recv_timeout(patience) };
+            match job {
                 Ok(Job::Flush) => self.report("flush", |worker| worker.flush_all()),
                 Ok(Job::Compact(table, reply)) => {
                     let _ = reply.send(self.compact_table(table));
@@ -135,10 +162,14 @@ impl Worker {
                 }
                 Ok(Job::Retain) => self.report("retention", |worker| worker.retain()),
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    next_tick = Instant::now() + TICK;
+                }
             }
         }
         self.report("flush", |worker| worker.flush_all());
+        self.report("cold tier clean-up", |worker| worker.delete_replaced());
     }
 
     fn report(&mut self, job: &'static str, run: impl FnOnce(&mut Self) -> Result<()>) {
@@ -161,7 +192,7 @@ impl Worker {
 
     fn flush_all(&mut self) -> Result<()> {
         while let Some(input) = self.inner.flushes.first() {
-            self.flush_one(&input)?;
+            self.flush_one(&input).inspect_err(|error| self.inner.flushes.failed(error))?;
             self.inner.flushes.done(input.position);
         }
         Ok(())
@@ -243,7 +274,7 @@ impl Worker {
         let version = inner.versions.current();
         let position = inner.manifest.lock().state.flushed_to;
         let Some(files) = version.files.get(&id) else { return Ok(0) };
-        let order = inner.series.table(id).order();
+        let order = table.series().order();
         let mut moved = 0;
         for day in complete_days(files.chunks(), before) {
             let chunks = within(files.chunks(), &day);
@@ -274,16 +305,19 @@ impl Worker {
         let version = inner.versions.current();
         let catalog = inner.catalog.load_full();
         let (Some(files), Some(table)) = (version.files.get(&id), catalog.table_by_id(id)) else { return Ok(()) };
-        let order = inner.series.table(id).order();
+        let order = table.series().order();
         let wide = |chunk: &&Arc<Chunk>| chunk.meta.range.end.as_nanos() - chunk.meta.range.start.as_nanos() > DAY;
         for chunk in files.chunks().filter(wide).filter(|chunk| day_of(chunk.meta.times.0).end <= before) {
             let mut parts = Vec::new();
             let mut day = day_of(chunk.meta.times.0);
-            while day.start <= chunk.meta.times.1 {
+            loop {
                 let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
                 let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
                 let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
                 parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, merge)?);
+                if day.end > chunk.meta.times.1 {
+                    break;
+                }
                 day = day_of(day.end);
             }
             let mut edits = vec![Edit::RemoveChunk(chunk.meta.id)];
@@ -331,8 +365,8 @@ fn state_dir(inner: &Inner) -> std::path::PathBuf {
 fn write_checkpoint(inner: &Inner, input: &FlushInput) -> Result<u64> {
     let number = inner.manifest.lock().state.checkpoint.unwrap_or_default() + 1;
     let series = input.series.iter().map(|(table, count)| TableSeries {
-        table: *table,
-        keys: inner.series.table(*table).first_keys(*count),
+        table: table.id(),
+        keys: table.series().first_keys(*count),
     });
     let checkpoint = Checkpoint {
         position: input.position,

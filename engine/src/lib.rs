@@ -18,6 +18,7 @@ mod error;
 mod flush;
 mod health;
 mod jobs;
+mod log_reader;
 mod manifest;
 mod memtable;
 mod receipt;
@@ -39,6 +40,7 @@ pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
 pub use engine::{Engine, LogStatus, Options};
 pub use error::{Error, Result};
+pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;
 pub use scan::batch::{data_type, schema as arrow_schema};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
@@ -48,5 +50,5 @@ pub use sonde_storage_format::{
     Values, path,
 };
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
-pub use wal::{LogBudget, LogReader, LogTurn};
+pub use wal::LogBudget;
 pub use write::CatalogRequest;

@@ -6,6 +6,8 @@ pub const WRITE_QUEUE: usize = 1024;
 pub const GROUP_BATCHES: usize = 512;
 /// Approximate bytes of rows in one group commit.
 pub const GROUP_BYTES: usize = 16 << 20;
+/// Bytes of one batch, above which no further row is taken; a group stays far below the largest frame of the log.
+pub const BATCH_BYTES: usize = 64 << 20;
 /// Bytes of a log segment, unless one frame needs more.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// Rows up to which small blocks of the memtable are joined.
@@ -16,6 +18,8 @@ pub const FROZEN_MEMTABLES: usize = 2;
 pub const COMPACT_CHUNKS: usize = 4;
 /// Rows of one chunk; a merge stops growing beyond it.
 pub const CHUNK_ROWS: u64 = 64 << 20;
+/// Bytes of strings in one row group of a chunk; far below what a page and 32-bit offsets hold.
+pub const GROUP_TEXT_BYTES: usize = 32 << 20;
 /// Rows of a record batch that a scan hands out.
 pub const BATCH_ROWS: usize = 8192;
 /// Bytes of the manifest before it is rewritten as a snapshot.
@@ -24,3 +28,5 @@ pub const MANIFEST_BYTES: u64 = 4 << 20;
 pub const LOG_READ_BYTES: usize = 4 << 20;
 /// Columns of a table.
 pub const COLUMNS: usize = 4096;
+/// Bytes of the name of a database, a table, a column or an object.
+pub const NAME_BYTES: usize = 255;

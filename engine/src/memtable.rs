@@ -3,6 +3,7 @@
 //! # Invariants
 //! - Blocks of a partition stand in log order, rows of a block too; there is no identity look-up on write.
 //! - A clone is a copied list: readers never lock and never see a half commit.
+//! - A table's partitions have one width in one memtable, so no two of them overlap; a new width waits for the next.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub(crate) struct PartitionBlocks {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memtable {
     partitions: BTreeMap<(TableId, Timestamp), Arc<PartitionBlocks>>,
+    /// The width of each table's partitions, as it was when the table's first rows came.
+    widths: BTreeMap<TableId, i64>,
     pub(crate) bytes: usize,
     pub(crate) rows: usize,
     /// The first and the last sequence number in it.
@@ -94,15 +97,19 @@ impl Memtable {
 
     /// Removes the rows of a table that was dropped.
     pub(crate) fn drop_table(&mut self, table: TableId) {
+        self.widths.remove(&table);
         self.partitions.retain(|(known, _), _| *known != table);
+        let blocks = || self.partitions.values().flat_map(|partition| &partition.blocks);
+        (self.bytes, self.rows) = (blocks().map(|block| block.bytes()).sum(), blocks().map(|block| block.rows()).sum());
     }
 
-    /// Adds rows; `width` is the width of the table's partitions in nanoseconds.
+    /// Adds rows; `width` is the width in nanoseconds that the table's partitions should have.
     pub(crate) fn insert(&mut self, rows: RowsRecord, width: i64) {
         let last = rows.seq_offsets.last().copied().unwrap_or_default();
         let seq = SeqRange { first: rows.first_seq, last: rows.first_seq.plus(last.into()) };
         self.seq = Some(self.seq.map_or(seq, |known| known.union(seq)));
         let Some(&first) = rows.times.first() else { return };
+        let width = *self.widths.entry(rows.table).or_insert(width);
         let range = TimeRange::aligned(Timestamp::from_nanos(first), width);
         let table = rows.table;
         if rows.times.iter().all(|time| range.contains(Timestamp::from_nanos(*time))) {
@@ -122,7 +129,6 @@ impl Memtable {
     }
 
     fn push(&mut self, table: TableId, range: TimeRange, block: Block) {
-        self.bytes += block.bytes();
         self.rows += block.rows();
         let partition = self
             .partitions
@@ -135,9 +141,11 @@ impl Memtable {
             if last.rows() > 2 * block.rows() || last.rows() + block.rows() > COALESCE_ROWS {
                 break;
             }
+            self.bytes -= last.bytes();
             block = Block::join(last, &block);
             blocks.pop();
         }
+        self.bytes += block.bytes();
         blocks.push(Arc::new(block));
     }
 }

@@ -5,18 +5,17 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use sonde_storage_format::{Checkpoint, Record, SeqNo, SeriesId, path};
+use sonde_storage_format::{Checkpoint, Record, SeqNo, SeriesId, SeriesKey, TableId, path};
 
 use crate::catalog::Catalog;
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
-use crate::series::SeriesRegistry;
 use crate::state::StateStore;
-use crate::storage::Storage;
+use crate::storage::{Storage, create_dirs};
 use crate::version::{Chunk, TableFiles, Version};
-use crate::wal::{self, Segments};
+use crate::wal::{self, RecoveredLog};
 
 /// Everything that was recovered.
 pub(crate) struct Recovered {
@@ -24,9 +23,8 @@ pub(crate) struct Recovered {
     pub(crate) manifest: Manifest,
     pub(crate) version: Version,
     pub(crate) catalog: Catalog,
-    pub(crate) series: SeriesRegistry,
     pub(crate) state: StateStore,
-    pub(crate) segments: Segments,
+    pub(crate) log: RecoveredLog,
     pub(crate) next_seq: SeqNo,
     /// Rows that came from the log.
     pub(crate) replayed: u64,
@@ -35,36 +33,29 @@ pub(crate) struct Recovered {
 /// Locks the directory and reads it.
 pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>) -> Result<Recovered> {
     let dir = &options.data_dir;
-    for part in [path::WAL_DIR, path::CHUNK_DIR, path::MANIFEST_DIR, path::STATE_DIR] {
-        let part = dir.join(part);
-        std::fs::create_dir_all(&part).map_err(|error| Error::io("create", &part, &error))?;
-    }
+    let parts = [path::WAL_DIR, path::CHUNK_DIR, path::MANIFEST_DIR, path::STATE_DIR];
+    create_dirs(dir, &parts).map_err(|error| Error::io("create", dir, &error))?;
     let lock = lock(dir)?;
     check_layout(dir, storage.as_ref())?;
     let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
     let flushed_to = manifest.state.flushed_to;
-    let (catalog, series, state) = (Catalog::default(), SeriesRegistry::default(), StateStore::default());
-    let mut replay = Replay { catalog, series, state, active: Memtable::default(), rows: 0 };
+    let (catalog, state) = (Catalog::default(), StateStore::default());
+    let mut replay = Replay { catalog, state, active: Memtable::default(), rows: 0 };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
     let from = position.min(flushed_to);
-    let (segments, last_seq) =
-        wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
-            replay.record(record, seq.last > position, seq.last > flushed_to);
-            Ok(())
-        })?;
-    let last_seq = last_seq.max(position).max(flushed_to);
+    let log = wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
+        replay.record(record, seq.last > position, seq.last > flushed_to);
+    })?;
+    let last_seq = log.last_seq.max(position).max(flushed_to);
     let files = open_files(dir, storage, &manifest)?;
     let version = Version { seq: last_seq, active: replay.active, frozen: Vec::new(), files };
-    let list = Segments::default();
-    segments.into_iter().for_each(|segment| list.restore(segment));
     Ok(Recovered {
         lock,
         manifest,
         version,
         catalog: replay.catalog,
-        series: replay.series,
         state: replay.state,
-        segments: list,
+        log,
         next_seq: last_seq.plus(1),
         replayed: replay.rows,
     })
@@ -101,7 +92,6 @@ fn check_layout(dir: &Path, storage: &dyn Storage) -> Result<()> {
 
 struct Replay {
     catalog: Catalog,
-    series: SeriesRegistry,
     state: StateStore,
     active: Memtable,
     rows: u64,
@@ -115,8 +105,7 @@ impl Replay {
         let checkpoint = Checkpoint::decode(&bytes).map_err(|source| Error::Corrupt { path, source })?;
         checkpoint.catalog.iter().for_each(|change| self.catalog.apply(change));
         for table in &checkpoint.series {
-            let series = self.series.table(table.table);
-            table.keys.iter().enumerate().for_each(|(id, key)| series.restore(SeriesId(id as u64), key));
+            self.restore(table.table, SeriesId(0), &table.keys);
         }
         for entry in checkpoint.state {
             self.state.apply(sonde_storage_format::State {
@@ -139,17 +128,18 @@ impl Replay {
             Record::Catalog(change) if besides_rows => {
                 if let sonde_storage_format::CatalogChange::DropTable(table) = &change {
                     self.active.drop_table(*table);
-                    self.series.drop_table(*table);
                 }
                 self.catalog.apply(&change);
             }
-            Record::Series(new) if besides_rows => {
-                let series = self.series.table(new.table);
-                let first = new.first.0;
-                new.keys.iter().enumerate().for_each(|(i, key)| series.restore(SeriesId(first + i as u64), key));
-            }
+            Record::Series(new) if besides_rows => self.restore(new.table, new.first, &new.keys),
             _ => {}
         }
+    }
+
+    fn restore(&self, table: TableId, first: SeriesId, keys: &[SeriesKey]) {
+        let Some(table) = self.catalog.table_by_id(table) else { return };
+        let ids = (first.0..).map(SeriesId);
+        ids.zip(keys).for_each(|(id, key)| table.series().restore(id, key));
     }
 }
 
@@ -158,7 +148,7 @@ fn open_files(
     dir: &Path,
     storage: &Arc<dyn Storage>,
     manifest: &Manifest,
-) -> Result<BTreeMap<sonde_storage_format::TableId, Arc<TableFiles>>> {
+) -> Result<BTreeMap<TableId, Arc<TableFiles>>> {
     let chunk_dir = dir.join(path::CHUNK_DIR);
     let names = storage.list(&chunk_dir).map_err(|error| Error::io("list", &chunk_dir, &error))?;
     let mut tables: BTreeMap<_, TableFiles> = BTreeMap::new();
@@ -181,8 +171,8 @@ fn open_files(
         tables.entry(file.table).or_default().cold.insert(file.day.start, Arc::new(file.clone()));
     }
     for name in names {
-        let known = path::parse_chunk(&name).is_some_and(|id| manifest.state.chunks.contains_key(&id));
-        if !known {
+        let orphan = path::parse_chunk(&name).is_some_and(|id| !manifest.state.chunks.contains_key(&id));
+        if orphan || name.ends_with(path::TMP_SUFFIX) {
             let path = chunk_dir.join(name);
             tracing::info!(path = %path.display(), "removing a chunk that no manifest names");
             storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;

@@ -1,30 +1,30 @@
-//! The series registry: keys to dense handles, per table.
+//! The series of a table: keys to dense handles. They belong to the catalog's `Table`, whose snapshots share them, so
+//! they live as long as anyone can still read the table, dropped or not.
 //!
 //! # Invariants
 //! - The writer thread alone allocates; a handle is logged before or with the first row that uses it.
 //! - Handles are dense per table and never reused, so lists are indexed by them.
 //! - Handles are no order: `KeyOrder` gives each its rank in key order.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use parking_lot::RwLock;
-use sonde_storage_format::{SeriesId, SeriesKey, TableId};
-use std::hash::BuildHasher;
-
-/// All series of all tables.
-#[derive(Debug, Default)]
-pub(crate) struct SeriesRegistry {
-    tables: RwLock<HashMap<TableId, Arc<TableSeries>>>,
-}
+use sonde_storage_format::{SeriesId, SeriesKey};
 
 /// The series of one table.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct TableSeries {
     inner: RwLock<Inner>,
     order: RwLock<Arc<KeyOrder>>,
+}
+
+impl std::fmt::Debug for TableSeries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TableSeries({})", self.len())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,21 +61,6 @@ impl KeyOrder {
     pub(crate) fn key(&self, id: SeriesId) -> &SeriesKey {
         let key = self.keys.get(id.0 as usize);
         key.unwrap_or_else(|| panic!("BUG: series {id} is not registered, {} are", self.keys.len()))
-    }
-}
-
-impl SeriesRegistry {
-    /// The series of a table, empty where it has none yet.
-    pub(crate) fn table(&self, table: TableId) -> Arc<TableSeries> {
-        if let Some(series) = self.tables.read().get(&table) {
-            return Arc::clone(series);
-        }
-        Arc::clone(self.tables.write().entry(table).or_default())
-    }
-
-    /// Forgets the series of a table that was dropped.
-    pub(crate) fn drop_table(&self, table: TableId) {
-        self.tables.write().remove(&table);
     }
 }
 

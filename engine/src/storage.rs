@@ -61,9 +61,21 @@ struct LocalFile(File);
 
 fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
+        // A relative path's parent may be empty: the working directory.
+        Some(dir) if dir.as_os_str().is_empty() => File::open(".")?.sync_all(),
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Creates a directory and those in it, durable under their names.
+pub(crate) fn create_dirs(dir: &Path, parts: &[&str]) -> io::Result<()> {
+    if !dir.try_exists()? {
+        std::fs::create_dir_all(dir)?;
+        sync_parent(dir)?;
+    }
+    parts.iter().try_for_each(|part| std::fs::create_dir_all(dir.join(part)))?;
+    File::open(dir)?.sync_all()
 }
 
 impl Storage for LocalStorage {

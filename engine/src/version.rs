@@ -37,6 +37,8 @@ pub(crate) struct OpenChunk {
     bytes: Mapped,
     pub(crate) series: Vec<SeriesRun>,
     pub(crate) columns: Vec<ColumnPages>,
+    /// The first row of each row group.
+    pub(crate) starts: Vec<u64>,
 }
 
 impl Chunk {
@@ -53,7 +55,10 @@ impl Chunk {
         let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
         let reader = ChunkReader::open(&bytes).map_err(corrupt)?;
         let (series, columns) = (reader.series().map_err(corrupt)?, reader.columns().map_err(corrupt)?);
-        Ok(self.file.get_or_init(|| OpenChunk { bytes, series, columns }))
+        let rows = columns.first().into_iter().flat_map(|time| &time.pages);
+        let rows = rows.map(|page| page.map_or(0, |page| u64::from(page.stats.rows)));
+        let starts = rows.scan(0, |next, rows| Some(std::mem::replace(next, *next + rows))).collect();
+        Ok(self.file.get_or_init(|| OpenChunk { bytes, series, columns, starts }))
     }
 
     /// Decodes a page of the file.

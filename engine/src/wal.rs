@@ -1,9 +1,10 @@
-//! The log: segments written front to back by one thread, and read by whoever follows the changes.
+//! The log: segments written front to back by one thread, and their recovery.
 //!
 //! # Invariants
-//! - The writer thread alone appends; the log's order is the order of everything.
+//! - The writer thread alone appends; the log's order is the order of everything, without a gap.
 //! - A segment's space is reserved before use, so a full disk shows when a segment is prepared, never inside one.
-//! - Readers stop at the published sequence number: everything before it is whole and synced.
+//! - A segment is prepared after everything before it is on stable storage, so only the last frame of the log can be
+//!   torn. Recovery cuts it off before it prepares a segment behind it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sonde_storage_format::{
-    FrameScan, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, TableId, WalWriter,
-    find_frame_after, path,
+    FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, WalWriter, find_frame_after,
+    path,
 };
 
 use crate::error::{Error, Result};
-use crate::storage::{LogFile, Storage};
+use crate::storage::{LogFile, Mapped, Storage};
 
 /// A segment on disk.
 #[derive(Clone, Debug)]
@@ -39,13 +40,17 @@ impl Segments {
         self.0.lock().clone()
     }
 
-    fn push(&self, segment: Segment) {
-        self.0.lock().push(segment);
+    /// Those that were found on disk, oldest first.
+    pub(crate) fn new(segments: Vec<Segment>) -> Self {
+        Self(Mutex::new(segments))
     }
 
-    /// Adds a segment that was found on disk; the oldest comes first.
-    pub(crate) fn restore(&self, segment: Segment) {
-        self.push(segment);
+    pub(crate) fn has(&self, number: u64) -> bool {
+        self.0.lock().iter().any(|segment| segment.number == number)
+    }
+
+    fn push(&self, segment: Segment) {
+        self.0.lock().push(segment);
     }
 
     fn advance(&self, last_seq: SeqNo) {
@@ -54,21 +59,20 @@ impl Segments {
         }
     }
 
-    /// Takes out the segments, oldest first, that nobody needs: replay needs those behind `replay_from`; cursors those
-    /// behind `cursors_from`, unless the log is larger or a segment older than its budget.
-    pub(crate) fn take_expired(&self, replay_from: SeqNo, cursors_from: SeqNo, budget: &LogBudget) -> Vec<Segment> {
+    /// Takes out the oldest segment if nobody needs it: replay needs those behind `replay_from`; cursors those behind
+    /// `cursors_from`, unless the log is larger or the segment older than its budget.
+    pub(crate) fn take_expired(&self, replay_from: SeqNo, cursors_from: SeqNo, budget: &LogBudget) -> Option<Segment> {
         let mut segments = self.0.lock();
-        let mut expired = Vec::new();
-        while segments.len() > 1 {
-            let total: u64 = segments.iter().map(|segment| segment.bytes).sum();
-            let Some(first) = segments.first() else { break };
-            let over = total > budget.max_bytes || first.created.elapsed().unwrap_or_default() > budget.max_age;
-            if first.last_seq > replay_from || (first.last_seq > cursors_from && !over) {
-                break;
-            }
-            expired.push(segments.remove(0));
-        }
-        expired
+        let total: u64 = segments.iter().map(|segment| segment.bytes).sum();
+        let first = segments.first().filter(|_| segments.len() > 1)?;
+        let over = total > budget.max_bytes || first.created.elapsed().unwrap_or_default() > budget.max_age;
+        let needed = first.last_seq > replay_from || (first.last_seq > cursors_from && !over);
+        (!needed).then(|| segments.remove(0))
+    }
+
+    /// Puts back a segment whose file could not be removed.
+    pub(crate) fn put_back(&self, segment: Segment) {
+        self.0.lock().insert(0, segment);
     }
 }
 
@@ -181,163 +185,160 @@ fn prepare(
     Ok((file, bytes))
 }
 
-/// Reads the segments of a directory, oldest first, and gives every record behind `from` to `replay`. Returns the
-/// segments and the last sequence number. A torn tail of the last segment is dropped; damage elsewhere is an error.
+/// What recovery finds in the log.
+#[derive(Debug)]
+pub(crate) struct RecoveredLog {
+    /// Oldest first.
+    pub(crate) segments: Vec<Segment>,
+    /// The last sequence number; at least the one that recovery started from.
+    pub(crate) last_seq: SeqNo,
+    /// Bytes of the frames that were replayed.
+    pub(crate) replayed: usize,
+}
+
+/// A segment as recovery finds it.
+struct Found {
+    number: u64,
+    path: PathBuf,
+    bytes: Mapped,
+}
+
+/// Reads the segments of a directory, oldest first, and gives every record behind `from` to `replay`. A torn tail of
+/// the log is cut off. Damage elsewhere, or a gap that hides what is behind `from`, is an error and changes no file.
 pub(crate) fn recover(
     storage: &dyn Storage,
     dir: &Path,
     from: SeqNo,
-    mut replay: impl FnMut(SeqRange, Record) -> Result<()>,
-) -> Result<(Vec<Segment>, SeqNo)> {
+    mut replay: impl FnMut(SeqRange, Record),
+) -> Result<RecoveredLog> {
+    let mut found = find(storage, dir)?;
+    // Prepared and never written, as a crash or a failed attempt leaves them: what comes before is the log's end.
+    let used = found.iter().rposition(|segment| !segment.is_unused()).map_or(0, |last| last + 1);
+    let unused = found.split_off(used);
+    let promised = unused.iter().filter_map(|segment| SegmentHeader::decode(&segment.bytes).ok());
+    let promised = promised.map(|head| head.first_seq).max().unwrap_or_default();
+    let mut unneeded: Vec<PathBuf> = unused.into_iter().map(|segment| segment.path).collect();
+
+    let mut log = RecoveredLog { segments: Vec::new(), last_seq: from, replayed: 0 };
+    let mut torn = None;
+    for (i, segment) in found.iter().enumerate() {
+        let first_seq = segment.first_seq()?;
+        let reached = log.segments.last().map(|before: &Segment| before.last_seq).unwrap_or_default();
+        let gap = first_seq > reached.plus(1);
+        if first_seq <= reached || (gap && first_seq > from.plus(1)) {
+            return Err(segment.wrong(24, "the sequence number behind the segment before", first_seq.0));
+        }
+        if gap {
+            // A removal of old segments stopped half way: those before the gap were to go too.
+            unneeded.extend(log.segments.drain(..).map(|segment| segment.path));
+        }
+        let is_last = i + 1 == found.len();
+        let (last_seq, cut) = segment.read(first_seq, is_last, |seq, bytes, records| {
+            if seq.last > from {
+                log.replayed += bytes;
+                for record in records {
+                    replay(seq, record?);
+                }
+            }
+            Ok(())
+        })?;
+        torn = cut.map(|offset| (segment.path.clone(), offset));
+        log.last_seq = log.last_seq.max(last_seq);
+        let (number, path, bytes) = (segment.number, segment.path.clone(), segment.bytes.len() as u64);
+        log.segments.push(Segment { number, path, first_seq, last_seq, bytes, created: SystemTime::now() });
+    }
+    if promised > log.last_seq.plus(1) {
+        let path = found.last().map(|segment| segment.path.clone()).or_else(|| unneeded.first().cloned());
+        let expected = "everything that was synced before the next segment was prepared";
+        return Err(wrong(&path.unwrap_or_default(), 0, expected, log.last_seq.0));
+    }
+    drop(found);
+    if let Some((path, offset)) = torn {
+        tracing::warn!(path = %path.display(), offset, "cut off a torn tail of the log");
+        let cut = storage.open(&path).and_then(|mut file| file.set_len(offset));
+        cut.map_err(|error| Error::io("cut", &path, &error))?;
+    }
+    for path in unneeded {
+        storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
+    }
+    Ok(log)
+}
+
+/// The segments of a directory, oldest first.
+fn find(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>> {
     let names = storage.list(dir).map_err(|error| Error::io("list", dir, &error))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| path::parse_segment(name)).collect();
     numbers.sort_unstable();
-    let mut segments = Vec::new();
-    let mut last_seq = from;
-    for (i, number) in numbers.iter().copied().enumerate() {
+    let map = |number: u64| {
         let path = dir.join(path::segment(number));
-        let is_last = i + 1 == numbers.len();
         let bytes = storage.map(&path).map_err(|error| Error::io("map", &path, &error))?;
-        let corrupt = |source| Error::Corrupt { path: path.clone(), source };
-        let head = match SegmentHeader::decode(&bytes) {
-            Ok(head) => head,
-            // A crash while the segment was prepared: nothing in it was acknowledged.
-            Err(_) if is_last && bytes.iter().skip(SEGMENT_HEADER_LEN).all(|byte| *byte == 0) => {
-                drop(bytes);
-                storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
-                continue;
-            }
-            Err(error) => return Err(corrupt(error)),
-        };
-        if head.number != number {
-            return Err(corrupt(sonde_storage_format::FormatError::Invalid {
-                structure: "log segment head",
-                offset: 16,
-                expected: "the number in the file's name",
-                found: head.number,
-            }));
+        Ok(Found { number, path, bytes })
+    };
+    numbers.into_iter().map(map).collect()
+}
+
+fn wrong(path: &Path, offset: usize, expected: &'static str, found: u64) -> Error {
+    let source = FormatError::Invalid { structure: "log segment", offset, expected, found };
+    Error::Corrupt { path: path.to_path_buf(), source }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROES.len()).all(|chunk| ZEROES.starts_with(chunk))
+}
+
+impl Found {
+    fn wrong(&self, offset: usize, expected: &'static str, found: u64) -> Error {
+        wrong(&self.path, offset, expected, found)
+    }
+
+    fn corrupt(&self, source: FormatError) -> Error {
+        Error::Corrupt { path: self.path.clone(), source }
+    }
+
+    /// Whether no frame was ever begun in it.
+    fn is_unused(&self) -> bool {
+        self.bytes.get(SEGMENT_HEADER_LEN..).is_none_or(is_zero)
+    }
+
+    fn first_seq(&self) -> Result<SeqNo> {
+        let head = SegmentHeader::decode(&self.bytes).map_err(|source| self.corrupt(source))?;
+        if head.number != self.number {
+            return Err(self.wrong(16, "the number in the file's name", head.number));
         }
-        let mut segment_last = SeqNo(head.first_seq.0 - 1);
+        Ok(head.first_seq)
+    }
+
+    /// Gives every frame to `each`: its sequence numbers, bytes and records. Returns the last sequence number and, where
+    /// the segment is the last one and ends with a torn frame, where that starts.
+    fn read(
+        &self,
+        first_seq: SeqNo,
+        is_last: bool,
+        mut each: impl FnMut(SeqRange, usize, &mut dyn Iterator<Item = Result<Record>>) -> Result<()>,
+    ) -> Result<(SeqNo, Option<u64>)> {
+        let mut next = first_seq;
         let mut offset = SEGMENT_HEADER_LEN as u64;
         loop {
-            let frame = match FrameScan::at(number, &bytes, offset) {
-                FrameScan::Frame(frame) => frame,
-                FrameScan::End => break,
-                FrameScan::Bad(error) => {
-                    if !is_last || find_frame_after(number, &bytes, offset).is_some() {
-                        return Err(corrupt(error));
-                    }
-                    tracing::warn!(path = %path.display(), offset, %error, "dropped a torn tail of the log");
-                    break;
+            let at = offset as usize;
+            let bad = match FrameScan::at(self.number, &self.bytes, offset) {
+                FrameScan::Frame(frame) if frame.seq.first == next => {
+                    let mut records = frame.records().map(|record| record.map_err(|source| self.corrupt(source)));
+                    each(frame.seq, (frame.end - offset) as usize, &mut records)?;
+                    (next, offset) = (frame.seq.last.plus(1), frame.end);
+                    continue;
                 }
+                FrameScan::Frame(frame) => {
+                    return Err(self.wrong(at, "the sequence number behind the frame before", frame.seq.first.0));
+                }
+                FrameScan::End if self.bytes.get(at..).is_none_or(is_zero) => return Ok((SeqNo(next.0 - 1), None)),
+                FrameScan::End => self.wrong(at, "a frame before bytes that are not zero", 0),
+                FrameScan::Bad(source) => self.corrupt(source),
             };
-            segment_last = frame.seq.last;
-            last_seq = last_seq.max(segment_last);
-            if frame.seq.last > from {
-                for record in frame.records() {
-                    replay(frame.seq, record.map_err(corrupt)?)?;
-                }
+            if !is_last || find_frame_after(self.number, &self.bytes, offset).is_some() {
+                return Err(bad);
             }
-            offset = frame.end;
+            return Ok((SeqNo(next.0 - 1), Some(offset)));
         }
-        let created = SystemTime::now();
-        let bytes = bytes.len() as u64;
-        segments.push(Segment { number, path, first_seq: head.first_seq, last_seq: segment_last, bytes, created });
-    }
-    Ok((segments, last_seq))
-}
-
-/// Follows the committed rows of some tables, from a position on.
-#[derive(Debug)]
-pub struct LogReader {
-    /// Everything up to here was read.
-    position: SeqNo,
-    /// Where the next frame stands, if the last turn ended inside a segment.
-    place: Option<(u64, u64)>,
-}
-
-/// What one turn of a [`LogReader`] found.
-#[derive(Debug, Default)]
-pub struct LogTurn {
-    /// Rows of the tables asked for, in log order.
-    pub rows: Vec<RowsRecord>,
-    /// Everything up to here has been read.
-    pub position: SeqNo,
-    /// Sequence numbers that were gone from the log before they were read.
-    pub lost: Option<SeqRange>,
-}
-
-impl LogReader {
-    /// Starts behind `position`.
-    #[must_use]
-    pub fn new(position: SeqNo) -> Self {
-        Self { position, place: None }
-    }
-
-    /// Everything up to here was read.
-    #[must_use]
-    pub fn position(&self) -> SeqNo {
-        self.position
-    }
-
-    /// Reads on, up to `published` or about `max_bytes`, whichever comes first.
-    pub(crate) fn turn(
-        &mut self,
-        storage: &dyn Storage,
-        segments: &Segments,
-        published: SeqNo,
-        max_bytes: usize,
-        wanted: impl Fn(TableId) -> bool,
-    ) -> Result<LogTurn> {
-        let mut turn = LogTurn { position: self.position, ..LogTurn::default() };
-        if self.position >= published {
-            return Ok(turn);
-        }
-        let mut taken = 0;
-        let list = segments.list();
-        if let Some(first) = list.first()
-            && first.first_seq > self.position.plus(1)
-        {
-            let last = SeqNo(first.first_seq.0 - 1).min(published);
-            turn.lost = Some(SeqRange { first: self.position.plus(1), last });
-            self.position = last;
-        }
-        for segment in &list {
-            if segment.last_seq <= self.position {
-                continue;
-            }
-            let bytes = storage.map(&segment.path).map_err(|error| Error::io("map", &segment.path, &error))?;
-            let mut offset = match self.place {
-                Some((number, offset)) if number == segment.number => offset,
-                _ => SEGMENT_HEADER_LEN as u64,
-            };
-            loop {
-                let frame = match FrameScan::at(segment.number, &bytes, offset) {
-                    FrameScan::Frame(frame) if frame.seq.last <= published => frame,
-                    FrameScan::Frame(_) | FrameScan::End => break,
-                    // Behind the published position the writer may be at work on these very bytes.
-                    FrameScan::Bad(_) if self.position >= segment.last_seq.min(published) => break,
-                    FrameScan::Bad(source) => return Err(Error::Corrupt { path: segment.path.clone(), source }),
-                };
-                if frame.seq.last > self.position {
-                    for record in frame.records() {
-                        match record.map_err(|source| Error::Corrupt { path: segment.path.clone(), source })? {
-                            Record::Rows(rows) if wanted(rows.table) => turn.rows.push(rows),
-                            _ => {}
-                        }
-                    }
-                    self.position = frame.seq.last;
-                }
-                taken += (frame.end - offset) as usize;
-                offset = frame.end;
-                self.place = Some((segment.number, offset));
-                turn.position = self.position;
-                if taken >= max_bytes || self.position >= published {
-                    return Ok(turn);
-                }
-            }
-        }
-        turn.position = self.position;
-        Ok(turn)
     }
 }

@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
+use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
     CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, TableId, TableOptions, WalWriter,
 };
 
 use crate::batch::WriteBatch;
-use crate::catalog::{NewColumn, NewTable};
+use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::jobs::{FlushInput, Job};
-use crate::limits::{FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES};
+use crate::limits::{BATCH_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES};
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
 use crate::wal::Log;
@@ -83,9 +84,17 @@ pub(crate) struct Writer {
     logged: usize,
 }
 
+impl Drop for Writer {
+    /// Whatever ends the writer, the last handle's drop included, ends the background work too.
+    fn drop(&mut self) {
+        self.inner.send_job(Job::Stop);
+    }
+}
+
 impl Writer {
-    pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo) -> Self {
-        Self { inner, log, active, next_seq, unlogged: Vec::new(), logged: 0 }
+    /// `logged` is the bytes of log that recovery replayed: a flush is what makes them unneeded.
+    pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
+        Self { inner, log, active, next_seq, unlogged: Vec::new(), logged }
     }
 
     /// Serves commands until `Stop`, or until every sender is gone.
@@ -117,7 +126,7 @@ impl Writer {
     /// One commit: all waiting batches become durable by one sync, then visible together.
     fn commit(&mut self, group: Vec<Waiting>) {
         let (group, ready) = match self.inner.health.check().and_then(|()| self.freeze_if_full()) {
-            Ok(()) => (self.refuse_stale(group), Ok(())),
+            Ok(()) => (self.refuse_unfit(group), Ok(())),
             Err(error) => (group, Err(error)),
         };
         let (batches, replies): (Vec<_>, Vec<_>) = group.into_iter().map(|waiting| (waiting.batch, waiting.reply)).unzip();
@@ -137,23 +146,19 @@ impl Writer {
         }
     }
 
-    /// Takes out, and answers, the batches whose tables were dropped since they were built.
-    fn refuse_stale(&self, group: Vec<Waiting>) -> Vec<Waiting> {
+    /// Takes out, and answers, the batches whose tables were dropped since they were built or that are too large.
+    fn refuse_unfit(&self, group: Vec<Waiting>) -> Vec<Waiting> {
         let catalog = self.inner.catalog.load();
-        let stale = |waiting: &Waiting| {
-            waiting.batch.parts.iter().find(|part| catalog.table_by_id(part.table).is_none()).map(|part| part.table)
-        };
-        let mut fresh = Vec::with_capacity(group.len());
+        let mut fit = Vec::with_capacity(group.len());
         for waiting in group {
-            match stale(&waiting) {
-                None => fresh.push(waiting),
-                Some(table) => {
-                    let conflict = Error::Conflict(format!("table {table} was dropped meanwhile"));
-                    let _ = waiting.reply.send(Err(conflict));
+            match check_batch(&catalog, &waiting.batch) {
+                Ok(()) => fit.push(waiting),
+                Err(error) => {
+                    let _ = waiting.reply.send(Err(error));
                 }
             }
         }
-        fresh
+        fit
     }
 
     /// Appends all batches, syncs once, and builds the next memtable, which readers do not see yet.
@@ -162,12 +167,17 @@ impl Writer {
         let mut rows = Vec::new();
         let mut state = Vec::new();
         let mut next = self.next_seq;
+        let catalog = self.inner.catalog.load();
+        let table = |id: TableId| match catalog.table_by_id(id) {
+            Some(table) => table,
+            None => unreachable!("a batch for table {id}, which is gone, was not refused"),
+        };
         for batch in batches {
             let range = SeqRange { first: next, last: next.plus(u64::from(batch.messages) - 1) };
             next = range.last.plus(1);
             ranges.push(range);
             for part in batch.parts {
-                let (ids, new) = self.inner.series.table(part.table).allocate(&part.new_keys);
+                let (ids, new) = table(part.table).series().allocate(&part.new_keys);
                 if let Some(first) = ids.iter().zip(&part.new_keys).find(|(_, key)| new.first() == Some(*key)) {
                     self.unlogged.push(SeriesRecord { table: part.table, first: *first.0, keys: new });
                 }
@@ -182,21 +192,26 @@ impl Writer {
             }
             state.extend(batch.state);
         }
-        let mut records = WalWriter::new();
-        self.unlogged.iter().for_each(|series| records.series(series));
+        let mut records = self.records();
         rows.iter().for_each(|rows| records.rows(rows));
         state.iter().for_each(|state| records.state(state));
         self.append(records, next)?;
-        let catalog = self.inner.catalog.load();
         for rows in rows {
-            let width = catalog.table_by_id(rows.table).map(|table| table.def().options.partition);
-            self.active.insert(rows, width.unwrap_or_else(|| TableOptions::default().partition));
+            let width = table(rows.table).def().options.partition;
+            self.active.insert(rows, width);
         }
         state.into_iter().for_each(|state| self.inner.state.apply(state));
         Ok(ranges)
     }
 
-    /// Makes one frame durable. Running out of disk before its first byte refuses it; any later error latches.
+    /// The start of every frame: the series that earlier ones failed to log, or that this one brings.
+    fn records(&self) -> WalWriter {
+        let mut records = WalWriter::new();
+        self.unlogged.iter().for_each(|series| records.series(series));
+        records
+    }
+
+    /// Makes one frame, begun with `records`, durable. Running out of disk before its first byte refuses it; any later error latches.
     fn append(&mut self, records: WalWriter, next: SeqNo) -> Result<()> {
         let bytes = records.len();
         self.log.reserve(bytes, self.next_seq)?;
@@ -210,13 +225,15 @@ impl Writer {
 
     fn commit_catalog(&mut self, request: &CatalogRequest) -> Result<SeqRange> {
         self.inner.health.check()?;
-        let mut catalog = crate::catalog::Catalog::clone(&self.inner.catalog.load());
+        let mut catalog = Catalog::clone(&self.inner.catalog.load());
         let changes = plan(&catalog, request)?;
-        let seq = SeqRange { first: self.next_seq, last: self.next_seq };
         if changes.is_empty() {
-            return Ok(seq);
+            // It is so already, as of the last commit.
+            let last = SeqNo(self.next_seq.0 - 1);
+            return Ok(SeqRange { first: last, last });
         }
-        let mut records = WalWriter::new();
+        let seq = SeqRange { first: self.next_seq, last: self.next_seq };
+        let mut records = self.records();
         changes.iter().for_each(|change| records.catalog(change));
         self.append(records, self.next_seq.plus(1))?;
         changes.iter().for_each(|change| catalog.apply(change));
@@ -224,7 +241,6 @@ impl Writer {
         if let CatalogRequest::DropTable(table) = request {
             self.active.drop_table(*table);
             self.inner.versions.drop_table(*table);
-            self.inner.series.drop_table(*table);
             self.inner.send_job(Job::Retain);
         }
         self.inner.publish(seq.last, &self.active);
@@ -242,11 +258,9 @@ impl Writer {
     /// Hands the memtable, and a checkpoint of all else, to the flush job; waits while too many are waiting already.
     fn freeze(&mut self) -> Result<()> {
         let inner = &self.inner;
-        if !inner.flushes.wait_for_room(FROZEN_MEMTABLES, FLUSH_PATIENCE) {
-            return Err(Error::Full(format!("{FROZEN_MEMTABLES} memtables wait for their flush")));
-        }
+        inner.flushes.wait_for_room(FROZEN_MEMTABLES, FLUSH_PATIENCE)?;
         let catalog = inner.catalog.load_full();
-        let series = catalog.tables().map(|table| (table.id(), inner.series.table(table.id()).len())).collect();
+        let series = catalog.tables().map(|table| (Arc::clone(table), table.series().len())).collect();
         let last = SeqNo(self.next_seq.0 - 1);
         let active = std::mem::take(&mut self.active);
         inner.versions.freeze();
@@ -263,12 +277,12 @@ impl Writer {
     }
 }
 
-/// Takes what has queued up, within the bounds of a group. Returns the first command that is no batch.
+/// Takes what has queued up, within the bounds of a group. Returns the first command that does not join it.
 fn gather(commands: &Receiver<Command>, group: &mut Vec<Waiting>) -> Option<Command> {
     let mut bytes: usize = group.iter().map(|waiting| waiting.batch.bytes).sum();
     while group.len() < GROUP_BATCHES && bytes < GROUP_BYTES {
         match commands.try_recv() {
-            Ok(Command::Write(batch, reply)) => {
+            Ok(Command::Write(batch, reply)) if bytes + batch.bytes <= GROUP_BYTES => {
                 bytes += batch.bytes;
                 group.push(Waiting { batch, reply });
             }
@@ -279,8 +293,22 @@ fn gather(commands: &Receiver<Command>, group: &mut Vec<Waiting>) -> Option<Comm
     None
 }
 
+/// What the builder cannot know: whether the tables are still there; and what state brings, which it does not check.
+fn check_batch(catalog: &Catalog, batch: &WriteBatch) -> Result<()> {
+    if let Some(part) = batch.parts.iter().find(|part| catalog.table_by_id(part.table).is_none()) {
+        return Err(Error::Conflict(format!("table {} was dropped meanwhile", part.table)));
+    }
+    if batch.state.iter().any(|state| state.key.len().max(state.namespace.len()) > KEY_BYTES) {
+        return Err(Error::Limit { what: "bytes of a key of state".into(), limit: KEY_BYTES as u64 });
+    }
+    if batch.bytes > BATCH_BYTES {
+        return Err(Error::Limit { what: "bytes of a batch".into(), limit: BATCH_BYTES as u64 });
+    }
+    Ok(())
+}
+
 /// The changes that a request comes to.
-fn plan(catalog: &crate::catalog::Catalog, request: &CatalogRequest) -> Result<Vec<CatalogChange>> {
+fn plan(catalog: &Catalog, request: &CatalogRequest) -> Result<Vec<CatalogChange>> {
     let require = |table: &TableId| match catalog.table_by_id(*table) {
         Some(_) => Ok(()),
         None => Err(Error::Conflict(format!("table {table} was dropped meanwhile"))),
@@ -290,6 +318,7 @@ fn plan(catalog: &crate::catalog::Catalog, request: &CatalogRequest) -> Result<V
         CatalogRequest::AddColumns(table, columns) => catalog.add_columns(*table, columns.clone())?,
         CatalogRequest::SetOptions(table, options) => {
             require(table)?;
+            check_options(options)?;
             vec![CatalogChange::SetOptions { table: *table, options: *options }]
         }
         CatalogRequest::DropTable(table) => {
@@ -297,6 +326,11 @@ fn plan(catalog: &crate::catalog::Catalog, request: &CatalogRequest) -> Result<V
             vec![CatalogChange::DropTable(*table)]
         }
         CatalogRequest::PutObject { object, replace } => {
+            check_name("a database", &object.database)?;
+            check_name("an object", &object.name)?;
+            if object.text.len() > TEXT_BYTES {
+                return Err(Error::Limit { what: "bytes of a statement".into(), limit: TEXT_BYTES as u64 });
+            }
             let known = catalog.object(object.kind, &object.database, &object.name);
             if known.is_some() && !replace {
                 return Err(Error::Conflict(format!("{:?} {} exists already", object.kind, object.name)));

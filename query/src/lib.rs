@@ -1,1 +1,27 @@
-//! x
+//! From SQL to a scan and back: statements, tables, functions, limits, and the doors that answers leave by.
+//!
+//! # Invariants
+//! - A query sees one snapshot; every read goes through one leaf plan.
+//! - No SQL text reaches the planner before the guard has bounded it; no SQL reaches a file.
+//! - `query` never calls `ingest`: live state enters by two registries, system tables and statement handlers.
+
+mod answer;
+mod context;
+mod error;
+mod guard;
+mod rows;
+mod running;
+mod scan;
+mod table;
+
+pub mod door;
+pub mod function;
+pub mod limits;
+pub mod statement;
+pub mod system;
+
+pub use answer::Answer;
+pub use context::{QueryEngine, QueryOptions, Request, StatementHandler, SystemTable};
+pub use error::{Error, Result};
+pub use rows::{RowError, ensure_table, write_rows};
+pub use running::QueryInfo;

@@ -129,12 +129,10 @@ impl ChunkWriter {
         }
     }
 
-    /// Appends a row group. All columns have as many rows as `times`, in (key, time) order; all groups but the last
-    /// have 65,536 rows.
+    /// Appends a row group of at most 65,536 rows. All columns have as many rows as `times`, in (key, time) order.
     pub fn push_group(&mut self, times: Vec<i64>, columns: &[(ColumnId, Column)]) {
         let rows = times.len();
         assert!(rows > 0 && rows <= ROW_GROUP_ROWS, "a row group of {rows} rows");
-        assert_eq!(self.rows, (self.groups * ROW_GROUP_ROWS) as u64, "only the last row group may be short");
         self.push_page(TIME_COLUMN, &Column::of(Values::Int(times)));
         for (id, column) in columns {
             assert_eq!(column.len(), rows, "column {id} and the times differ in length");
@@ -148,6 +146,7 @@ impl ChunkWriter {
 
     fn push_page(&mut self, id: ColumnId, column: &Column) {
         let page = encode_page(column, id == TIME_COLUMN);
+        assert!(page.len() <= PAGE_BYTES, "a page of {} bytes", page.len());
         let meta = PageMeta {
             offset: self.drained + self.bytes.len() as u64,
             len: page.len() as u32,
@@ -403,9 +402,6 @@ impl<'a> ChunkReader<'a> {
         let bytes = self.section("page directory", self.root.page_section)?;
         let mut cursor = Cursor::new("page directory", bytes);
         let groups = cursor.count(usize::MAX, 4)?;
-        if groups as u64 != self.root.rows.div_ceil(ROW_GROUP_ROWS as u64) {
-            return Err(cursor.invalid("a row group for every 65,536 rows", groups as u64));
-        }
         let count = cursor.count(COLUMNS, 5)?;
         let mut columns = Vec::with_capacity(count);
         for _ in 0..count {
@@ -420,9 +416,22 @@ impl<'a> ChunkReader<'a> {
             columns.push(ColumnPages { id, kind, pages });
         }
         cursor.finish()?;
-        match columns.first() {
-            Some(first) if first.id == TIME_COLUMN && first.pages.iter().all(Option::is_some) => Ok(columns),
-            _ => Err(cursor.invalid("a time column first", count as u64)),
+        let time = columns.first().filter(|first: &&ColumnPages| first.id == TIME_COLUMN);
+        let rows: Option<Vec<u32>> = time.and_then(|time| time.pages.iter().map(|page| Some((*page)?.stats.rows)).collect());
+        let Some(rows) = rows else { return Err(cursor.invalid("a time column first", count as u64)) };
+        if rows.iter().any(|rows| *rows == 0 || *rows as usize > ROW_GROUP_ROWS) {
+            return Err(cursor.invalid("row groups of 1 to 65,536 rows", groups as u64));
+        }
+        let total: u64 = rows.iter().map(|rows| u64::from(*rows)).sum();
+        if total != self.root.rows {
+            return Err(cursor.invalid("row groups that cover every row", total));
+        }
+        let unequal = |column: &ColumnPages| {
+            column.pages.iter().zip(&rows).any(|(page, rows)| page.is_some_and(|page| page.stats.rows != *rows))
+        };
+        match columns.iter().position(unequal) {
+            None => Ok(columns),
+            Some(place) => Err(cursor.invalid("pages of a row group with equally many rows", place as u64)),
         }
     }
 

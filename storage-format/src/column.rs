@@ -207,6 +207,15 @@ impl Values {
         }
     }
 
+    /// The strings, if these are strings.
+    #[must_use]
+    pub fn texts(&self) -> Option<&Texts> {
+        match self {
+            Self::Text(texts) => Some(texts),
+            _ => None,
+        }
+    }
+
     /// Number of slots.
     #[must_use]
     pub fn len(&self) -> usize {

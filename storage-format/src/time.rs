@@ -74,8 +74,10 @@ impl TimeRange {
     #[must_use]
     pub fn aligned(time: Timestamp, width: i64) -> Self {
         assert!(width > 0, "a partition is at least one nanosecond wide, not {width}");
-        let start = time.0.div_euclid(width).saturating_mul(width);
-        Self { start: Timestamp(start), end: Timestamp(start.saturating_add(width)) }
+        let place = time.0.div_euclid(width);
+        // Each bound saturates by itself, so that the ranges at the ends of time touch their neighbours too.
+        let bound = |place: i64| Timestamp(place.saturating_mul(width));
+        Self { start: bound(place), end: bound(place.saturating_add(1)) }
     }
 }
 
@@ -88,6 +90,16 @@ mod tests {
         let range = TimeRange::aligned(Timestamp::from_nanos(-1), 10);
         assert_eq!((range.start.as_nanos(), range.end.as_nanos()), (-10, 0));
         assert!(range.contains(Timestamp::from_nanos(-10)) && !range.contains(Timestamp::from_nanos(0)));
+    }
+
+    #[test]
+    fn ranges_at_the_ends_of_time_touch_their_neighbours() {
+        let width = 86_400_000_000_000;
+        let first = TimeRange::aligned(Timestamp::MIN, width);
+        assert_eq!(first.start, Timestamp::MIN);
+        assert_eq!(TimeRange::aligned(first.end, width).start, first.end);
+        let last = TimeRange::aligned(Timestamp(i64::MAX - 1), width);
+        assert_eq!((last.end, last.start.0 % width), (Timestamp::MAX, 0));
     }
 
     #[test]

@@ -37,7 +37,6 @@ const WINDOW_ROWS: usize = 32 * 1024;
 
 /// A Parquet file, read window by window.
 pub(crate) struct ColdSource {
-    inner: Arc<Inner>,
     context: Arc<ScanContext>,
     path: String,
     options: ColdOptions,
@@ -110,7 +109,7 @@ impl ColdSource {
         let groups = row_groups(&builder, context)?;
         let builder = builder.with_projection(mask).with_row_groups(groups).with_batch_size(WINDOW_ROWS);
         let stream = builder.build().map_err(store_error)?;
-        Ok(Self { inner: Arc::clone(inner), context: Arc::clone(context), path: file.path.clone(), options, stream })
+        Ok(Self { context: Arc::clone(context), path: file.path.clone(), options, stream })
     }
 
     pub(crate) fn next_window(&mut self) -> Result<Option<Window>> {
@@ -166,7 +165,9 @@ impl ColdSource {
         let micros = arrays.get(&0).and_then(|array| array.as_primitive_opt::<TimestampMicrosecondType>());
         let rest = arrays.get(&TIME_NS_ID).and_then(|array| array.as_primitive_opt::<Int16Type>());
         let (Some(micros), Some(rest)) = (micros, rest) else { return Err(self.wrong("time columns are missing")) };
-        Ok(micros.values().iter().zip(rest.values()).map(|(us, ns)| us * 1000 + i64::from(*ns)).collect())
+        // Wrapping: near the first instant the microsecond's start lies below i64, the instant itself does not.
+        let nanos = |(us, ns): (&i64, &i16)| us.wrapping_mul(1000).wrapping_add(i64::from(*ns));
+        Ok(micros.values().iter().zip(rest.values()).map(nanos).collect())
     }
 
     fn ranks(&self, arrays: &HashMap<u32, &ArrayRef>, rows: usize) -> Result<Vec<u32>> {
@@ -176,7 +177,7 @@ impl ColdSource {
             .tags()
             .map(|tag| arrays.get(&tag.id.0).and_then(|array| array.as_string_opt::<i32>()))
             .collect();
-        let series = self.inner.series.table(self.context.table.id());
+        let series = self.context.table.series();
         let mut ranks = Vec::with_capacity(rows);
         let (mut key, mut last_key, mut last_rank) = (Vec::new(), Vec::new(), None);
         for row in 0..rows {

@@ -41,13 +41,15 @@ pub(crate) fn write_day(
     }
     let (database, name) = (&table.def().database, &table.def().name);
     let path = format!("{database}/{name}/day={}/part-{}.parquet", day_name(&day), uuid::Uuid::new_v4());
-    let Some((rows, bytes)) = options.runtime.block_on(upload(options, context, &path, merge))? else {
+    let object = ObjectPath::from(path.as_str());
+    let Some((rows, bytes)) = options.runtime.block_on(upload(options, context, &object, merge))? else {
         return Ok(None);
     };
     if let Some(root) = &options.directory {
-        sync_upwards(root, &path)?;
+        // As the store names it: what a path may not hold is percent-encoded.
+        sync_upwards(root, object.as_ref())?;
     }
-    let found = options.runtime.block_on(options.store.head(&ObjectPath::from(path.as_str())));
+    let found = options.runtime.block_on(options.store.head(&object));
     let found = found.map_err(store_error)?.size;
     if found != bytes {
         return Err(Error::Cold(format!("{path} has {found} bytes after the upload, {bytes} were written")));
@@ -58,12 +60,12 @@ pub(crate) fn write_day(
 async fn upload(
     options: &ColdOptions,
     context: &ScanContext,
-    path: &str,
+    path: &ObjectPath,
     mut merge: Merge,
 ) -> Result<Option<(u64, u64)>> {
     let Some(mut window) = merge.next_window()? else { return Ok(None) };
     let schema = schema(&context.table);
-    let sink = BufWriter::new(Arc::clone(&options.store), ObjectPath::from(path));
+    let sink = BufWriter::new(Arc::clone(&options.store), path.clone());
     let properties = properties(&context.table);
     let mut writer = AsyncArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(store_error)?;
     let mut rows = 0;

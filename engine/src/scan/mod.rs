@@ -155,7 +155,7 @@ impl std::fmt::Debug for Scan {
 /// Chooses what `request` needs of one snapshot.
 pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanRequest) -> Result<Scan> {
     let version = Arc::clone(&snapshot.version);
-    let order = inner.series.table(request.table.id()).order();
+    let order = request.table.series().order();
     let columns = request.columns.iter();
     let is_field = |id: &&ColumnId| request.table.column_by_id(**id).is_some_and(|c| c.role == ColumnRole::Field);
     let context = ScanContext {

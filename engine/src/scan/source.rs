@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sonde_storage_format::limits::ROW_GROUP_ROWS;
 use sonde_storage_format::{Column, ColumnId, PhysicalType, Timestamp, Values};
 
 use crate::cold::read::ColdSource;
@@ -166,7 +165,7 @@ impl ChunkSource {
 
     /// The wanted series of a row group, with their rows counted from the group's first.
     fn runs(&self, open: &OpenChunk, group: usize, rows: usize) -> Vec<Run> {
-        let start = (group * ROW_GROUP_ROWS) as u64;
+        let start = open.starts.get(group).copied().unwrap_or_default();
         let end = start + rows as u64;
         let first = open.series.partition_point(|run| run.start + run.rows <= start);
         let series = open.series.iter().skip(first).take_while(|run| run.start < end);

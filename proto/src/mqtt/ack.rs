@@ -2,7 +2,7 @@
 
 use super::error::{DecodeError, ReasonCode};
 use super::packet::Version;
-use super::property::{Properties, place};
+use super::property::{Properties, Property, place};
 use super::wire::{Reader, put_packet, put_u16};
 
 /// CONNACK (section 3.2).
@@ -23,7 +23,7 @@ impl<'a> ConnAck<'a> {
         if flags > 1 {
             return Err(DecodeError::Malformed("reserved flags of CONNACK are set"));
         }
-        let reason = ReasonCode(reader.u8()?);
+        let reason = read_code(&mut reader, 2, version)?;
         let properties = match version {
             Version::V5 => Properties::read(&mut reader, place::CONNACK)?,
             Version::V311 => Properties::default(),
@@ -61,10 +61,10 @@ impl<'a> Ack<'a> {
         Self { packet_id, reason: ReasonCode::SUCCESS, properties: Properties::default() }
     }
 
-    pub(super) fn decode(body: &'a [u8], version: Version) -> Result<Self, DecodeError> {
+    pub(super) fn decode(packet_type: u8, body: &'a [u8], version: Version) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body);
         let packet_id = reader.packet_id()?;
-        let (reason, properties) = read_reason(&mut reader, version, place::ACK)?;
+        let (reason, properties) = read_reason(&mut reader, packet_type, version, place::ACK)?;
         Ok(Self { packet_id, reason, properties })
     }
 
@@ -76,16 +76,44 @@ impl<'a> Ack<'a> {
     }
 }
 
+/// Whether a packet of this type may carry the code (table 2-6; in 3.1.1 table 3.1 and section 3.9.3).
+fn may_carry(packet_type: u8, version: Version, code: u8) -> bool {
+    match (packet_type, version) {
+        (2, Version::V311) => code <= 5,
+        (9, Version::V311) => matches!(code, 0..=2 | 0x80),
+        (2, Version::V5) => matches!(code, 0 | 0x80..=0x8a | 0x8c | 0x90 | 0x95 | 0x97 | 0x99..=0x9d | 0x9f),
+        (4 | 5, Version::V5) => matches!(code, 0 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99),
+        (6 | 7, Version::V5) => matches!(code, 0 | 0x92),
+        (9, Version::V5) => {
+            matches!(code, 0..=2 | 0x80 | 0x83 | 0x87 | 0x8f | 0x91 | 0x97 | 0x9e | 0xa1 | 0xa2)
+        }
+        (11, Version::V5) => matches!(code, 0 | 0x11 | 0x80 | 0x83 | 0x87 | 0x8f | 0x91),
+        (14, Version::V5) => {
+            matches!(code, 0 | 4 | 0x80..=0x83 | 0x87 | 0x89 | 0x8b..=0x90 | 0x93..=0xa2)
+        }
+        (15, Version::V5) => matches!(code, 0 | 0x18 | 0x19),
+        _ => false,
+    }
+}
+
+fn read_code(reader: &mut Reader<'_>, packet_type: u8, version: Version) -> Result<ReasonCode, DecodeError> {
+    match reader.u8()? {
+        code if may_carry(packet_type, version, code) => Ok(ReasonCode(code)),
+        _ => Err(DecodeError::Protocol("a reason code that does not belong in this packet")),
+    }
+}
+
 /// The optional reason code and properties at the end of a packet.
 fn read_reason<'a>(
     reader: &mut Reader<'a>,
+    packet_type: u8,
     version: Version,
     place: u16,
 ) -> Result<(ReasonCode, Properties<'a>), DecodeError> {
     let mut reason = ReasonCode::SUCCESS;
     let mut properties = Properties::default();
     if version == Version::V5 && !reader.is_empty() {
-        reason = ReasonCode(reader.u8()?);
+        reason = read_code(reader, packet_type, version)?;
         if !reader.is_empty() {
             properties = Properties::read(reader, place)?;
         }
@@ -116,23 +144,36 @@ pub struct SubAck<'a> {
 }
 
 impl<'a> SubAck<'a> {
-    pub(super) fn decode(body: &'a [u8], version: Version) -> Result<Self, DecodeError> {
+    pub(super) fn decode(packet_type: u8, body: &'a [u8], version: Version) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body);
         let packet_id = reader.packet_id()?;
         let properties = match version {
             Version::V5 => Properties::read(&mut reader, place::ACK)?,
             Version::V311 => Properties::default(),
         };
-        Ok(Self { packet_id, properties, reasons: reader.rest() })
+        if packet_type == 11 && version == Version::V311 {
+            reader.finish()?;
+            return Ok(Self { packet_id, properties, reasons: &[] });
+        }
+        let reasons = reader.clone().rest();
+        if reasons.is_empty() {
+            return Err(DecodeError::Protocol("an acknowledgement of no filter"));
+        }
+        while !reader.is_empty() {
+            read_code(&mut reader, packet_type, version)?;
+        }
+        Ok(Self { packet_id, properties, reasons })
     }
 
-    pub(super) fn encode(&self, first: u8, version: Version, out: &mut Vec<u8>) {
-        put_packet(first, out, |out| {
+    pub(super) fn encode(&self, packet_type: u8, version: Version, out: &mut Vec<u8>) {
+        put_packet(packet_type << 4, out, |out| {
             put_u16(self.packet_id, out);
             if version == Version::V5 {
                 self.properties.write(out);
             }
-            out.extend_from_slice(self.reasons);
+            if packet_type == 9 || version == Version::V5 {
+                out.extend_from_slice(self.reasons);
+            }
         });
     }
 }
@@ -148,7 +189,7 @@ pub struct Disconnect<'a> {
 
 impl<'a> Disconnect<'a> {
     pub(super) fn decode(body: &'a [u8], version: Version) -> Result<Self, DecodeError> {
-        let (reason, properties) = read_reason(&mut Reader::new(body), version, place::DISCONNECT)?;
+        let (reason, properties) = read_reason(&mut Reader::new(body), 14, version, place::DISCONNECT)?;
         Ok(Self { reason, properties })
     }
 
@@ -169,7 +210,12 @@ pub struct Auth<'a> {
 
 impl<'a> Auth<'a> {
     pub(super) fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
-        let (reason, properties) = read_reason(&mut Reader::new(body), Version::V5, place::AUTH)?;
+        let (reason, properties) = read_reason(&mut Reader::new(body), 15, Version::V5, place::AUTH)?;
+        let says_something = reason != ReasonCode::SUCCESS || !properties.is_empty();
+        let has_method = |property| matches!(property, Property::AuthenticationMethod(_)).then_some(());
+        if says_something && properties.find(has_method).is_none() {
+            return Err(DecodeError::Protocol("AUTH without a method"));
+        }
         Ok(Self { reason, properties })
     }
 

@@ -60,7 +60,8 @@ impl<'a> Connect<'a> {
         }
         let keep_alive = reader.u16()?;
         let v5 = version == Version::V5;
-        let properties = if v5 { Properties::read(&mut reader, place::CONNECT)? } else { Properties::default() };
+        let properties =
+            if v5 { Properties::read(&mut reader, place::CONNECT)? } else { Properties::default() };
         let client_id = reader.text()?;
         let has_will = flags & 4 != 0;
         if !has_will && flags & 0b0011_1000 != 0 {
@@ -69,7 +70,8 @@ impl<'a> Connect<'a> {
         let mut will = None;
         if has_will {
             let qos = QoS::from_bits(flags >> 3 & 3)?;
-            let properties = if v5 { Properties::read(&mut reader, place::WILL)? } else { Properties::default() };
+            let properties =
+                if v5 { Properties::read(&mut reader, place::WILL)? } else { Properties::default() };
             let topic = reader.text()?;
             validate_topic(topic)?;
             let payload = reader.binary()?;

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - Decoding allocates nothing; what a packet holds borrows from the read buffer.
-//! - A packet that decodes is well-formed: UTF-8 without U+0000, lengths that add up, properties where they belong.
+//! - A packet that decodes is well-formed: UTF-8 without U+0000, lengths that add up, properties and
+//!   reason codes where they belong.
 //! - `remaining length` is checked against the limit before any of the body is looked at.
 #![forbid(unsafe_code)]
 

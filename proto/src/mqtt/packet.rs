@@ -39,7 +39,11 @@ pub enum Packet<'a> {
 
 /// Decodes the packet at the start of `bytes` and returns it with its length; `None` where it is not complete yet.
 /// `version` is what the connection speaks (CONNECT says its own), `limit` the bytes that a packet may have.
-pub fn decode(bytes: &[u8], version: Version, limit: usize) -> Result<Option<(Packet<'_>, usize)>, DecodeError> {
+pub fn decode(
+    bytes: &[u8],
+    version: Version,
+    limit: usize,
+) -> Result<Option<(Packet<'_>, usize)>, DecodeError> {
     let Some((first, rest)) = bytes.split_first() else { return Ok(None) };
     check_flags(*first)?;
     let Some((remaining, len)) = varint(rest)? else { return Ok(None) };
@@ -48,19 +52,20 @@ pub fn decode(bytes: &[u8], version: Version, limit: usize) -> Result<Option<(Pa
         return Err(DecodeError::TooLarge { size, limit });
     }
     let Some(body) = bytes.get(1 + len..size) else { return Ok(None) };
-    let empty = |packet| if body.is_empty() { Ok(packet) } else { Err(DecodeError::Malformed("a ping with a body")) };
+    let empty =
+        |packet| if body.is_empty() { Ok(packet) } else { Err(DecodeError::Malformed("a ping with a body")) };
     let packet = match first >> 4 {
         1 => Packet::Connect(Connect::decode(body)?),
         2 => Packet::ConnAck(ConnAck::decode(body, version)?),
         3 => Packet::Publish(Publish::decode(first & 0xf, body, version)?),
-        4 => Packet::PubAck(Ack::decode(body, version)?),
-        5 => Packet::PubRec(Ack::decode(body, version)?),
-        6 => Packet::PubRel(Ack::decode(body, version)?),
-        7 => Packet::PubComp(Ack::decode(body, version)?),
+        4 => Packet::PubAck(Ack::decode(4, body, version)?),
+        5 => Packet::PubRec(Ack::decode(5, body, version)?),
+        6 => Packet::PubRel(Ack::decode(6, body, version)?),
+        7 => Packet::PubComp(Ack::decode(7, body, version)?),
         8 => Packet::Subscribe(Subscribe::decode(body, version)?),
-        9 => Packet::SubAck(SubAck::decode(body, version)?),
+        9 => Packet::SubAck(SubAck::decode(9, body, version)?),
         10 => Packet::Unsubscribe(Unsubscribe::decode(body, version)?),
-        11 => Packet::UnsubAck(SubAck::decode(body, version)?),
+        11 => Packet::UnsubAck(SubAck::decode(11, body, version)?),
         12 => empty(Packet::PingReq)?,
         13 => empty(Packet::PingResp)?,
         14 => Packet::Disconnect(Disconnect::decode(body, version)?),
@@ -79,7 +84,11 @@ fn check_flags(first: u8) -> Result<(), DecodeError> {
         6 | 8 | 10 => 2,
         _ => 0,
     };
-    if flags == right { Ok(()) } else { Err(DecodeError::Malformed("reserved flags of the fixed header are set")) }
+    if flags == right {
+        Ok(())
+    } else {
+        Err(DecodeError::Malformed("reserved flags of the fixed header are set"))
+    }
 }
 
 impl Packet<'_> {
@@ -97,12 +106,12 @@ impl Packet<'_> {
                 let filters: Vec<_> = subscribe.filters().collect();
                 Subscribe::encode(subscribe.packet_id, subscribe.properties, &filters, version, out);
             }
-            Self::SubAck(ack) => ack.encode(0x90, version, out),
+            Self::SubAck(ack) => ack.encode(9, version, out),
             Self::Unsubscribe(unsubscribe) => {
                 let filters: Vec<_> = unsubscribe.filters().collect();
                 Unsubscribe::encode(unsubscribe.packet_id, unsubscribe.properties, &filters, version, out);
             }
-            Self::UnsubAck(ack) => ack.encode(0xb0, version, out),
+            Self::UnsubAck(ack) => ack.encode(11, version, out),
             Self::PingReq => out.extend_from_slice(&[0xc0, 0]),
             Self::PingResp => out.extend_from_slice(&[0xd0, 0]),
             Self::Disconnect(disconnect) => disconnect.encode(version, out),

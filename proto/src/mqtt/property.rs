@@ -1,6 +1,7 @@
 //! Properties (MQTT 5, section 2.2.2).
 
 use super::error::DecodeError;
+use super::topic::validate_topic;
 use super::wire::{Reader, put_binary, put_u16, put_u32, put_varint};
 
 /// One property.
@@ -186,7 +187,7 @@ impl<'a> Properties<'a> {
         let mut inner = Reader::new(bytes);
         let mut seen = 0_u64;
         while !inner.is_empty() {
-            let (id, _) = Property::read(&mut inner)?;
+            let (id, property) = Property::read(&mut inner)?;
             if places(id) & place == 0 {
                 return Err(DecodeError::Protocol("a property that does not belong in this packet"));
             }
@@ -195,6 +196,12 @@ impl<'a> Properties<'a> {
                 return Err(DecodeError::Protocol("a property that stands twice"));
             }
             seen |= 1 << id;
+            if let Property::ResponseTopic(topic) = property {
+                validate_topic(topic)?;
+            }
+        }
+        if seen >> 0x16 & 1 == 1 && seen >> 0x15 & 1 == 0 {
+            return Err(DecodeError::Protocol("authentication data without a method"));
         }
         Ok(Self(bytes))
     }

@@ -54,7 +54,7 @@ impl<'a> Publish<'a> {
         let qos = QoS::from_bits(flags >> 1 & 3)?;
         let (dup, retain) = (flags & 8 != 0, flags & 1 != 0);
         if dup && qos == QoS::AtMostOnce {
-            return Err(DecodeError::Protocol("DUP with QoS 0"));
+            return Err(DecodeError::Malformed("DUP with QoS 0"));
         }
         let mut reader = Reader::new(body);
         let topic = reader.text()?;
@@ -63,11 +63,9 @@ impl<'a> Publish<'a> {
             Version::V5 => Properties::read(&mut reader, place::PUBLISH)?,
             Version::V311 => Properties::default(),
         };
-        let aliased = properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
+        let aliased =
+            properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
         if !(topic.is_empty() && aliased.is_some()) {
-            validate_topic(topic)?;
-        }
-        if let Some(topic) = properties.find(|p| if let Property::ResponseTopic(t) = p { Some(t) } else { None }) {
             validate_topic(topic)?;
         }
         Ok(Self { dup, qos, retain, topic, packet_id, properties, payload: reader.rest() })

@@ -53,18 +53,21 @@ impl<'a> Filter<'a> {
         if no_local && is_shared(filter) {
             return Err(DecodeError::Protocol("no local on a shared subscription"));
         }
-        let qos = QoS::from_bits(options & 3)?;
+        let qos =
+            QoS::from_bits(options & 3).map_err(|_| DecodeError::Protocol("QoS 3 in a subscription"))?;
         Ok(Self { filter, qos, no_local, retain_as_published: options & 8 != 0, retain_handling })
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    /// 3.1.1 knows nothing but the QoS.
+    fn write(&self, version: Version, out: &mut Vec<u8>) {
         put_binary(self.filter.as_bytes(), out);
-        out.push(
-            self.qos as u8
-                | u8::from(self.no_local) << 2
-                | u8::from(self.retain_as_published) << 3
-                | (self.retain_handling as u8) << 4,
-        );
+        let mut options = self.qos as u8;
+        if version == Version::V5 {
+            options |= u8::from(self.no_local) << 2;
+            options |= u8::from(self.retain_as_published) << 3;
+            options |= (self.retain_handling as u8) << 4;
+        }
+        out.push(options);
     }
 }
 
@@ -101,17 +104,25 @@ impl<'a> Subscribe<'a> {
     /// The filters, in their order.
     pub fn filters(&self) -> impl Iterator<Item = Filter<'a>> + use<'a> {
         let (mut reader, version) = (Reader::new(self.filters), self.version);
-        std::iter::from_fn(move || if reader.is_empty() { None } else { Filter::read(&mut reader, version).ok() })
+        std::iter::from_fn(
+            move || if reader.is_empty() { None } else { Filter::read(&mut reader, version).ok() },
+        )
     }
 
     /// Appends the packet of these filters.
-    pub fn encode(packet_id: u16, properties: Properties<'_>, filters: &[Filter<'_>], version: Version, out: &mut Vec<u8>) {
+    pub fn encode(
+        packet_id: u16,
+        properties: Properties<'_>,
+        filters: &[Filter<'_>],
+        version: Version,
+        out: &mut Vec<u8>,
+    ) {
         put_packet(0x82, out, |out| {
             put_u16(packet_id, out);
             if version == Version::V5 {
                 properties.write(out);
             }
-            filters.iter().for_each(|filter| filter.write(out));
+            filters.iter().for_each(|filter| filter.write(version, out));
         });
     }
 }
@@ -152,7 +163,13 @@ impl<'a> Unsubscribe<'a> {
     }
 
     /// Appends the packet of these filters.
-    pub fn encode(packet_id: u16, properties: Properties<'_>, filters: &[&str], version: Version, out: &mut Vec<u8>) {
+    pub fn encode(
+        packet_id: u16,
+        properties: Properties<'_>,
+        filters: &[&str],
+        version: Version,
+        out: &mut Vec<u8>,
+    ) {
         put_packet(0xa2, out, |out| {
             put_u16(packet_id, out);
             if version == Version::V5 {

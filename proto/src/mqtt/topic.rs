@@ -11,7 +11,7 @@ pub fn validate_topic(topic: &str) -> Result<(), DecodeError> {
         return Err(DecodeError::Protocol("an empty topic"));
     }
     if topic.bytes().any(|byte| byte == b'+' || byte == b'#') {
-        return Err(DecodeError::Protocol("a wildcard in a topic name"));
+        return Err(DecodeError::Malformed("a wildcard in a topic name"));
     }
     if levels(topic) > MAX_LEVELS {
         return Err(DecodeError::Protocol("a topic of more than 32 levels"));
@@ -34,7 +34,8 @@ pub fn validate_filter(filter: &str) -> Result<(), DecodeError> {
     let plain = match filter.strip_prefix("$share/") {
         None => filter,
         Some(shared) => {
-            let (group, plain) = shared.split_once('/').ok_or(DecodeError::Protocol("a shared filter without a filter"))?;
+            let (group, plain) =
+                shared.split_once('/').ok_or(DecodeError::Protocol("a shared filter without a filter"))?;
             if group.is_empty() || group.contains(['+', '#']) {
                 return Err(DecodeError::Protocol("a share name that is empty or has a wildcard"));
             }
@@ -53,7 +54,9 @@ pub fn validate_filter(filter: &str) -> Result<(), DecodeError> {
         match level {
             "#" if is_last => {}
             "+" => {}
-            _ if level.contains(['+', '#']) => return Err(DecodeError::Protocol("a wildcard inside a level")),
+            _ if level.contains(['+', '#']) => {
+                return Err(DecodeError::Protocol("a wildcard inside a level"));
+            }
             _ => {}
         }
     }
@@ -109,6 +112,8 @@ mod tests {
         for filter in ["", "a#", "#/a", "a/#/b", "+a", "$share/g", "$share//a", "$share/+/a", "$share/g/"] {
             assert!(validate_filter(filter).is_err(), "{filter}");
         }
-        assert!(validate_topic("a/+").is_err() && validate_topic("").is_err() && validate_topic("a/b").is_ok());
+        assert!(
+            validate_topic("a/+").is_err() && validate_topic("").is_err() && validate_topic("a/b").is_ok()
+        );
     }
 }

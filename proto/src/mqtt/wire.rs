@@ -22,7 +22,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self.bytes.split_at_checked(n).ok_or(DecodeError::Malformed("a field is cut short"))?;
+        let (taken, rest) =
+            self.bytes.split_at_checked(n).ok_or(DecodeError::Malformed("a field is cut short"))?;
         self.bytes = rest;
         Ok(taken)
     }
@@ -47,7 +48,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn text(&mut self) -> Result<&'a str, DecodeError> {
-        let text = std::str::from_utf8(self.binary()?).map_err(|_| DecodeError::Malformed("a string is not UTF-8"))?;
+        let text = std::str::from_utf8(self.binary()?)
+            .map_err(|_| DecodeError::Malformed("a string is not UTF-8"))?;
         if text.as_bytes().contains(&0) {
             return Err(DecodeError::Malformed("a string has U+0000"));
         }
@@ -73,7 +75,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn finish(&self) -> Result<(), DecodeError> {
-        if self.is_empty() { Ok(()) } else { Err(DecodeError::Malformed("bytes behind the end of the packet")) }
+        if self.is_empty() {
+            Ok(())
+        } else {
+            Err(DecodeError::Malformed("bytes behind the end of the packet"))
+        }
     }
 }
 
@@ -89,7 +95,11 @@ pub(super) fn varint(bytes: &[u8]) -> Result<Option<(u32, usize)>, DecodeError> 
             return Ok(Some((value, i + 1)));
         }
     }
-    if bytes.len() < 4 { Ok(None) } else { Err(DecodeError::Malformed("a variable byte integer of five bytes")) }
+    if bytes.len() < 4 {
+        Ok(None)
+    } else {
+        Err(DecodeError::Malformed("a variable byte integer of five bytes"))
+    }
 }
 
 /// Appends a variable byte integer.

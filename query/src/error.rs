@@ -1,0 +1,126 @@
+//! What can go wrong with a statement, mapped once to what each door says.
+
+use datafusion::error::DataFusionError;
+
+/// An error of a statement.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The statement is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The caller may not do this.
+    #[error("not allowed: {0}")]
+    Denied(String),
+    /// It took too long.
+    #[error("the query was ended after {0} s; narrow it, or raise query.timeout")]
+    Timeout(u64),
+    /// Someone ended it.
+    #[error("the query was cancelled")]
+    Cancelled,
+    /// It needs more than there is.
+    #[error("{0}")]
+    Resources(String),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] sonde_engine::Error),
+    /// A defect of this program.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// The result of a statement.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<DataFusionError> for Error {
+    fn from(error: DataFusionError) -> Self {
+        match error.find_root() {
+            DataFusionError::External(inner) => {
+                if let Some(error) = inner.downcast_ref::<Self>() {
+                    return error.restate();
+                }
+                match inner.downcast_ref::<sonde_engine::Error>() {
+                    Some(error) => Self::Engine(error.clone()),
+                    None => Self::Internal(one_line(&inner.to_string())),
+                }
+            }
+            DataFusionError::ResourcesExhausted(text) => Self::Resources(one_line(text)),
+            DataFusionError::Internal(text) => Self::Internal(one_line(text)),
+            root => Self::Invalid(clean(&root.strip_backtrace())),
+        }
+    }
+}
+
+impl Error {
+    /// The same error again; streams hand out references only.
+    fn restate(&self) -> Self {
+        match self {
+            Self::Invalid(text) => Self::Invalid(text.clone()),
+            Self::Denied(text) => Self::Denied(text.clone()),
+            Self::Timeout(secs) => Self::Timeout(*secs),
+            Self::Cancelled => Self::Cancelled,
+            Self::Resources(text) => Self::Resources(text.clone()),
+            Self::Engine(error) => Self::Engine(error.clone()),
+            Self::Internal(text) => Self::Internal(text.clone()),
+        }
+    }
+
+    /// As an error of the stream that DataFusion drives.
+    #[must_use]
+    pub fn into_datafusion(self) -> DataFusionError {
+        DataFusionError::External(Box::new(self))
+    }
+
+    /// The HTTP status that says so.
+    #[must_use]
+    pub fn http_status(&self) -> http::StatusCode {
+        match self {
+            Self::Invalid(_) => http::StatusCode::BAD_REQUEST,
+            Self::Denied(_) => http::StatusCode::FORBIDDEN,
+            Self::Timeout(_) => http::StatusCode::REQUEST_TIMEOUT,
+            Self::Cancelled => http::StatusCode::CONFLICT,
+            Self::Resources(_) => http::StatusCode::INSUFFICIENT_STORAGE,
+            Self::Engine(error) => match error {
+                sonde_engine::Error::Full(_) | sonde_engine::Error::Failed(_) | sonde_engine::Error::Closed => {
+                    http::StatusCode::SERVICE_UNAVAILABLE
+                }
+                sonde_engine::Error::Io { .. } | sonde_engine::Error::Corrupt { .. } => {
+                    http::StatusCode::INTERNAL_SERVER_ERROR
+                }
+                _ => http::StatusCode::BAD_REQUEST,
+            },
+            Self::Internal(_) => http::StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The gRPC status that says so.
+    #[must_use]
+    pub fn to_status(&self) -> tonic::Status {
+        let text = self.to_string();
+        match self {
+            Self::Denied(_) => tonic::Status::permission_denied(text),
+            Self::Timeout(_) => tonic::Status::deadline_exceeded(text),
+            Self::Cancelled => tonic::Status::cancelled(text),
+            Self::Resources(_) => tonic::Status::resource_exhausted(text),
+            _ => match self.http_status().as_u16() {
+                400 => tonic::Status::invalid_argument(text),
+                503 => tonic::Status::unavailable(text),
+                _ => tonic::Status::internal(text),
+            },
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// DataFusion's message in one line, without the name of its kind.
+fn clean(text: &str) -> String {
+    let line = one_line(text);
+    for prefix in ["Error during planning: ", "Schema error: ", "Execution error: ", "SQL error: ", "Arrow error: "] {
+        if let Some(rest) = line.strip_prefix(prefix) {
+            return rest.to_owned();
+        }
+    }
+    line
+}

@@ -1,0 +1,144 @@
+//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, durability)]`.
+
+use datafusion::sql::sqlparser::tokenizer::Token;
+use sonde_engine::{ColumnRole, NewColumn, PhysicalType, TIME_NAME, TableOptions};
+
+use super::Name;
+use super::parser::{OptionValue, Parser, parse_duration};
+use crate::error::{Error, Result};
+
+/// What a `CREATE TABLE` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreateTable {
+    /// The table.
+    pub name: Name,
+    /// Whether an existing one is an error.
+    pub if_not_exists: bool,
+    /// Its columns, without the time.
+    pub columns: Vec<NewColumn>,
+    /// Its options.
+    pub options: TableOptions,
+}
+
+/// What an `ALTER TABLE ... SET (...)` changes; `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableChange {
+    /// How long rows are kept, in nanoseconds; 0 is for ever.
+    pub retention: Option<i64>,
+    /// When complete days go cold, in nanoseconds; 0 is never.
+    pub cold_after: Option<i64>,
+}
+
+pub(super) fn create(parser: &mut Parser<'_>) -> Result<CreateTable> {
+    let if_not_exists = parser.optional("IF");
+    if if_not_exists {
+        parser.words(&["NOT", "EXISTS"])?;
+    }
+    let name = parser.name()?;
+    let mut columns = Vec::new();
+    let mut has_time = false;
+    parser.expect_token(&Token::LParen)?;
+    loop {
+        let column = parser.identifier("a column name")?;
+        if column.eq_ignore_ascii_case(TIME_NAME) {
+            time_type(parser)?;
+            has_time = true;
+        } else {
+            columns.push(column_of(parser, column)?);
+        }
+        if parser.optional_token(&Token::RParen) {
+            break;
+        }
+        parser.expect_token(&Token::Comma)?;
+    }
+    if !has_time {
+        return Err(Error::Invalid("a table needs a column: time TIMESTAMP".into()));
+    }
+    let mut options = TableOptions::default();
+    if parser.optional("WITH") {
+        for (key, value) in parser.options()? {
+            set_option(&mut options, &key, &value)?;
+        }
+    }
+    Ok(CreateTable { name, if_not_exists, columns, options })
+}
+
+fn time_type(parser: &mut Parser<'_>) -> Result<()> {
+    let kind = parser.word("TIMESTAMP")?;
+    if !kind.eq_ignore_ascii_case("TIMESTAMP") && !kind.eq_ignore_ascii_case("TIMESTAMPTZ") {
+        return Err(Error::Invalid(format!("column time is TIMESTAMP, not {kind}")));
+    }
+    Ok(())
+}
+
+fn column_of(parser: &mut Parser<'_>, name: String) -> Result<NewColumn> {
+    let kind = parser.word("a type")?;
+    let unsigned = parser.optional("UNSIGNED");
+    if kind.eq_ignore_ascii_case("DOUBLE") {
+        parser.optional("PRECISION");
+    }
+    let kind = match kind.to_ascii_uppercase().as_str() {
+        "DOUBLE" | "FLOAT" | "FLOAT8" | "REAL" => PhysicalType::Float64,
+        "BIGINT" | "INT" | "INTEGER" | "INT8" if unsigned => PhysicalType::UInt64,
+        "BIGINT" | "INT" | "INTEGER" | "INT8" => PhysicalType::Int64,
+        "BOOLEAN" | "BOOL" => PhysicalType::Boolean,
+        "STRING" | "TEXT" | "VARCHAR" | "JSON" => PhysicalType::Text,
+        other => {
+            return Err(Error::Invalid(format!(
+                "column {name} has type {other}; the types are DOUBLE, BIGINT, BIGINT UNSIGNED, BOOLEAN, STRING and JSON"
+            )));
+        }
+    };
+    let role = if parser.optional("TAG") { ColumnRole::Tag } else { ColumnRole::Field };
+    if role == ColumnRole::Tag && kind != PhysicalType::Text {
+        return Err(Error::Invalid(format!("tag {name} must be a STRING")));
+    }
+    Ok(NewColumn { name, role, kind })
+}
+
+fn duration(key: &str, value: &OptionValue) -> Result<i64> {
+    match value {
+        OptionValue::Text(text) => parse_duration(text),
+        _ => Err(Error::Invalid(format!("option {key} is a length of time such as '30 days'"))),
+    }
+}
+
+fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Result<()> {
+    const DAY: i64 = 86_400_000_000_000;
+    match key {
+        "partition" => {
+            let width = duration(key, value)?;
+            let aligned = width > 0 && (DAY % width == 0 || width % DAY == 0);
+            if !aligned || width < 60_000_000_000 {
+                return Err(Error::Invalid(
+                    "a partition is at least a minute, and divides a day or is whole days".into(),
+                ));
+            }
+            options.partition = width;
+        }
+        "retention" => options.retention = duration(key, value)?,
+        "cold_after" => options.cold_after = duration(key, value)?,
+        // Every write is synced; a table that may lose its last second is work of its own.
+        "durability" if *value == OptionValue::Text("fsync".into()) => {}
+        "durability" => return Err(Error::Invalid("durability is 'fsync'; 'buffered' is not available yet".into())),
+        _ => {
+            return Err(Error::Invalid(format!(
+                "unknown option {key}; a table has partition, retention, cold_after and durability"
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn change(parser: &mut Parser<'_>) -> Result<TableChange> {
+    parser.words(&["SET"])?;
+    let mut change = TableChange::default();
+    for (key, value) in parser.options()? {
+        match key.as_str() {
+            "retention" => change.retention = Some(duration(&key, &value)?),
+            "cold_after" => change.cold_after = Some(duration(&key, &value)?),
+            _ => return Err(Error::Invalid(format!("option {key} cannot be altered; retention and cold_after can"))),
+        }
+    }
+    Ok(change)
+}
