@@ -232,14 +232,13 @@ impl WriteBatchBuilder {
         let place = self.part(table);
         let (parts, key) = (&mut self.parts, &mut self.key);
         let Some(open) = parts.get_mut(place) else { unreachable!("part {place} was just made") };
-        let bytes = self.bytes - open.bytes() + open.bytes_with(key, row);
-        if bytes > BATCH_BYTES {
+        let others = self.bytes - open.bytes();
+        if others + open.bytes_with(key, row) > BATCH_BYTES {
             return Err(Error::Limit { what: "bytes of a batch".into(), limit: BATCH_BYTES as u64 });
         }
         let series = open.series(key, max_series)?;
-        self.bytes -= open.bytes();
         open.push(self.messages.saturating_sub(1), series, row);
-        self.bytes += open.bytes();
+        self.bytes = others + open.bytes();
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use sonde_storage_format::{
     CatalogChange, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, PhysicalType, TableDef, TableId, TableKind,
     TableOptions,
@@ -24,6 +25,8 @@ pub const TIME_NAME: &str = "time";
 #[derive(Clone, Debug)]
 pub struct Table {
     def: TableDef,
+    /// The place of each column in `def`.
+    by_name: HashMap<String, usize>,
     /// Shared by all snapshots of the table.
     series: Arc<TableSeries>,
 }
@@ -37,6 +40,16 @@ impl PartialEq for Table {
 impl Eq for Table {}
 
 impl Table {
+    fn new(def: TableDef) -> Self {
+        let by_name = def.columns.iter().enumerate().map(|(place, column)| (column.name.clone(), place)).collect();
+        Self { def, by_name, series: Arc::default() }
+    }
+
+    fn push_column(&mut self, column: ColumnDef) {
+        self.by_name.insert(column.name.clone(), self.def.columns.len());
+        self.def.columns.push(column);
+    }
+
     /// Its definition.
     #[must_use]
     pub fn def(&self) -> &TableDef {
@@ -52,8 +65,8 @@ impl Table {
     /// The column of this name: an exact match, else the only one that matches without regard to case.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&ColumnDef> {
-        if let Some(exact) = self.def.columns.iter().find(|column| column.name == name) {
-            return Some(exact);
+        if let Some(place) = self.by_name.get(name) {
+            return self.def.columns.get(*place);
         }
         let mut matches = self.def.columns.iter().filter(|column| column.name.eq_ignore_ascii_case(name));
         let first = matches.next()?;
@@ -234,11 +247,11 @@ impl Catalog {
         match change {
             CatalogChange::CreateTable(def) => {
                 self.next_table = self.next_table.max(def.id.0 + 1);
-                self.tables.insert(def.id, Arc::new(Table { def: def.clone(), series: Arc::default() }));
+                self.tables.insert(def.id, Arc::new(Table::new(def.clone())));
             }
             CatalogChange::AddColumn { table, column } => {
                 if let Some(table) = self.tables.get_mut(table) {
-                    Arc::make_mut(table).def.columns.push(column.clone());
+                    Arc::make_mut(table).push_column(column.clone());
                 }
             }
             CatalogChange::SetOptions { table, options } => {

@@ -13,10 +13,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use sonde_storage_format::{ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, TableId, Timestamp, path};
+use sonde_storage_format::{ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, TableId, Timestamp, path};
 
 use crate::batch::{WriteBatch, WriteBatchBuilder};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
 use crate::cold::ColdOptions;
 use crate::error::{Error, Result};
@@ -286,6 +286,13 @@ impl Engine {
     #[must_use]
     pub fn series_count(&self, table: TableId) -> usize {
         self.catalog().table_by_id(table).map_or(0, |table| table.series().len())
+    }
+
+    /// The tag values of a series, in the order of the table's tags.
+    #[must_use]
+    pub fn series_tags(&self, table: &Table, id: SeriesId) -> Vec<Option<String>> {
+        let key = table.series().key(id);
+        key.map(|key| key.to_values(table.tags().count())).unwrap_or_default()
     }
 
     /// The value of a key of a namespace.

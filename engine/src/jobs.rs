@@ -286,11 +286,14 @@ impl Worker {
             let sources = open_sources(&inner, &context, &crate::scan::prune::Group { layers })?;
             let merge = Merge::newest_wins(Arc::clone(&context), sources);
             let file = write_day(&cold, &context, day, position, merge)?;
+            let replaces = file.is_some();
             let remove: Vec<(TableId, ChunkId)> = chunks.iter().map(|chunk| (id, chunk.meta.id)).collect();
             let mut edits: Vec<Edit> = remove.iter().map(|(_, chunk)| Edit::RemoveChunk(*chunk)).collect();
             edits.extend(file.iter().cloned().map(Edit::AddCold));
             inner.install(&edits, &FileEdit { remove, add_cold: file.into_iter().collect(), ..FileEdit::default() })?;
-            self.replaced.extend(files.cold.get(&day.start).cloned());
+            if replaces {
+                self.replaced.extend(files.cold.get(&day.start).cloned());
+            }
             moved += 1;
         }
         if moved > 0 {
@@ -306,7 +309,7 @@ impl Worker {
         let catalog = inner.catalog.load_full();
         let (Some(files), Some(table)) = (version.files.get(&id), catalog.table_by_id(id)) else { return Ok(()) };
         let order = table.series().order();
-        let wide = |chunk: &&Arc<Chunk>| chunk.meta.range.end.as_nanos() - chunk.meta.range.start.as_nanos() > DAY;
+        let wide = |chunk: &&Arc<Chunk>| chunk.meta.range.end.as_nanos().saturating_sub(chunk.meta.range.start.as_nanos()) > DAY;
         for chunk in files.chunks().filter(wide).filter(|chunk| day_of(chunk.meta.times.0).end <= before) {
             let mut parts = Vec::new();
             let mut day = day_of(chunk.meta.times.0);

@@ -42,7 +42,7 @@ pub use engine::{Engine, LogStatus, Options};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;
-pub use scan::batch::{data_type, schema as arrow_schema};
+pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
     Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, PhysicalType, RowsRecord,

@@ -12,6 +12,8 @@ pub const BATCH_BYTES: usize = 64 << 20;
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// Rows up to which small blocks of the memtable are joined.
 pub const COALESCE_ROWS: usize = 1024;
+/// Most bytes of a memtable, whatever the options say: 32-bit offsets must reach over the strings of a partition.
+pub const MEMTABLE_BYTES: usize = 1 << 30;
 /// Frozen memtables that wait for their flush before writers wait.
 pub const FROZEN_MEMTABLES: usize = 2;
 /// Chunks of one partition before they are merged.

@@ -70,6 +70,11 @@ impl TableSeries {
         self.inner.read().keys.len()
     }
 
+    /// The key of a handle.
+    pub(crate) fn key(&self, id: SeriesId) -> Option<SeriesKey> {
+        self.inner.read().keys.get(id.0 as usize).cloned()
+    }
+
     /// The handle of a key.
     pub(crate) fn lookup(&self, key: &[u8]) -> Option<SeriesId> {
         self.inner.read().find(key)

@@ -19,7 +19,7 @@ use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::jobs::{FlushInput, Job};
-use crate::limits::{BATCH_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES};
+use crate::limits::{BATCH_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES, MEMTABLE_BYTES};
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
 use crate::wal::Log;
@@ -248,7 +248,7 @@ impl Writer {
     }
 
     fn freeze_if_full(&mut self) -> Result<()> {
-        let limit = self.inner.options.memtable_bytes;
+        let limit = self.inner.options.memtable_bytes.min(MEMTABLE_BYTES);
         if self.active.bytes < limit && self.logged < 4 * limit {
             return Ok(());
         }

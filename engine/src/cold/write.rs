@@ -42,7 +42,7 @@ pub(crate) fn write_day(
     let (database, name) = (&table.def().database, &table.def().name);
     let path = format!("{database}/{name}/day={}/part-{}.parquet", day_name(&day), uuid::Uuid::new_v4());
     let object = ObjectPath::from(path.as_str());
-    let Some((rows, bytes)) = options.runtime.block_on(upload(options, context, &object, merge))? else {
+    let Some((rows, bytes)) = upload(options, context, &object, merge)? else {
         return Ok(None);
     };
     if let Some(root) = &options.directory {
@@ -57,7 +57,9 @@ pub(crate) fn write_day(
     Ok(Some(ColdFile { table: table.id(), day, position, path, rows, bytes }))
 }
 
-async fn upload(
+/// Pulls the rows and sends them. Only the sending is async: the rows may come from the cold tier themselves, whose
+/// reader blocks on the same runtime.
+fn upload(
     options: &ColdOptions,
     context: &ScanContext,
     path: &ObjectPath,
@@ -72,13 +74,13 @@ async fn upload(
     loop {
         rows += window.rows() as u64;
         let batch = to_batch(context, &schema, window)?;
-        writer.write(&batch).await.map_err(store_error)?;
+        options.runtime.block_on(writer.write(&batch)).map_err(store_error)?;
         match merge.next_window()? {
             Some(next) => window = next,
             None => break,
         }
     }
-    writer.finish().await.map_err(store_error)?;
+    options.runtime.block_on(writer.finish()).map_err(store_error)?;
     Ok(Some((rows, writer.bytes_written() as u64)))
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn tag_array(context: &ScanContext, id: ColumnId, ranks: &[u32]) -> A
 }
 
 /// A field's cells; absent and NULL are null alike.
-pub(crate) fn field_array(column: Column) -> Result<ArrayRef> {
+pub fn field_array(column: Column) -> Result<ArrayRef> {
     let nulls = match &column.cells {
         Cells::Values(_) => None,
         Cells::Mixed(cells) => Some(cells.iter().map(|cell| *cell == Cell::Value).collect::<NullBuffer>()),

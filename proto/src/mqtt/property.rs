@@ -212,6 +212,18 @@ impl<'a> Properties<'a> {
         std::iter::from_fn(move || Property::read(&mut reader).ok().map(|(_, property)| property))
     }
 
+    /// Properties that a `PropertiesBuilder` encoded; bytes that are none end the iteration early.
+    #[must_use]
+    pub fn from_encoded(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The encoded properties, without their length.
+    #[must_use]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,130 @@
+//! What a store should hold: the simplest thing that can be right.
+//!
+//! # Invariants
+//! - Points fold field by field, newest first, in the order in which batches were acknowledged; absent keeps, NULL
+//!   replaces. Events stay as they are.
+
+use std::collections::BTreeMap;
+
+use sonde_engine::{Engine, Snapshot, Timestamp};
+
+use crate::data::{Batch, Fields, Query, Rec, Tags, Value, read};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ModelTable {
+    /// Whether rows have no identity.
+    pub(crate) events: bool,
+    points: BTreeMap<(Tags, i64), Fields>,
+    rows: Vec<Rec>,
+}
+
+impl ModelTable {
+    fn apply(&mut self, row: &Rec) {
+        if self.events {
+            return self.rows.push(row.clone());
+        }
+        let point = self.points.entry((row.tags.clone(), row.time)).or_default();
+        point.extend(row.fields.clone());
+    }
+
+    /// The rows as a scan returns them: without NULLs, sorted.
+    pub(crate) fn visible(&self) -> Vec<Rec> {
+        let fold = |((tags, time), fields): (&(Tags, i64), &Fields)| Rec {
+            tags: tags.clone(),
+            time: *time,
+            fields: fields.clone(),
+        };
+        let mut rows: Vec<Rec> = self.points.iter().map(fold).chain(self.rows.iter().cloned()).collect();
+        rows.iter_mut().for_each(|row| row.fields.retain(|_, value| *value != Value::Null));
+        rows.sort();
+        rows
+    }
+
+    /// Points in it, for a case that changes one that exists.
+    pub(crate) fn keys(&self) -> Vec<(Tags, i64)> {
+        self.points.keys().cloned().collect()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Model {
+    pub(crate) tables: BTreeMap<String, ModelTable>,
+}
+
+impl Model {
+    pub(crate) fn create(&mut self, name: &str, events: bool) {
+        self.tables.insert(name.to_owned(), ModelTable { events, ..ModelTable::default() });
+    }
+
+    pub(crate) fn apply(&mut self, batch: &Batch) {
+        for (table, row) in batch.iter().flatten() {
+            self.tables.get_mut(table).unwrap_or_else(|| panic!("no table {table}")).apply(row);
+        }
+    }
+
+    /// What the model answers to a query, but for its limit and value ranges.
+    pub(crate) fn answer(&self, table: &str, query: &Query) -> Vec<Rec> {
+        let mut rows = self.tables[table].visible();
+        rows.retain(|row| query.time.contains(Timestamp::from_nanos(row.time)));
+        rows.retain(|row| query.tags.iter().all(|(tag, values)| values.contains(&row.tags.get(tag).cloned())));
+        if let Some(fields) = &query.fields {
+            rows.iter_mut().for_each(|row| row.fields.retain(|name, _| fields.contains(name)));
+            rows.sort();
+        }
+        rows
+    }
+
+    /// Fails unless every table of the store holds what the model holds.
+    pub(crate) fn check(&self, engine: &Engine) {
+        let snapshot = engine.snapshot();
+        for table in self.tables.keys() {
+            self.check_query(engine, &snapshot, table, &Query::default());
+        }
+    }
+
+    /// Fails unless the query has the model's answer.
+    pub(crate) fn check_query(&self, engine: &Engine, snapshot: &Snapshot, table: &str, query: &Query) {
+        let mut found = read(engine, snapshot, table, query).unwrap();
+        found.sort();
+        let expected = self.answer(table, query);
+        if query.limit.is_none() && query.values.is_empty() {
+            assert_same(table, query, &found, &expected);
+            return;
+        }
+        // Some of the rows, and each of them once.
+        let mut left = expected.clone();
+        for row in &found {
+            let place = left.binary_search(row);
+            let place = place.unwrap_or_else(|_| panic!("{table} {query:?}: {row:?} is not in the model"));
+            left.remove(place);
+        }
+        if let Some(limit) = query.limit {
+            assert!(found.len() <= limit, "{} rows, the limit is {limit}", found.len());
+            if query.values.is_empty() {
+                assert_eq!(found.len(), expected.len().min(limit), "{table} {query:?}");
+            }
+        } else {
+            let passes = |row: &Rec| {
+                query.values.iter().all(|(field, low, high)| {
+                    let number = row.fields.get(field).and_then(Value::number);
+                    number.is_some_and(|number| *low <= number && number <= *high)
+                })
+            };
+            let missed: Vec<&Rec> = left.iter().filter(|row| passes(row)).collect();
+            assert!(missed.is_empty(), "{table} {query:?}: missed {missed:?}");
+        }
+    }
+}
+
+fn assert_same(table: &str, query: &Query, found: &[Rec], expected: &[Rec]) {
+    if found == expected {
+        return;
+    }
+    let missing: Vec<&Rec> = expected.iter().filter(|row| found.binary_search(row).is_err()).take(5).collect();
+    let extra: Vec<&Rec> = found.iter().filter(|row| expected.binary_search(row).is_err()).take(5).collect();
+    panic!(
+        "{table} {query:?}: {} rows instead of {}\nmissing {missing:#?}\nextra {extra:#?}",
+        found.len(),
+        expected.len()
+    );
+}

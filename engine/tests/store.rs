@@ -1,0 +1,93 @@
+//! Data directories that are opened again and again.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use object_store::local::LocalFileSystem;
+use sonde_engine::{ColdOptions, Engine, LocalStorage, Options, Result, Storage, SystemClock, path};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+});
+
+/// A data directory, with a cold tier beside it.
+#[derive(Debug)]
+pub(crate) struct Store {
+    root: TempDir,
+    pub(crate) options: Options,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let cold = root.path().join("cold");
+        std::fs::create_dir(&cold).unwrap();
+        let mut options = Options::new(root.path().join("data"));
+        options.segment_bytes = 1 << 20;
+        options.cold = Some(ColdOptions {
+            store: Arc::new(LocalFileSystem::new_with_prefix(&cold).unwrap()),
+            directory: Some(cold),
+            runtime: RUNTIME.handle().clone(),
+        });
+        Self { root, options }
+    }
+
+    /// With log segments of this many bytes.
+    pub(crate) fn with_segments(bytes: u64) -> Self {
+        let mut store = Self::new();
+        store.options.segment_bytes = bytes;
+        store
+    }
+
+    pub(crate) fn open(&self) -> Engine {
+        self.try_open().unwrap()
+    }
+
+    pub(crate) fn try_open(&self) -> Result<Engine> {
+        self.open_on(Arc::new(LocalStorage))
+    }
+
+    pub(crate) fn open_on(&self, storage: Arc<dyn Storage>) -> Result<Engine> {
+        Engine::open_with(self.options.clone(), storage, Arc::new(SystemClock))
+    }
+
+    /// Closes in good order, all rows flushed, and opens again.
+    pub(crate) fn reopen(&self, engine: Engine) -> Engine {
+        engine.close().unwrap();
+        drop(engine);
+        self.open()
+    }
+
+    /// Stops without a flush, so that all rows come from the log, and opens again.
+    pub(crate) fn restart(&self, engine: Engine) -> Engine {
+        drop(engine);
+        self.open()
+    }
+
+    pub(crate) fn cold(&self) -> PathBuf {
+        self.root.path().join("cold")
+    }
+
+    pub(crate) fn dir(&self, part: &str) -> PathBuf {
+        self.options.data_dir.join(part)
+    }
+
+    /// The log's segments, oldest first.
+    pub(crate) fn segments(&self) -> Vec<PathBuf> {
+        files(&self.dir(path::WAL_DIR))
+    }
+}
+
+/// The files in a directory, by name.
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// The files below a directory, at any depth.
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
+    files(dir).into_iter().flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}

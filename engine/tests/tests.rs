@@ -1,0 +1,14 @@
+//! The engine through its public API: a model, faults, crashes, and what each has found.
+//!
+//! `data` says what rows are, `model` what they come to, `store` opens directories, `faults` is a disk that fails,
+//! `random` makes cases that a seed repeats; the other modules are the tests.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test that panics is a test that fails")]
+
+mod data;
+mod faults;
+mod model;
+mod random;
+mod store;
+
+mod layers;
+mod torture;

@@ -1,0 +1,150 @@
+//! Line protocol, as InfluxDB and Telegraf write it: `measurement[,tag=value]* field=value[,field=value]* [time]`.
+
+use std::borrow::Cow;
+
+use sonde_engine::FieldValue;
+
+use super::{DecodeError, Item};
+
+/// One line: a table's name, tags, fields and the time as it was written.
+#[derive(Debug, PartialEq)]
+pub struct Line<'a> {
+    /// The measurement.
+    pub table: Cow<'a, str>,
+    /// Tag values.
+    pub tags: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Field values.
+    pub fields: Vec<Item<'a>>,
+    /// The time, in whatever unit was agreed.
+    pub time: Option<i64>,
+}
+
+/// The lines of a body that hold something, with their numbers from 1.
+pub fn lines(body: &str) -> impl Iterator<Item = (usize, &str)> {
+    let numbered = body.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
+    numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// Decodes one line.
+pub fn decode(line: &str) -> Result<Line<'_>, DecodeError> {
+    let wrong = |what: &str| DecodeError(format!("{what} in '{}'", line.chars().take(80).collect::<String>()));
+    let (table, mut rest) = take(line, [',', ' '], false);
+    if table.is_empty() {
+        return Err(wrong("no measurement"));
+    }
+    let mut tags = Vec::with_capacity(8);
+    while let Some(behind) = rest.strip_prefix(',') {
+        let (key, behind) = take(behind, ['=', ' '], false);
+        let behind = behind.strip_prefix('=').ok_or_else(|| wrong("a tag without a value"))?;
+        let (value, behind) = take(behind, [',', ' '], false);
+        if key.is_empty() || value.is_empty() {
+            return Err(wrong("an empty tag"));
+        }
+        tags.push((unescape(key), unescape(value)));
+        rest = behind;
+    }
+    rest = rest.trim_start_matches(' ');
+    let mut fields = Vec::with_capacity(8);
+    loop {
+        let (key, behind) = take(rest, ['=', ' '], false);
+        let behind = behind.strip_prefix('=').filter(|_| !key.is_empty()).ok_or_else(|| wrong("no field"))?;
+        let (value, behind) = take(behind, [',', ' '], true);
+        fields.push((unescape(key), field(value).ok_or_else(|| wrong("a field value that is none"))?));
+        rest = behind;
+        match rest.strip_prefix(',') {
+            Some(behind) => rest = behind,
+            None => break,
+        }
+    }
+    let time = match rest.trim() {
+        "" => None,
+        digits => Some(digits.parse().map_err(|_| wrong("a time that is no integer"))?),
+    };
+    Ok(Line { table: unescape(table), tags, fields, time })
+}
+
+/// Splits at the first of `ends` that is neither escaped nor, with `quotes`, inside a string.
+fn take(text: &str, ends: [char; 2], quotes: bool) -> (&str, &str) {
+    let bytes = text.as_bytes();
+    let (mut escaped, mut quoted) = (false, false);
+    for (at, byte) in bytes.iter().enumerate() {
+        let c = char::from(*byte);
+        if escaped {
+            escaped = false;
+        } else if c == '\\' {
+            escaped = true;
+        } else if quotes && c == '"' {
+            quoted = !quoted;
+        } else if !quoted && ends.contains(&c) {
+            return text.split_at(at);
+        }
+    }
+    (text, "")
+}
+
+fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (c, chars.peek()) {
+            ('\\', Some(',' | ' ' | '=' | '"' | '\\')) => out.extend(chars.next()),
+            _ => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+fn field(value: &str) -> Option<FieldValue<'_>> {
+    if let Some(inner) = value.strip_prefix('"') {
+        return Some(FieldValue::Text(unescape(inner.strip_suffix('"')?)));
+    }
+    if let Some(digits) = value.strip_suffix('i') {
+        return digits.parse().ok().map(FieldValue::Int);
+    }
+    if let Some(digits) = value.strip_suffix('u') {
+        return digits.parse().ok().map(FieldValue::UInt);
+    }
+    match value {
+        "t" | "T" | "true" | "True" | "TRUE" => Some(FieldValue::Bool(true)),
+        "f" | "F" | "false" | "False" | "FALSE" => Some(FieldValue::Bool(false)),
+        _ => value.parse().ok().filter(|number: &f64| number.is_finite()).map(FieldValue::Float),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read() {
+        let line = decode(r#"cpu\ x,host=a\,b,dc=c usage=1.5,n=3i,u=4u,ok=t,s="x, \"y\" z" 1708700000000000000"#);
+        let expected = Line {
+            table: "cpu x".into(),
+            tags: vec![("host".into(), "a,b".into()), ("dc".into(), "c".into())],
+            fields: vec![
+                ("usage".into(), FieldValue::Float(1.5)),
+                ("n".into(), FieldValue::Int(3)),
+                ("u".into(), FieldValue::UInt(4)),
+                ("ok".into(), FieldValue::Bool(true)),
+                ("s".into(), FieldValue::Text("x, \"y\" z".into())),
+            ],
+            time: Some(1_708_700_000_000_000_000),
+        };
+        assert_eq!(line, Ok(expected));
+    }
+
+    #[test]
+    fn damaged_lines_are_refused() {
+        for line in ["cpu", "cpu ", ",a=b c=1", "cpu,a b=1", "cpu a=", "cpu a=x", "cpu a=1 later", "cpu a=\"x", "cpu =1"] {
+            assert!(decode(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn comments_and_blank_lines_are_passed_over() {
+        assert_eq!(lines("# x\n\n a b=1 \n").collect::<Vec<_>>(), [(3, "a b=1")]);
+    }
+}

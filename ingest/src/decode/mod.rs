@@ -1,0 +1,74 @@
+//! Payloads as rows: one file per format, each giving named scalars that the source maps to columns.
+
+pub mod json;
+pub mod line;
+
+use std::borrow::Cow;
+
+use sonde_engine::{FieldValue, Timestamp};
+use sonde_query::statement::TimeUnit;
+
+/// Why a payload is no row.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(pub String);
+
+/// A named scalar of a payload.
+pub type Item<'a> = (Cow<'a, str>, FieldValue<'a>);
+
+/// The instant that a number stands for: in `unit`, or by magnitude where none is declared. Below 1e11 it counts
+/// seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds.
+pub fn time_of_number(value: &FieldValue<'_>, unit: Option<TimeUnit>) -> Result<Timestamp, DecodeError> {
+    let wrong = || DecodeError(format!("time {value:?} is no instant"));
+    match value {
+        FieldValue::Float(number) => {
+            let unit = unit.unwrap_or_else(|| magnitude(number.abs()));
+            // Whole numbers stay exact; fractions are rounded to a nanosecond of what a double can say.
+            let nanos = if number.fract() == 0.0 && number.abs() < 9.3e18 {
+                (*number as i64).checked_mul(unit.nanos())
+            } else {
+                let nanos = number * unit.nanos() as f64;
+                (nanos.is_finite() && nanos.abs() < 9.2e18).then(|| nanos.round() as i64)
+            };
+            nanos.map(Timestamp::from_nanos).ok_or_else(wrong)
+        }
+        FieldValue::Int(number) => {
+            let unit = unit.unwrap_or_else(|| magnitude(number.unsigned_abs() as f64));
+            number.checked_mul(unit.nanos()).map(Timestamp::from_nanos).ok_or_else(wrong)
+        }
+        FieldValue::UInt(number) => {
+            let number = i64::try_from(*number).map_err(|_| wrong())?;
+            time_of_number(&FieldValue::Int(number), unit)
+        }
+        FieldValue::Text(text) => arrow::compute::kernels::cast_utils::string_to_timestamp_nanos(text)
+            .map(Timestamp::from_nanos)
+            .map_err(|_| DecodeError(format!("time '{text}' is no instant; RFC 3339 or a number is expected"))),
+        _ => Err(wrong()),
+    }
+}
+
+fn magnitude(number: f64) -> TimeUnit {
+    match number {
+        n if n < 1e11 => TimeUnit::Second,
+        n if n < 1e14 => TimeUnit::Millisecond,
+        n if n < 1e17 => TimeUnit::Microsecond,
+        _ => TimeUnit::Nanosecond,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_by_magnitude() {
+        let nanos = |value| time_of_number(&value, None).map(Timestamp::as_nanos).ok();
+        assert_eq!(nanos(FieldValue::Float(1_708_700_000.0)), Some(1_708_700_000_000_000_000));
+        assert_eq!(nanos(FieldValue::Float(1_708_700_000_123.0)), Some(1_708_700_000_123_000_000));
+        assert_eq!(nanos(FieldValue::Float(1_708_700_000.5)), Some(1_708_700_000_500_000_000));
+        assert_eq!(nanos(FieldValue::Int(1_708_700_000_123_456_789)), Some(1_708_700_000_123_456_789));
+        assert_eq!(nanos(FieldValue::Text("2024-02-23T14:53:20Z".into())), Some(1_708_700_000_000_000_000));
+        assert_eq!(nanos(FieldValue::Text("yesterday".into())), None);
+        assert_eq!(nanos(FieldValue::Float(f64::NAN)), None);
+    }
+}

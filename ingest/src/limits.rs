@@ -1,0 +1,54 @@
+//! Named limits of ingest.
+
+use std::time::Duration;
+
+/// Bytes of an MQTT packet.
+pub const PACKET_BYTES: usize = 1 << 20;
+/// Bytes of the packet before CONNECT is done.
+pub const CONNECT_BYTES: usize = 64 << 10;
+/// How long a client may take to CONNECT.
+pub const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// QoS 1 and 2 messages that a client may have in flight to us.
+pub const RECEIVE_MAXIMUM: u16 = 1024;
+/// QoS 1 and 2 messages that we have in flight to a client.
+pub const SEND_MAXIMUM: usize = 256;
+/// Messages that wait for a session.
+pub const QUEUED_MESSAGES: usize = 10_000;
+/// Bytes of messages that wait for a session.
+pub const QUEUED_BYTES: usize = 64 << 20;
+/// Bytes that wait to be written to one connection before QoS 0 messages to it are dropped.
+pub const OUT_BYTES: usize = 4 << 20;
+/// Bytes of all retained messages.
+pub const RETAINED_BYTES: usize = 1 << 30;
+/// Subscriptions of a session.
+pub const SUBSCRIPTIONS: usize = 1024;
+/// Connections at once.
+pub const CONNECTIONS: usize = 100_000;
+/// Bytes of the buffer that all connections read into.
+pub const READ_BUFFER: usize = PACKET_BYTES + (256 << 10);
+/// Bytes of rows after which a turn of the loop ends.
+pub const TURN_BYTES: usize = 2 << 20;
+/// Turns whose commit is outstanding before reading pauses.
+pub const TURNS_IN_FLIGHT: usize = 8;
+/// Topics whose statistics are kept.
+pub const TOPICS: usize = 10_000;
+/// Tables that the default source may create.
+pub const DEFAULT_TABLES: usize = 256;
+/// Columns that the default source may give a table.
+pub const DEFAULT_COLUMNS: usize = 512;
+/// Series that the default source may give a table.
+pub const DEFAULT_SERIES: usize = 100_000;
+/// Bytes of a payload that is taken as text.
+pub const TEXT_PAYLOAD: usize = 1024;
+/// Levels of objects inside each other in a JSON payload.
+pub const JSON_DEPTH: usize = 32;
+/// Bytes of an HTTP body that carries rows, before and after decompression.
+pub const HTTP_BODY: usize = 64 << 20;
+/// Rows of its table that a rule's query sees at once.
+pub const RULE_ROWS: usize = 8192;
+/// How long dead letters are kept.
+pub const DEAD_LETTER_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// Bytes of a payload that a dead letter keeps.
+pub const DEAD_LETTER_PAYLOAD: usize = 256 << 10;
+/// The longest session expiry that a client gets.
+pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);

@@ -1,0 +1,110 @@
+//! The MQTT listener: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
+//!
+//! # Invariants
+//! - PUBACK, PUBREC, PUBCOMP, SUBACK and UNSUBACK of a durable session leave after the commit that holds what they stand for.
+//! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
+//! - Delivery comes after the commit, so what a subscriber sees is stored.
+
+mod connection;
+mod message;
+mod packets;
+mod retained;
+mod router;
+mod session;
+mod worker;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures::channel::oneshot;
+use parking_lot::Mutex;
+use sonde_access::Principal;
+
+pub use message::Message;
+pub use worker::{Mqtt, start};
+
+/// Who a client is, from what it sent; `None` where it may not come in.
+pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
+
+/// What a client sent to be recognised.
+#[derive(Clone, Copy, Debug)]
+pub struct Credentials<'a> {
+    /// From where it connects.
+    pub peer: IpAddr,
+    /// Its user name.
+    pub username: Option<&'a str>,
+    /// Its password or token.
+    pub password: Option<&'a [u8]>,
+}
+
+/// How the listener is started.
+#[derive(Clone)]
+pub struct MqttOptions {
+    /// Where it listens; port 0 is any free one.
+    pub listen: SocketAddr,
+    /// Who may come in.
+    pub authenticate: Authenticate,
+}
+
+impl std::fmt::Debug for MqttOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MqttOptions({})", self.listen)
+    }
+}
+
+/// What others ask of the event loop.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Publish a message; answered when it is as durable as its QoS asks for.
+    Publish(Message, oneshot::Sender<sonde_engine::Result<()>>),
+    /// End a session and its connection; answered with whether there was one.
+    Kill(String, std::sync::mpsc::Sender<bool>),
+    /// What the sessions are.
+    List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
+    /// Stop: close every connection.
+    Stop,
+}
+
+/// What `system.sessions` says of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SessionInfo {
+    pub(crate) client: String,
+    pub(crate) principal: Option<String>,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) expiry: u32,
+    pub(crate) subscriptions: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) queued: usize,
+    pub(crate) dropped: u64,
+}
+
+/// The event loop's inbox.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    commands: Mutex<Vec<Command>>,
+    waker: mio::Waker,
+}
+
+impl Inbox {
+    pub(crate) fn send(&self, command: Command) {
+        self.commands.lock().push(command);
+        self.wake();
+    }
+
+    pub(crate) fn take(&self) -> Vec<Command> {
+        std::mem::take(&mut *self.commands.lock())
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "cannot wake the MQTT event loop");
+        }
+    }
+}
+
+/// Commits wake the event loop through this.
+impl std::task::Wake for Inbox {
+    fn wake(self: Arc<Self>) {
+        Inbox::wake(&self);
+    }
+}

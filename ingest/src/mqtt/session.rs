@@ -1,0 +1,337 @@
+//! What the server keeps of a client: subscriptions, messages in flight and waiting, QoS 2 numbers.
+//!
+//! # Invariants
+//! - No socket and no clock here: a session is told what happened and says what to send and what to keep.
+//! - Everything of a durable session that an acknowledgement promises is a `State` record of the same commit.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use sonde_engine::{Engine, State};
+use sonde_proto::mqtt::QoS;
+
+use super::message::Message;
+use crate::limits::{QUEUED_BYTES, QUEUED_MESSAGES, SEND_MAXIMUM};
+
+const SESSIONS: &str = "mqtt.session";
+const QUEUE: &str = "mqtt.queue";
+const RECEIVED: &str = "mqtt.qos2";
+
+/// How a client subscribed to a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subscription {
+    pub(super) qos: QoS,
+    pub(super) no_local: bool,
+    pub(super) retain_as_published: bool,
+}
+
+impl Subscription {
+    fn to_byte(self) -> u8 {
+        self.qos as u8 | u8::from(self.no_local) << 2 | u8::from(self.retain_as_published) << 3
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        let qos = QoS::from_bits(byte & 3).ok()?;
+        Some(Self { qos, no_local: byte & 4 != 0, retain_as_published: byte & 8 != 0 })
+    }
+}
+
+/// A message for this session.
+#[derive(Clone, Debug)]
+pub(super) struct Delivery {
+    /// Its place in the session's order; the key of its state record.
+    pub(super) number: u64,
+    pub(super) message: Message,
+    /// The QoS it is sent with: the smaller of the message's and the subscription's.
+    pub(super) qos: QoS,
+    /// The retain flag it is sent with.
+    pub(super) retain: bool,
+}
+
+/// How far a QoS 1 or 2 delivery is.
+#[derive(Clone, Debug)]
+pub(super) enum InFlight {
+    /// Sent; PUBACK or PUBREC is awaited.
+    Sent(Delivery),
+    /// PUBREL is sent; PUBCOMP is awaited.
+    Released(u64),
+}
+
+/// A client's session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) client_id: String,
+    /// Seconds that it is kept after its connection; 0 ends it with the connection.
+    pub(super) expiry: u32,
+    pub(super) connection: Option<usize>,
+    /// When the connection ended, in seconds of the worker's clock.
+    pub(super) left_at: Option<u64>,
+    pub(super) subscriptions: HashMap<String, Subscription>,
+    /// QoS 2 numbers that were received and not released.
+    pub(super) received: BTreeSet<u16>,
+    pub(super) in_flight: BTreeMap<u16, InFlight>,
+    pub(super) queue: VecDeque<Delivery>,
+    queue_bytes: usize,
+    next_packet_id: u16,
+    /// QoS 1 and 2 messages that the client takes at once.
+    pub(super) send_maximum: usize,
+    /// Messages that were dropped because the queue was full.
+    pub(super) dropped: u64,
+}
+
+impl Session {
+    pub(super) fn new(client_id: &str) -> Self {
+        Self {
+            client_id: client_id.to_owned(),
+            expiry: 0,
+            connection: None,
+            left_at: None,
+            subscriptions: HashMap::new(),
+            received: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            next_packet_id: 1,
+            send_maximum: SEND_MAXIMUM,
+            dropped: 0,
+        }
+    }
+
+    /// Whether it outlives its connection.
+    pub(super) fn is_durable(&self) -> bool {
+        self.expiry > 0
+    }
+
+    fn key(&self, rest: &[u8]) -> Vec<u8> {
+        let mut key = self.client_id.as_bytes().to_vec();
+        key.push(0);
+        key.extend_from_slice(rest);
+        key
+    }
+
+    /// The record of expiry and subscriptions; `None` as value where the session is not durable.
+    pub(super) fn record(&self) -> State {
+        let mut value = self.expiry.to_le_bytes().to_vec();
+        for (filter, subscription) in &self.subscriptions {
+            value.push(subscription.to_byte());
+            value.extend_from_slice(&(filter.len() as u16).to_le_bytes());
+            value.extend_from_slice(filter.as_bytes());
+        }
+        let value = self.is_durable().then_some(value);
+        State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
+    /// The records that remove everything of the session.
+    pub(super) fn forget(&self) -> Vec<State> {
+        let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
+        let mut records = vec![gone(SESSIONS, self.client_id.as_bytes().to_vec())];
+        records.extend(self.received.iter().map(|id| gone(RECEIVED, self.key(&id.to_be_bytes()))));
+        let sent = self.in_flight.values().map(|in_flight| match in_flight {
+            InFlight::Sent(delivery) => delivery.number,
+            InFlight::Released(number) => *number,
+        });
+        let waiting = self.queue.iter().map(|delivery| delivery.number);
+        records.extend(sent.chain(waiting).map(|number| gone(QUEUE, self.key(&number.to_be_bytes()))));
+        records
+    }
+
+    /// The record of a delivery that must survive.
+    pub(super) fn queue_record(&self, delivery: &Delivery) -> State {
+        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2];
+        value.extend_from_slice(&delivery.message.encode());
+        State { namespace: QUEUE.into(), key: self.key(&delivery.number.to_be_bytes()), value: Some(value) }
+    }
+
+    /// The record that a delivery is done with.
+    pub(super) fn dequeue_record(&self, number: u64) -> State {
+        State { namespace: QUEUE.into(), key: self.key(&number.to_be_bytes()), value: None }
+    }
+
+    /// The record of a QoS 2 number that was received, or released.
+    pub(super) fn received_record(&self, packet_id: u16, received: bool) -> State {
+        let value = received.then(|| vec![1]);
+        State { namespace: RECEIVED.into(), key: self.key(&packet_id.to_be_bytes()), value }
+    }
+
+    /// Appends a message to what waits; the message comes back where the queue is full.
+    pub(super) fn enqueue(&mut self, delivery: Delivery) -> Result<(), Delivery> {
+        let bytes = delivery.message.bytes();
+        if self.queue.len() >= QUEUED_MESSAGES || self.queue_bytes + bytes > QUEUED_BYTES {
+            self.dropped += 1;
+            return Err(delivery);
+        }
+        self.queue_bytes += bytes;
+        self.queue.push_back(delivery);
+        Ok(())
+    }
+
+    /// Whether the queue takes another message of this size.
+    pub(super) fn has_room(&self, message: &Message) -> bool {
+        self.queue.len() < QUEUED_MESSAGES && self.queue_bytes + message.bytes() <= QUEUED_BYTES
+    }
+
+    /// The next waiting message that may be sent, with its packet id; it is in flight from now on.
+    pub(super) fn next_to_send(&mut self) -> Option<(u16, Delivery)> {
+        let first = self.queue.front()?;
+        let needs_id = first.qos != QoS::AtMostOnce;
+        if needs_id && self.in_flight.len() >= self.send_maximum {
+            return None;
+        }
+        let delivery = self.queue.pop_front()?;
+        self.queue_bytes -= delivery.message.bytes();
+        if !needs_id {
+            return Some((0, delivery));
+        }
+        let id = self.free_packet_id();
+        self.in_flight.insert(id, InFlight::Sent(delivery.clone()));
+        Some((id, delivery))
+    }
+
+    fn free_packet_id(&mut self) -> u16 {
+        // `in_flight` holds at most 65,535 entries less one, so a free number exists.
+        loop {
+            let id = self.next_packet_id;
+            self.next_packet_id = self.next_packet_id.checked_add(1).unwrap_or(1);
+            if !self.in_flight.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// PUBACK: the delivery is done with. Returns its number.
+    pub(super) fn acknowledged(&mut self, packet_id: u16) -> Option<u64> {
+        match self.in_flight.get(&packet_id)? {
+            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => {
+                let number = delivery.number;
+                self.in_flight.remove(&packet_id);
+                Some(number)
+            }
+            _ => None,
+        }
+    }
+
+    /// PUBREC: the client has the message. Returns whether the number is known; PUBREL is due then.
+    pub(super) fn received_by_client(&mut self, packet_id: u16) -> bool {
+        match self.in_flight.get_mut(&packet_id) {
+            Some(in_flight) => {
+                if let InFlight::Sent(delivery) = in_flight {
+                    *in_flight = InFlight::Released(delivery.number);
+                }
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// PUBCOMP: the delivery is done with. Returns its number.
+    pub(super) fn completed(&mut self, packet_id: u16) -> Option<u64> {
+        match self.in_flight.get(&packet_id)? {
+            InFlight::Released(number) => {
+                let number = *number;
+                self.in_flight.remove(&packet_id);
+                Some(number)
+            }
+            InFlight::Sent(_) => None,
+        }
+    }
+}
+
+/// The durable sessions of the state store, with everything that waits for them.
+pub(super) fn recover(engine: &Engine) -> Vec<Session> {
+    let mut sessions: HashMap<String, Session> = HashMap::new();
+    for (key, value) in engine.state_entries(SESSIONS) {
+        let Ok(client_id) = String::from_utf8(key) else { continue };
+        let mut session = Session::new(&client_id);
+        if read_session(&mut session, &value).is_some() {
+            session.left_at = Some(0);
+            sessions.insert(client_id, session);
+        }
+    }
+    for (key, _) in engine.state_entries(RECEIVED) {
+        if let Some((session, id)) = owner(&mut sessions, &key)
+            && let Ok(id) = id.try_into()
+        {
+            session.received.insert(u16::from_be_bytes(id));
+        }
+    }
+    // Keys sort by client and number, so each queue comes back in its order.
+    for (key, value) in engine.state_entries(QUEUE) {
+        if let Some((session, number)) = owner(&mut sessions, &key)
+            && let Ok(number) = number.try_into()
+            && let Some(delivery) = read_delivery(u64::from_be_bytes(number), &value)
+            && session.enqueue(delivery).is_err()
+        {
+            tracing::warn!(client = session.client_id, "a message that waited was dropped: the queue is full");
+        }
+    }
+    sessions.into_values().collect()
+}
+
+fn owner<'s, 'k>(sessions: &'s mut HashMap<String, Session>, key: &'k [u8]) -> Option<(&'s mut Session, &'k [u8])> {
+    let end = key.iter().position(|byte| *byte == 0)?;
+    let (client, rest) = key.split_at(end);
+    Some((sessions.get_mut(std::str::from_utf8(client).ok()?)?, rest.get(1..)?))
+}
+
+fn read_session(session: &mut Session, value: &[u8]) -> Option<()> {
+    let (expiry, mut rest) = value.split_first_chunk::<4>()?;
+    session.expiry = u32::from_le_bytes(*expiry);
+    while let Some((byte, behind)) = rest.split_first() {
+        let (len, behind) = behind.split_first_chunk::<2>()?;
+        let (filter, behind) = behind.split_at_checked(u16::from_le_bytes(*len).into())?;
+        let filter = std::str::from_utf8(filter).ok()?.to_owned();
+        session.subscriptions.insert(filter, Subscription::from_byte(*byte)?);
+        rest = behind;
+    }
+    Some(())
+}
+
+fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
+    let (flags, message) = value.split_first()?;
+    let qos = QoS::from_bits(flags & 3).ok()?;
+    Some(Delivery { number, message: Message::decode(message)?, qos, retain: flags & 4 != 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(number: u64, qos: QoS) -> Delivery {
+        Delivery { number, message: Message::new("t", b"x", qos, false), qos, retain: false }
+    }
+
+    #[test]
+    fn a_qos_2_delivery_takes_four_steps() {
+        let mut session = Session::new("c");
+        assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
+        let (id, _) = session.next_to_send().unwrap();
+        assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
+        assert!(session.received_by_client(id) && session.received_by_client(id), "PUBREC may come twice");
+        assert_eq!(session.acknowledged(id), None, "PUBACK is for QoS 1");
+        assert_eq!(session.completed(id), Some(7));
+        assert!(!session.received_by_client(id));
+    }
+
+    #[test]
+    fn no_more_is_in_flight_than_the_client_takes() {
+        let mut session = Session::new("c");
+        session.send_maximum = 2;
+        for number in 0..4 {
+            assert!(session.enqueue(delivery(number, QoS::AtLeastOnce)).is_ok());
+        }
+        let ids: Vec<u16> = std::iter::from_fn(|| session.next_to_send()).map(|(id, _)| id).collect();
+        assert_eq!(ids, [1, 2]);
+        assert_eq!(session.acknowledged(1), Some(0));
+        assert_eq!(session.next_to_send().map(|(id, delivery)| (id, delivery.number)), Some((3, 2)));
+    }
+
+    #[test]
+    fn the_record_reads_back() {
+        let mut session = Session::new("c");
+        session.expiry = 60;
+        let subscription = Subscription { qos: QoS::AtLeastOnce, no_local: true, retain_as_published: false };
+        session.subscriptions.insert("a/+".into(), subscription);
+        let mut again = Session::new("c");
+        assert!(read_session(&mut again, &session.record().value.unwrap()).is_some());
+        assert_eq!((again.expiry, again.subscriptions), (60, session.subscriptions));
+    }
+}

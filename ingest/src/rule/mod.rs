@@ -1,0 +1,405 @@
+//! Rules: SQL over the committed rows of a table, in log order, by a cursor that survives restarts.
+//!
+//! # Invariants
+//! - Rows that a rule inserts and the cursor that says so are one commit: exactly once.
+//! - What a rule publishes is durable before the cursor moves on: at least once.
+//! - A rule starts behind the position at which it was created.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, StringArray, TimestampNanosecondArray};
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use parking_lot::Mutex;
+use sonde_engine::{
+    Column, ColumnRole, Engine, LogReader, ObjectKind, RowsRecord, SeqNo, State, Table, Timestamp, WriteBatch,
+    arrow_schema, field_array,
+};
+use sonde_proto::mqtt::{QoS, validate_topic};
+use sonde_query::door::format::nd_json;
+use sonde_query::statement::{RuleAction, RuleSpec, Template, parse_rule};
+use sonde_query::system::BatchBuilder;
+use sonde_query::{QueryEngine, ensure_table, write_rows};
+
+use crate::limits::RULE_ROWS;
+use crate::mqtt::{Message, Mqtt};
+
+const CURSORS: &str = "rule.cursor";
+/// How long the runner waits for rows before it looks at the catalog again.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a rule that failed rests before it is tried again.
+const REST: Duration = Duration::from_secs(2);
+
+/// What is known of a rule while it runs.
+#[derive(Clone, Debug, Default)]
+struct Status {
+    cursor: u64,
+    matches: u64,
+    errors: u64,
+    lost: u64,
+    last_error: Option<String>,
+}
+
+type Statuses = Mutex<BTreeMap<(String, String), Status>>;
+
+/// The running rules.
+#[derive(Debug)]
+pub struct Rules {
+    statuses: Arc<Statuses>,
+    stopping: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts the runner.
+pub fn start(query: QueryEngine, mqtt: Arc<Mqtt>, runtime: tokio::runtime::Handle) -> std::io::Result<Rules> {
+    let statuses = Arc::new(Statuses::default());
+    let stopping = Arc::new(AtomicBool::new(false));
+    let mut runner = Runner {
+        engine: query.engine().clone(),
+        query,
+        mqtt,
+        runtime,
+        statuses: Arc::clone(&statuses),
+        rules: Vec::new(),
+        version: None,
+    };
+    let stop = Arc::clone(&stopping);
+    let thread = std::thread::Builder::new().name("sonde-rules".into()).spawn(move || runner.run(&stop))?;
+    Ok(Rules { statuses, stopping, thread: Mutex::new(Some(thread)) })
+}
+
+impl Rules {
+    /// Ends the runner behind the micro-batch that it is at.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the rule runner panicked");
+        }
+    }
+
+    /// `system.rules`.
+    pub fn batch(&self, engine: &Engine) -> sonde_query::Result<RecordBatch> {
+        let catalog = engine.catalog();
+        let statuses = self.statuses.lock();
+        let mut rows = BatchBuilder::new();
+        for object in catalog.objects(ObjectKind::Rule) {
+            let key = (object.database.clone(), object.name.clone());
+            let status = statuses.get(&key).cloned().unwrap_or_default();
+            rows.text("database", Some(&object.database));
+            rows.text("name", Some(&object.name));
+            rows.uint("cursor", status.cursor);
+            rows.uint("behind", engine.published().0.saturating_sub(status.cursor));
+            rows.uint("matches", status.matches);
+            rows.uint("errors", status.errors);
+            rows.uint("lost", status.lost);
+            rows.text("last_error", status.last_error.as_deref());
+            rows.text("statement", Some(&object.text));
+            rows.end_row();
+        }
+        rows.finish(&[
+            ("database", "s"),
+            ("name", "s"),
+            ("cursor", "u"),
+            ("behind", "u"),
+            ("matches", "u"),
+            ("errors", "u"),
+            ("lost", "u"),
+            ("last_error", "s"),
+            ("statement", "s"),
+        ])
+    }
+}
+
+struct Rule {
+    database: String,
+    name: String,
+    text: String,
+    spec: RuleSpec,
+    reader: LogReader,
+    /// Until when a rule that failed rests.
+    rests_until: Option<std::time::Instant>,
+}
+
+impl Rule {
+    fn key(&self) -> (String, String) {
+        (self.database.clone(), self.name.clone())
+    }
+
+    fn hold_name(&self) -> String {
+        format!("rule {}.{}", self.database, self.name)
+    }
+
+    fn cursor_record(&self, position: SeqNo) -> State {
+        let key = format!("{}.{}", self.database, self.name).into_bytes();
+        State { namespace: CURSORS.into(), key, value: Some(position.0.to_le_bytes().to_vec()) }
+    }
+}
+
+struct Runner {
+    engine: Engine,
+    query: QueryEngine,
+    mqtt: Arc<Mqtt>,
+    runtime: tokio::runtime::Handle,
+    statuses: Arc<Statuses>,
+    rules: Vec<Rule>,
+    version: Option<u64>,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+impl Runner {
+    fn run(&mut self, stopping: &AtomicBool) {
+        while !stopping.load(Ordering::Acquire) {
+            self.load();
+            let behind = self.rules.iter().map(|rule| rule.reader.position()).min();
+            let mut rules = std::mem::take(&mut self.rules);
+            for rule in &mut rules {
+                if rule.rests_until.is_some_and(|until| until > std::time::Instant::now()) {
+                    continue;
+                }
+                if let Err(error) = self.turn(rule) {
+                    rule.rests_until = Some(std::time::Instant::now() + REST);
+                    tracing::warn!(rule = rule.name, %error, "a rule failed; it will be tried again");
+                    let mut statuses = self.statuses.lock();
+                    let status = statuses.entry(rule.key()).or_default();
+                    status.errors += 1;
+                    status.last_error = Some(error.to_string());
+                }
+            }
+            self.rules = rules;
+            let resting = self.rules.iter().any(|rule| rule.rests_until.is_some());
+            let from = if resting { self.engine.published() } else { behind.unwrap_or(self.engine.published()) };
+            let reached = self.rules.iter().map(|rule| rule.reader.position()).min().unwrap_or(from);
+            let _ = self.engine.wait_published(reached.max(from), PATIENCE);
+        }
+    }
+
+    /// Compiles the rules of the catalog where they have changed.
+    fn load(&mut self) {
+        let catalog = self.engine.catalog();
+        let version = catalog.version(ObjectKind::Rule);
+        if self.version == Some(version) {
+            return;
+        }
+        let mut known: Vec<Rule> = std::mem::take(&mut self.rules);
+        for object in catalog.objects(ObjectKind::Rule) {
+            let same = known.iter().position(|rule| {
+                rule.database == object.database && rule.name == object.name && rule.text == object.text
+            });
+            if let Some(place) = same {
+                self.rules.push(known.swap_remove(place));
+                continue;
+            }
+            match parse_rule(&object.text) {
+                Ok(spec) => {
+                    let position = self.cursor(&object.database, &object.name);
+                    let rule = Rule {
+                        database: object.database.clone(),
+                        name: object.name.clone(),
+                        text: object.text.clone(),
+                        spec,
+                        reader: LogReader::new(position),
+                        rests_until: None,
+                    };
+                    self.engine.hold_log(&rule.hold_name(), position);
+                    self.rules.push(rule);
+                }
+                Err(error) => tracing::warn!(rule = object.name, %error, "this rule is paused: it does not parse"),
+            }
+        }
+        known.iter().filter(|gone| !self.rules.iter().any(|rule| rule.key() == gone.key())).for_each(|gone| {
+            self.engine.release_log(&gone.hold_name());
+        });
+        self.version = Some(version);
+    }
+
+    /// Where a rule stands: its saved cursor, else here and now, which is saved.
+    fn cursor(&self, database: &str, name: &str) -> SeqNo {
+        let key = format!("{database}.{name}");
+        let saved = self.engine.state(CURSORS, key.as_bytes());
+        if let Some(position) = saved.and_then(|value| value.as_ref().try_into().ok().map(u64::from_le_bytes)) {
+            return SeqNo(position);
+        }
+        let now = self.engine.published();
+        let record =
+            State { namespace: CURSORS.into(), key: key.into_bytes(), value: Some(now.0.to_le_bytes().to_vec()) };
+        if let Err(error) = self.engine.write(WriteBatch::of_state(vec![record])).wait() {
+            tracing::warn!(rule = name, %error, "cannot save a rule's first cursor");
+        }
+        now
+    }
+
+    /// Runs a rule over the next rows of its table, and moves its cursor.
+    fn turn(&self, rule: &mut Rule) -> Result<(), Failure> {
+        let catalog = self.engine.catalog();
+        let table = catalog.require_table(rule.spec.from.database_or(&rule.database), &rule.spec.from.name)?;
+        let start = rule.reader.position();
+        let turn = self.engine.read_log(&mut rule.reader, |id| id == table.id())?;
+        if turn.position == start && turn.lost.is_none() {
+            return Ok(());
+        }
+        let result = self.apply(rule, table, &turn.rows, turn.position);
+        match result {
+            Ok(matches) => {
+                rule.rests_until = None;
+                self.engine.hold_log(&rule.hold_name(), turn.position);
+                let mut statuses = self.statuses.lock();
+                let status = statuses.entry(rule.key()).or_default();
+                status.cursor = turn.position.0;
+                status.matches += matches;
+                if let Some(lost) = turn.lost {
+                    status.lost += lost.last.0 - lost.first.0 + 1;
+                    tracing::warn!(rule = rule.name, first = lost.first.0, last = lost.last.0, "the log went before the rule had read it");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // The same rows are read again.
+                rule.reader = LogReader::new(start);
+                Err(error)
+            }
+        }
+    }
+
+    fn apply(&self, rule: &Rule, table: &Arc<Table>, rows: &[RowsRecord], position: SeqNo) -> Result<u64, Failure> {
+        let mut results = Vec::new();
+        for batch in to_batches(&self.engine, table, rows)? {
+            results.extend(self.runtime.block_on(self.query.run_rule(&rule.spec, &rule.database, batch))?);
+        }
+        results.retain(|batch| batch.num_rows() > 0);
+        let matches = results.iter().map(|batch| batch.num_rows() as u64).sum();
+        if rows.is_empty() {
+            // Nothing of the table: the cursor is saved with the next rows, or read again after a restart.
+            return Ok(0);
+        }
+        for action in &rule.spec.actions {
+            if let RuleAction::Publish { topic, qos, retain } = action {
+                let qos = QoS::from_bits(*qos).unwrap_or_default();
+                results.iter().try_for_each(|batch| self.publish(rule, batch, topic, qos, *retain))?;
+            }
+        }
+        let mut builder = self.engine.batch();
+        builder.begin_message();
+        for action in &rule.spec.actions {
+            if let RuleAction::Insert { table } = action {
+                let database = table.database_or(&rule.database);
+                for batch in &results {
+                    self.insert(&mut builder, (database, &table.name), batch)?;
+                }
+            }
+        }
+        builder.state(rule.cursor_record(position));
+        if let Some(batch) = builder.finish() {
+            self.engine.write(batch).wait()?;
+        }
+        Ok(matches)
+    }
+
+    fn insert(
+        &self,
+        builder: &mut sonde_engine::WriteBatchBuilder,
+        target: (&str, &str),
+        batch: &RecordBatch,
+    ) -> Result<(), Failure> {
+        let (database, name) = target;
+        let strings = batch.schema().fields().iter().filter(|field| field.data_type().is_string()).map(|f| f.name().clone()).collect::<Vec<_>>();
+        let known = self.engine.catalog().table(database, name).is_some();
+        // A table that the rule makes has the strings of its query as tags; one that exists stays as it is.
+        let tags = if known { Vec::new() } else { strings };
+        let table = ensure_table(&self.engine, database, name, &batch.schema(), &tags)?;
+        let everything = Timestamp::MIN..=Timestamp::from_nanos(i64::MAX - 1);
+        let errors = write_rows(builder, &table, batch, self.engine.arrival(), &everything)?;
+        match errors.first() {
+            None => Ok(()),
+            Some(error) => Err(format!("INSERT INTO {name}: {}", error.reason).into()),
+        }
+    }
+
+    fn publish(
+        &self,
+        rule: &Rule,
+        batch: &RecordBatch,
+        topic: &Template,
+        qos: QoS,
+        retain: bool,
+    ) -> Result<(), Failure> {
+        const OPTIONS: FormatOptions<'static> = FormatOptions::new();
+        let payloads = nd_json(batch)?;
+        let schema = batch.schema();
+        let formatters: Vec<ArrayFormatter<'_>> = batch
+            .columns()
+            .iter()
+            .map(|array| ArrayFormatter::try_new(array.as_ref(), &OPTIONS))
+            .collect::<Result<_, _>>()?;
+        for (row, payload) in payloads.split(|byte| *byte == b'\n').take(batch.num_rows()).enumerate() {
+            let value = |name: &str| {
+                let place = schema.index_of(name).ok();
+                let text = place.and_then(|place| formatters.get(place)).map(|f| f.value(row).to_string());
+                // A value must not add a level or a wildcard to the topic.
+                text.unwrap_or_default().replace(['/', '+', '#'], "_")
+            };
+            let topic = topic.fill(value);
+            if let Err(error) = validate_topic(&topic) {
+                tracing::warn!(rule = rule.name, topic, %error, "a rule's row was not published");
+                continue;
+            }
+            let mut message = Message::new(&topic, payload, qos, retain);
+            message.by_rule = true;
+            self.runtime.block_on(self.mqtt.publish(message))?;
+        }
+        Ok(())
+    }
+}
+
+/// The logged rows as record batches of the table's schema, as they were written.
+fn to_batches(engine: &Engine, table: &Arc<Table>, rows: &[RowsRecord]) -> Result<Vec<RecordBatch>, Failure> {
+    let columns: Vec<_> = table.def().columns.iter().map(|column| column.id).collect();
+    let schema: SchemaRef = arrow_schema(table, &columns);
+    let mut batches = Vec::new();
+    for record in rows {
+        for start in (0..record.times.len()).step_by(RULE_ROWS) {
+            let range = start..(start + RULE_ROWS).min(record.times.len());
+            batches.push(to_batch(engine, table, &schema, record, range)?);
+        }
+    }
+    Ok(batches)
+}
+
+fn to_batch(
+    engine: &Engine,
+    table: &Arc<Table>,
+    schema: &SchemaRef,
+    record: &RowsRecord,
+    range: std::ops::Range<usize>,
+) -> Result<RecordBatch, Failure> {
+    let series = record.series.get(range.clone()).unwrap_or_default();
+    let keys: Vec<Vec<Option<String>>> = series.iter().map(|id| engine.series_tags(table, *id)).collect();
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+    let mut tag = 0;
+    for column in &table.def().columns {
+        arrays.push(match column.role {
+            ColumnRole::Time => {
+                let times = record.times.get(range.clone()).unwrap_or_default().to_vec();
+                Arc::new(TimestampNanosecondArray::from(times).with_timezone("UTC"))
+            }
+            ColumnRole::Tag => {
+                let values = keys.iter().map(|key| key.get(tag).cloned().flatten()).collect::<StringArray>();
+                tag += 1;
+                Arc::new(values)
+            }
+            ColumnRole::Field => {
+                let known = record.columns.iter().find(|(id, _)| *id == column.id).map(|(_, cells)| cells);
+                let cells = known.map_or_else(|| Column::absent(column.kind, range.len()), |cells| cells.slice(range.clone()));
+                field_array(cells)?
+            }
+        });
+    }
+    Ok(RecordBatch::try_new(SchemaRef::clone(schema), arrays)?)
+}

@@ -1,0 +1,91 @@
+//! What became of the messages of each topic: the answer to "I published and see nothing".
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::record_batch::RecordBatch;
+use foldhash::HashMap;
+use parking_lot::Mutex;
+use sonde_query::system::BatchBuilder;
+
+use crate::limits::TOPICS;
+
+/// Counters of one topic.
+#[derive(Debug, Default)]
+pub struct TopicStats {
+    messages: AtomicU64,
+    rows: AtomicU64,
+    rejected: AtomicU64,
+    detail: Mutex<Detail>,
+}
+
+#[derive(Debug, Default)]
+struct Detail {
+    source: Option<String>,
+    last_error: Option<String>,
+}
+
+impl TopicStats {
+    /// A message that became rows of a source, or none where no source matched.
+    pub(crate) fn stored(&self, rows: u64) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// A message that became a dead letter.
+    pub(crate) fn rejected(&self, reason: &str) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.rejected.fetch_add(1, Ordering::Relaxed);
+        self.detail.lock().last_error = Some(reason.to_owned());
+    }
+
+    /// The source that the topic's messages go to.
+    pub(crate) fn set_source(&self, source: Option<&str>) {
+        self.detail.lock().source = source.map(str::to_owned);
+    }
+}
+
+/// All topics that were published to, up to a limit; the rest shares one entry.
+#[derive(Debug, Default)]
+pub struct Topics(Mutex<HashMap<Box<str>, Arc<TopicStats>>>);
+
+/// The name of the entry that topics beyond the limit share.
+const OTHERS: &str = "(other topics)";
+
+impl Topics {
+    /// The counters of a topic.
+    pub(crate) fn of(&self, topic: &str) -> Arc<TopicStats> {
+        let mut topics = self.0.lock();
+        if let Some(stats) = topics.get(topic) {
+            return Arc::clone(stats);
+        }
+        let name = if topics.len() < TOPICS { topic } else { OTHERS };
+        Arc::clone(topics.entry(name.into()).or_default())
+    }
+
+    /// `system.topics`.
+    pub fn batch(&self) -> sonde_query::Result<RecordBatch> {
+        let topics = self.0.lock();
+        let mut names: Vec<_> = topics.iter().collect();
+        names.sort_by(|a, b| a.0.cmp(b.0));
+        let mut rows = BatchBuilder::new();
+        for (topic, stats) in names {
+            let detail = stats.detail.lock();
+            rows.text("topic", Some(topic));
+            rows.text("source", detail.source.as_deref());
+            rows.uint("messages", stats.messages.load(Ordering::Relaxed));
+            rows.uint("rows", stats.rows.load(Ordering::Relaxed));
+            rows.uint("rejected", stats.rejected.load(Ordering::Relaxed));
+            rows.text("last_error", detail.last_error.as_deref());
+            rows.end_row();
+        }
+        rows.finish(&[
+            ("topic", "s"),
+            ("source", "s"),
+            ("messages", "u"),
+            ("rows", "u"),
+            ("rejected", "u"),
+            ("last_error", "s"),
+        ])
+    }
+}
