@@ -10,7 +10,8 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    Cell, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, SeriesId, SeriesKey, State, TableId, Timestamp, Values,
+    Cell, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, SeriesId, SeriesKey, State, TableId,
+    Timestamp, Values,
 };
 
 use crate::catalog::Table;
@@ -66,7 +67,9 @@ impl FieldValue<'_> {
             | (Self::Bool(_), PhysicalType::Boolean)
             | (Self::Text(_), PhysicalType::Text) => true,
             (Self::Float(value), PhysicalType::Int64) => {
-                value.fract() == 0.0 && value.abs() <= EXACT_INTEGER as f64 && !(*value == 0.0 && value.is_sign_negative())
+                value.fract() == 0.0
+                    && value.abs() <= EXACT_INTEGER as f64
+                    && !(*value == 0.0 && value.is_sign_negative())
             }
             (Self::Float(value), PhysicalType::UInt64) => {
                 value.fract() == 0.0 && *value <= EXACT_INTEGER as f64 && value.is_sign_positive()
@@ -303,7 +306,10 @@ fn check(table: &Table, row: &Row<'_, '_>) -> Result<()> {
             return Err(type_conflict(column, value));
         }
         if text_bytes(value) > TEXT_BYTES {
-            return Err(Error::Limit { what: format!("bytes of column {}", column.name), limit: TEXT_BYTES as u64 });
+            return Err(Error::Limit {
+                what: format!("bytes of column {}", column.name),
+                limit: TEXT_BYTES as u64,
+            });
         }
     }
     Ok(())
@@ -359,7 +365,10 @@ impl OpenPart {
         if let Some(limit) = max_series
             && self.table.series().len() + self.new_index.len() >= limit
         {
-            return Err(Error::Limit { what: format!("series of table {}", self.table.full_name()), limit: limit as u64 });
+            return Err(Error::Limit {
+                what: format!("series of table {}", self.table.full_name()),
+                limit: limit as u64,
+            });
         }
         let key = SeriesKey::from_bytes(key).map_err(|error| Error::Row(error.to_string()))?;
         let index = self.part.new_keys.len() as u32;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 use sonde_storage_format::{
-    CatalogChange, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, PhysicalType, TableDef, TableId, TableKind,
-    TableOptions,
+    CatalogChange, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, PhysicalType, TableDef, TableId,
+    TableKind, TableOptions,
 };
 
 use crate::cold::DAY;
@@ -41,7 +41,8 @@ impl Eq for Table {}
 
 impl Table {
     fn new(def: TableDef) -> Self {
-        let by_name = def.columns.iter().enumerate().map(|(place, column)| (column.name.clone(), place)).collect();
+        let by_name =
+            def.columns.iter().enumerate().map(|(place, column)| (column.name.clone(), place)).collect();
         Self { def, by_name, series: Arc::default() }
     }
 
@@ -168,9 +169,11 @@ impl Catalog {
 
     /// The table of this name, or an error that says which one was probably meant.
     pub fn require_table(&self, database: &str, name: &str) -> Result<&Arc<Table>> {
+        // Another database's names are nobody's business.
+        let of_database = self.tables.values().filter(|table| table.def.database == database);
         self.table(database, name).ok_or_else(|| Error::UnknownTable {
             name: format!("{database}.{name}"),
-            hint: nearest(name, self.tables.values().map(|table| table.def.name.as_str()))
+            hint: nearest(name, of_database.map(|table| table.def.name.as_str()))
                 .map(|name| format!("; did you mean {name}?"))
                 .unwrap_or_default(),
         })
@@ -195,14 +198,20 @@ impl Catalog {
 
     /// The change that creates a table; an error where one of that name exists.
     pub(crate) fn create_table(&self, new: NewTable) -> Result<CatalogChange> {
-        if let Some(table) = self.tables.values().find(|t| t.def.database == new.database && t.def.name == new.name) {
+        if let Some(table) =
+            self.tables.values().find(|t| t.def.database == new.database && t.def.name == new.name)
+        {
             return Err(Error::Conflict(format!("table {} exists already", table.full_name())));
         }
         check_name("a database", &new.database)?;
         check_name("a table", &new.name)?;
         check_options(&new.options)?;
-        let time =
-            ColumnDef { id: ColumnId(0), name: TIME_NAME.into(), role: ColumnRole::Time, kind: PhysicalType::Int64 };
+        let time = ColumnDef {
+            id: ColumnId(0),
+            name: TIME_NAME.into(),
+            role: ColumnRole::Time,
+            kind: PhysicalType::Int64,
+        };
         let mut columns = vec![time];
         for column in new.columns {
             push_column(&mut columns, column)?;
@@ -239,7 +248,11 @@ impl Catalog {
                 None => push_column(&mut columns, column)?,
             }
         }
-        Ok(columns.into_iter().skip(before).map(|column| CatalogChange::AddColumn { table, column }).collect())
+        Ok(columns
+            .into_iter()
+            .skip(before)
+            .map(|column| CatalogChange::AddColumn { table, column })
+            .collect())
     }
 
     /// Applies one change.
@@ -287,7 +300,9 @@ impl Catalog {
 pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     match name.len() {
         1..=limits::NAME_BYTES => Ok(()),
-        len => Err(Error::Row(format!("the name of {what} has 1 to {} bytes, not {len}", limits::NAME_BYTES))),
+        len => {
+            Err(Error::Row(format!("the name of {what} has 1 to {} bytes, not {len}", limits::NAME_BYTES)))
+        }
     }
 }
 
@@ -351,6 +366,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -29,7 +29,8 @@ pub(crate) struct ArrivalClock(AtomicI64);
 impl ArrivalClock {
     pub(crate) fn next(&self, now: Timestamp) -> Timestamp {
         let now = now.as_nanos();
-        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
+        let before =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
         Timestamp::from_nanos(now.max(before.unwrap_or_default() + 1))
     }
 }

@@ -83,14 +83,93 @@ pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
     let Some(table) = catalog.table_by_id(plan.table) else { return Ok(()) };
     let order = table.series().order();
     let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
-    let sources = plan.chunks.iter().map(|chunk| Source::Chunk(ChunkSource::new(&context, chunk, false))).collect();
+    let sources =
+        plan.chunks.iter().map(|chunk| Source::Chunk(ChunkSource::new(&context, chunk, false))).collect();
     let merge = Merge::newest_wins(Arc::clone(&context), sources);
     let seq = plan.chunks.iter().map(|chunk| chunk.meta.seq).reduce(|a, b| a.union(b));
     let Some(seq) = seq else { return Ok(()) };
     let merged = write_chunk(inner, &context, plan.range, seq, merge)?;
     let mut edits: Vec<Edit> = plan.chunks.iter().map(|chunk| Edit::RemoveChunk(chunk.meta.id)).collect();
     edits.extend(merged.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())));
-    let remove: Vec<(TableId, ChunkId)> = plan.chunks.iter().map(|chunk| (plan.table, chunk.meta.id)).collect();
+    let remove: Vec<(TableId, ChunkId)> =
+        plan.chunks.iter().map(|chunk| (plan.table, chunk.meta.id)).collect();
     let edit = FileEdit { add: merged.into_iter().collect(), remove, ..FileEdit::default() };
     inner.install(&edits, &edit)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::storage::LocalStorage;
+    use sonde_storage_format::{ChunkMeta, SeqNo};
+
+    const TABLE: TableId = TableId(1);
+
+    fn range(start: i64, end: i64) -> TimeRange {
+        TimeRange { start: Timestamp::from_nanos(start), end: Timestamp::from_nanos(end) }
+    }
+
+    /// Chunks of (partition, rows), each newer than the one before; named by their ids from 0 on.
+    fn version(chunks: &[(TimeRange, u64)]) -> Version {
+        let mut files = TableFiles::default();
+        for (i, (range, rows)) in chunks.iter().enumerate() {
+            let seq = SeqNo(10 * i as u64 + 1);
+            let meta = ChunkMeta {
+                id: ChunkId(i as u64),
+                table: TABLE,
+                range: *range,
+                times: (range.start, range.start),
+                seq: SeqRange { first: seq, last: seq.plus(8) },
+                rows: *rows,
+                series: 1,
+                bytes: 1,
+                columns: Vec::new(),
+            };
+            let chunk = Arc::new(Chunk::new(meta, "never opened".into(), Arc::new(LocalStorage)));
+            chunk.keep();
+            Arc::make_mut(files.partitions.entry((range.start, range.end)).or_default()).push(chunk);
+        }
+        Version { files: [(TABLE, Arc::new(files))].into(), ..Version::default() }
+    }
+
+    fn ids(plan: &Plan) -> Vec<u64> {
+        plan.chunks.iter().map(|chunk| chunk.meta.id.0).collect()
+    }
+
+    #[test]
+    fn a_merge_is_worth_it_from_four_small_neighbours_on() {
+        let day = range(0, 10);
+        assert!(plan(&version(&[(day, 5); 3])).is_none());
+        assert_eq!(ids(&plan(&version(&[(day, 5); 5])).unwrap()), [0, 1, 2, 3, 4]);
+        // A large old chunk waits until the new ones are a quarter of it.
+        let large = |rows| version(&[(day, rows), (day, 5), (day, 5), (day, 5), (day, 5)]);
+        assert_eq!(ids(&plan(&large(80)).unwrap()), [0, 1, 2, 3, 4]);
+        assert_eq!(ids(&plan(&large(81)).unwrap()), [1, 2, 3, 4]);
+        assert_eq!(ids(&plan(&large(CHUNK_ROWS)).unwrap()), [1, 2, 3, 4]);
+        // The partition with the most.
+        let other = range(10, 20);
+        let mixed = version(&[
+            (day, 5),
+            (other, 5),
+            (day, 5),
+            (other, 5),
+            (day, 5),
+            (other, 5),
+            (day, 5),
+            (other, 5),
+            (other, 5),
+        ]);
+        assert_eq!(ids(&plan(&mixed).unwrap()), [1, 3, 5, 7, 8]);
+    }
+
+    #[test]
+    fn a_run_ends_at_a_chunk_of_another_width() {
+        let (day, week, next) = (range(0, 10), range(0, 70), range(10, 20));
+        let chunks = [(day, 5), (day, 5), (week, 5), (day, 5), (next, 5), (day, 5), (day, 5), (day, 5)];
+        let runs: Vec<Vec<u64>> = plan_all(&version(&chunks), TABLE).iter().map(ids).collect();
+        assert_eq!(runs, [vec![0, 1], vec![3, 5, 6, 7]]);
+        assert_eq!(ids(&plan(&version(&chunks)).unwrap()), [3, 5, 6, 7]);
+        assert!(plan_all(&version(&chunks), TableId(2)).is_empty());
+    }
 }

@@ -1,4 +1,4 @@
-//! The engine's handle. Lock order: writer thread's own state, then `manifest`, then `flushes`, then registry locks;
+//! The engine's handle. Lock order: writer thread's own state, then `manifest`, then `flushes`, then a table's series;
 //! versions, catalog and health are swapped without holding another lock. No lock is held over I/O but the manifest's,
 //! which orders edits.
 
@@ -100,9 +100,12 @@ impl Inner {
     /// Makes an edit durable, then visible.
     pub(crate) fn install(&self, edits: &[Edit], edit: &FileEdit) -> Result<()> {
         let mut manifest = self.manifest.lock();
-        manifest.append(edits)?;
-        self.versions.install(edit);
-        Ok(())
+        let appended = manifest.append(edits);
+        // Where nobody knows whether the edit is on disk, its files have to stay too.
+        if appended.is_ok() || !manifest.is_settled() {
+            edit.add.iter().for_each(|chunk| chunk.keep());
+        }
+        appended.map(|()| self.versions.install(edit))
     }
 
     /// Asks for background work.
@@ -195,7 +198,8 @@ impl Engine {
         let segments = Arc::new(Segments::new(recovered.log.segments));
         let wal_dir = options.data_dir.join(path::WAL_DIR);
         let next = recovered.next_seq;
-        let log = Log::start(Arc::clone(&storage), &wal_dir, Arc::clone(&segments), next, options.segment_bytes)?;
+        let log =
+            Log::start(Arc::clone(&storage), &wal_dir, Arc::clone(&segments), next, options.segment_bytes)?;
         let (jobs, job_queue) = channel();
         let active = recovered.version.active.clone();
         let inner = Arc::new(Inner {
@@ -362,7 +366,11 @@ impl Engine {
     #[must_use]
     pub fn cold_files(&self) -> Vec<ColdFile> {
         let version = self.inner.versions.current();
-        version.files.values().flat_map(|files| files.cold.values().map(|file| ColdFile::clone(file))).collect()
+        version
+            .files
+            .values()
+            .flat_map(|files| files.cold.values().map(|file| ColdFile::clone(file)))
+            .collect()
     }
 
     /// Bytes and rows in memory, not yet in chunks.

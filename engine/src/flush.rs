@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sonde_storage_format::limits::ROW_GROUP_ROWS;
 use sonde_storage_format::{
-    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, PhysicalType, SeqRange, SeriesRun, Texts,
-    TimeRange, Timestamp, path,
+    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, PhysicalType, SeqRange, SeriesRun,
+    Texts, TimeRange, Timestamp, path,
 };
 
 use crate::engine::Inner;
@@ -41,7 +41,7 @@ pub(crate) fn write_chunk(
     seq: SeqRange,
     merge: Merge,
 ) -> Result<Option<Arc<Chunk>>> {
-    let id = inner.manifest.lock().next_chunk();
+    let id = inner.manifest.lock().next_chunk()?;
     let table = context.table.id();
     let path = inner.options.data_dir.join(path::CHUNK_DIR).join(path::chunk(id));
     let mut build = Build::new(Arc::clone(context), merge, ChunkWriter::new(id, table, range, seq));
@@ -133,14 +133,17 @@ impl Pending {
 
     fn take(&mut self) -> (Vec<i64>, Vec<(ColumnId, Column)>) {
         self.texts = 0;
-        let empty = self.columns.iter().map(|(id, column)| (*id, Column::new(column.values.kind()))).collect();
+        let empty =
+            self.columns.iter().map(|(id, column)| (*id, Column::new(column.values.kind()))).collect();
         (std::mem::take(&mut self.times), std::mem::replace(&mut self.columns, empty))
     }
 }
 
 impl Build {
     fn new(context: Arc<ScanContext>, merge: Merge, writer: ChunkWriter) -> Self {
-        let kind = |id: &ColumnId| context.table.column_by_id(*id).map_or(PhysicalType::Float64, |column| column.kind);
+        let kind = |id: &ColumnId| {
+            context.table.column_by_id(*id).map_or(PhysicalType::Float64, |column| column.kind)
+        };
         let columns = context.fields.iter().map(|id| (*id, Column::new(kind(id)))).collect();
         Self {
             merge,
@@ -219,7 +222,8 @@ impl Build {
         }
         let (tail, columns) = writer.finish();
         out.extend(tail);
-        self.done = Some(Done { columns, rows: self.rows, series: self.runs.len() as u64, times: self.times });
+        self.done =
+            Some(Done { columns, rows: self.rows, series: self.runs.len() as u64, times: self.times });
         Some(out)
     }
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use object_store::{ObjectStoreExt, path::Path as ObjectPath};
 use parking_lot::{Condvar, Mutex};
 use sonde_storage_format::{
-    CatalogChange, Checkpoint, ChunkId, ColdFile, Edit, SeqNo, SeqRange, StateEntry, TableId, TableSeries, TimeRange,
-    Timestamp, path,
+    CatalogChange, Checkpoint, ChunkId, ColdFile, Edit, SeqNo, SeqRange, StateEntry, TableId, TableSeries,
+    TimeRange, Timestamp, path,
 };
 
 use crate::catalog::Table;
@@ -114,7 +114,10 @@ impl Flushes {
         if inner.queue.len() < limit {
             return Ok(());
         }
-        Err(inner.failure.clone().unwrap_or_else(|| Error::Full(format!("{limit} memtables wait for their flush"))))
+        Err(inner
+            .failure
+            .clone()
+            .unwrap_or_else(|| Error::Full(format!("{limit} memtables wait for their flush"))))
     }
 
     /// Waits until everything up to `position` that was frozen is flushed, or until a flush fails.
@@ -151,7 +154,8 @@ impl Worker {
         loop {
             // However many jobs come, the tick has its turn.
             let patience = next_tick.saturating_duration_since(Instant::now());
-            let job = if patience.is_zero() { Err(RecvTimeoutError::Timeout) } else { jobs.recv_timeout(patience) };
+            let job =
+                if patience.is_zero() { Err(RecvTimeoutError::Timeout) } else { jobs.recv_timeout(patience) };
             match job {
                 Ok(Job::Flush) => self.report("flush", |worker| worker.flush_all()),
                 Ok(Job::Compact(table, reply)) => {
@@ -235,7 +239,8 @@ impl Worker {
         let mut edits: Vec<Edit> = gone.chunks.iter().map(|(_, id)| Edit::RemoveChunk(*id)).collect();
         edits.extend(gone.cold.iter().map(|(table, day)| Edit::RemoveCold { table: *table, day: *day }));
         for (table, day) in &gone.cold {
-            self.replaced.extend(version.files.get(table).and_then(|files| files.cold.get(&day.start)).cloned());
+            self.replaced
+                .extend(version.files.get(table).and_then(|files| files.cold.get(&day.start)).cloned());
         }
         tracing::info!(chunks = gone.chunks.len(), cold_days = gone.cold.len(), "retention removed files");
         let edit = FileEdit { remove: gone.chunks, remove_cold: gone.cold, ..FileEdit::default() };
@@ -278,22 +283,29 @@ impl Worker {
         let mut moved = 0;
         for day in complete_days(files.chunks(), before) {
             let chunks = within(files.chunks(), &day);
-            let mut layers: Vec<Layer> = files.cold.get(&day.start).map(|file| Layer::Cold(Arc::clone(file))).into_iter().collect();
+            let mut layers: Vec<Layer> =
+                files.cold.get(&day.start).map(|file| Layer::Cold(Arc::clone(file))).into_iter().collect();
             let mut hot = chunks.clone();
             hot.sort_by_key(|chunk| chunk.meta.seq.first);
             layers.extend(hot.into_iter().map(Layer::Chunk));
             let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
             let sources = open_sources(&inner, &context, &crate::scan::prune::Group { layers })?;
             let merge = Merge::newest_wins(Arc::clone(&context), sources);
+            inner.manifest.lock().settle()?;
             let file = write_day(&cold, &context, day, position, merge)?;
-            let replaces = file.is_some();
             let remove: Vec<(TableId, ChunkId)> = chunks.iter().map(|chunk| (id, chunk.meta.id)).collect();
             let mut edits: Vec<Edit> = remove.iter().map(|(_, chunk)| Edit::RemoveChunk(*chunk)).collect();
             edits.extend(file.iter().cloned().map(Edit::AddCold));
-            inner.install(&edits, &FileEdit { remove, add_cold: file.into_iter().collect(), ..FileEdit::default() })?;
-            if replaces {
-                self.replaced.extend(files.cold.get(&day.start).cloned());
+            let add_cold = file.iter().cloned().collect();
+            let installed = inner.install(&edits, &FileEdit { remove, add_cold, ..FileEdit::default() });
+            match (&installed, file) {
+                (Ok(()), Some(_)) => self.replaced.extend(files.cold.get(&day.start).cloned()),
+                (Err(_), Some(file)) if inner.manifest.lock().is_settled() => {
+                    self.replaced.push(Arc::new(file))
+                }
+                _ => {}
             }
+            installed?;
             moved += 1;
         }
         if moved > 0 {
@@ -307,9 +319,13 @@ impl Worker {
         let inner = &self.inner;
         let version = inner.versions.current();
         let catalog = inner.catalog.load_full();
-        let (Some(files), Some(table)) = (version.files.get(&id), catalog.table_by_id(id)) else { return Ok(()) };
+        let (Some(files), Some(table)) = (version.files.get(&id), catalog.table_by_id(id)) else {
+            return Ok(());
+        };
         let order = table.series().order();
-        let wide = |chunk: &&Arc<Chunk>| chunk.meta.range.end.as_nanos().saturating_sub(chunk.meta.range.start.as_nanos()) > DAY;
+        let wide = |chunk: &&Arc<Chunk>| {
+            chunk.meta.range.end.as_nanos().saturating_sub(chunk.meta.range.start.as_nanos()) > DAY
+        };
         for chunk in files.chunks().filter(wide).filter(|chunk| day_of(chunk.meta.times.0).end <= before) {
             let mut parts = Vec::new();
             let mut day = day_of(chunk.meta.times.0);
@@ -367,10 +383,10 @@ fn state_dir(inner: &Inner) -> std::path::PathBuf {
 
 fn write_checkpoint(inner: &Inner, input: &FlushInput) -> Result<u64> {
     let number = inner.manifest.lock().state.checkpoint.unwrap_or_default() + 1;
-    let series = input.series.iter().map(|(table, count)| TableSeries {
-        table: table.id(),
-        keys: table.series().first_keys(*count),
-    });
+    let series = input
+        .series
+        .iter()
+        .map(|(table, count)| TableSeries { table: table.id(), keys: table.series().first_keys(*count) });
     let checkpoint = Checkpoint {
         position: input.position,
         catalog: input.catalog.clone(),

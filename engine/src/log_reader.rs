@@ -74,7 +74,9 @@ impl LogReader {
             let bytes = match storage.map(&segment.path) {
                 Ok(bytes) => bytes,
                 // It expired since it was listed: the next look says what is lost.
-                Err(error) if error.kind() == ErrorKind::NotFound && !segments.has(segment.number) => continue,
+                Err(error) if error.kind() == ErrorKind::NotFound && !segments.has(segment.number) => {
+                    continue;
+                }
                 Err(error) => return Err(Error::io("map", &segment.path, &error)),
             };
             let read = self.read(segment, &bytes, published, left, &mut turn.rows, &wanted)?;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sonde_storage_format::{
-    ChunkId, ChunkMeta, ColdFile, Edit, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits, encode_edit, path,
+    ChunkId, ChunkMeta, ColdFile, Edit, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits, encode_edit,
+    path,
 };
 
 use crate::error::{Error, Result};
@@ -93,7 +94,12 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn write_snapshot(storage: Arc<dyn Storage>, dir: &Path, number: u64, state: ManifestState) -> Result<Self> {
+    fn write_snapshot(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        number: u64,
+        state: ManifestState,
+    ) -> Result<Self> {
         let path = dir.join(path::manifest(number));
         let mut bytes = ManifestHeader { number }.encode();
         // Frames of bounded size, so that a store of many chunks stays within the limit of an edit.
@@ -116,21 +122,36 @@ impl Manifest {
         }
     }
 
-    /// A chunk id that was never used.
-    pub(crate) fn next_chunk(&mut self) -> ChunkId {
+    /// A chunk id that was never used; none while the manifest could not name the chunk.
+    pub(crate) fn next_chunk(&mut self) -> Result<ChunkId> {
+        self.settle()?;
         self.state.next_chunk += 1;
-        ChunkId(self.state.next_chunk - 1)
+        Ok(ChunkId(self.state.next_chunk - 1))
     }
 
-    /// Makes the edits durable as one.
+    /// After a write that failed: a new file, without what may or may not have been written.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if self.failed { self.rewrite() } else { Ok(()) }
+    }
+
+    /// Whether what is on disk is known; else an edit that failed may stand there all the same.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.failed
+    }
+
+    /// Makes the edits durable as one. After an error they are not there, unless the manifest is not settled.
     pub(crate) fn append(&mut self, edits: &[Edit]) -> Result<()> {
-        if self.failed || self.offset > MANIFEST_BYTES {
+        self.settle()?;
+        if self.offset > MANIFEST_BYTES {
             self.rewrite()?;
         }
         let frame = encode_edit(self.number, self.offset, edits);
         if let Err(error) = self.file.write_at(&frame, self.offset).and_then(|()| self.file.sync()) {
+            let failed = Error::io("write", &self.dir.join(path::manifest(self.number)), &error);
             self.failed = true;
-            return Err(Error::io("write", &self.dir.join(path::manifest(self.number)), &error));
+            // Should this fail too, the next edit begins with it.
+            let _ = self.settle();
+            return Err(failed);
         }
         self.offset += frame.len() as u64;
         edits.iter().for_each(|edit| self.state.apply(edit));

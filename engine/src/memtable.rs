@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sonde_storage_format::{Column, ColumnId, RowsRecord, SeqNo, SeqRange, SeriesId, TableId, TimeRange, Timestamp};
+use sonde_storage_format::{
+    Column, ColumnId, RowsRecord, SeqNo, SeqRange, SeriesId, TableId, TimeRange, Timestamp,
+};
 
 use crate::limits::COALESCE_ROWS;
 
@@ -87,7 +89,9 @@ impl Memtable {
 
     /// The partitions of a table, in time order.
     pub(crate) fn of_table(&self, table: TableId) -> impl Iterator<Item = &Arc<PartitionBlocks>> {
-        self.partitions.range((table, Timestamp::MIN)..=(table, Timestamp::MAX)).map(|(_, partition)| partition)
+        self.partitions
+            .range((table, Timestamp::MIN)..=(table, Timestamp::MAX))
+            .map(|(_, partition)| partition)
     }
 
     /// All partitions, by table and time.
@@ -100,7 +104,8 @@ impl Memtable {
         self.widths.remove(&table);
         self.partitions.retain(|(known, _), _| *known != table);
         let blocks = || self.partitions.values().flat_map(|partition| &partition.blocks);
-        (self.bytes, self.rows) = (blocks().map(|block| block.bytes()).sum(), blocks().map(|block| block.rows()).sum());
+        (self.bytes, self.rows) =
+            (blocks().map(|block| block.bytes()).sum(), blocks().map(|block| block.rows()).sum());
     }
 
     /// Adds rows; `width` is the width in nanoseconds that the table's partitions should have.
@@ -202,7 +207,8 @@ mod tests {
         }
         let before = memtable.clone();
         memtable.insert(rows(101, &[100]), 1000);
-        let count = |m: &Memtable| m.of_table(TableId(1)).flat_map(|p| &p.blocks).map(|b| b.rows()).sum::<usize>();
+        let count =
+            |m: &Memtable| m.of_table(TableId(1)).flat_map(|p| &p.blocks).map(|b| b.rows()).sum::<usize>();
         assert_eq!((count(&before), count(&memtable)), (100, 101));
         let blocks = memtable.of_table(TableId(1)).map(|p| p.blocks.len()).sum::<usize>();
         assert!(blocks <= 8, "{blocks} blocks for 101 single rows");

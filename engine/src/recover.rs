@@ -161,11 +161,15 @@ fn open_files(
         }
         let range = (meta.range.start, meta.range.end);
         let chunk = Arc::new(Chunk::new(meta.clone(), path, Arc::clone(storage)));
+        chunk.keep();
         let chunks = tables.entry(meta.table).or_default().partitions.entry(range).or_default();
         Arc::make_mut(chunks).push(chunk);
     }
     for files in tables.values_mut() {
-        files.partitions.values_mut().for_each(|chunks| Arc::make_mut(chunks).sort_by_key(|chunk| chunk.meta.seq.first));
+        files
+            .partitions
+            .values_mut()
+            .for_each(|chunks| Arc::make_mut(chunks).sort_by_key(|chunk| chunk.meta.seq.first));
     }
     for file in manifest.state.cold.values() {
         tables.entry(file.table).or_default().cold.insert(file.day.start, Arc::new(file.clone()));

@@ -30,7 +30,9 @@ pub(crate) fn expired(version: &Version, catalog: &Catalog, now: Timestamp) -> E
         };
         let chunks = files.chunks().filter(|chunk| gone(chunk.meta.range.end));
         expired.chunks.extend(chunks.map(|chunk| (*id, chunk.meta.id)));
-        expired.cold.extend(files.cold.values().filter(|file| gone(file.day.end)).map(|file| (*id, file.day)));
+        expired
+            .cold
+            .extend(files.cold.values().filter(|file| gone(file.day.end)).map(|file| (*id, file.day)));
     }
     expired
 }

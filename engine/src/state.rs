@@ -37,7 +37,8 @@ impl StateStore {
     /// Every key, for a checkpoint.
     pub(crate) fn entries(&self) -> Vec<StateEntry> {
         let namespaces = self.0.read();
-        let entries = namespaces.iter().flat_map(|(namespace, keys)| keys.iter().map(move |entry| (namespace, entry)));
+        let entries =
+            namespaces.iter().flat_map(|(namespace, keys)| keys.iter().map(move |entry| (namespace, entry)));
         entries
             .map(|(namespace, (key, value))| StateEntry {
                 namespace: namespace.clone(),

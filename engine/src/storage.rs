@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - `write_whole` leaves either no file of that name or the whole one: temporary name, sync, rename, directory sync.
-//! - A mapped file is never changed: chunks are sealed before they are mapped.
+//! - Mapped bytes that are looked at never change: chunks are sealed before they are mapped, and of a log segment that
+//!   is being written only what was synced is looked at.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -139,8 +140,9 @@ impl Storage for LocalStorage {
         if file.metadata()?.len() == 0 {
             return Ok(Mapped(None));
         }
-        // SAFETY: only sealed files are mapped: nothing writes to or truncates them after their rename, and a removed
-        // file stays alive as long as its mapping. The directory is locked against other sonde processes.
+        // SAFETY: nothing truncates a file that is mapped, and nothing writes to the bytes that are looked at: chunks are
+        // sealed by their rename, and of a log segment readers stay below the synced end. A removed file stays alive as
+        // long as its mapping. The directory is locked against other sonde processes.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Mapped(Some(map)))
     }

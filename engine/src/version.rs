@@ -4,7 +4,8 @@
 //! - The only changes are `publish` (the writer: a commit becomes visible) and `install` (a job: files come and go).
 //! - Chunks of a partition stand in SeqNo order and their SeqNo ranges do not overlap.
 //! - Everything in `chunks` is older than everything in `frozen`, which is older than `active`; cold is the oldest.
-//! - Readers hold files alive: a chunk's file is removed when its last handle goes.
+//! - Readers hold files alive: the file of a chunk that the manifest does not name, not yet or no longer, is removed
+//!   when its last handle goes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use sonde_storage_format::{
-    ChunkId, ChunkMeta, ChunkReader, ColdFile, ColumnPages, SeqNo, SeriesRun, TableId, TimeRange, Timestamp,
+    ChunkId, ChunkMeta, ChunkReader, ColdFile, ColumnPages, FormatError, SeqNo, SeriesRun, TableId,
+    TimeRange, Timestamp,
 };
 
 use crate::error::{Error, Result};
@@ -27,8 +29,8 @@ pub(crate) struct Chunk {
     path: PathBuf,
     storage: Arc<dyn Storage>,
     file: OnceLock<OpenChunk>,
-    /// Set once the manifest no longer names the chunk.
-    obsolete: AtomicBool,
+    /// Whether the manifest names the chunk, or may do so.
+    named: AtomicBool,
 }
 
 /// A chunk that was mapped and whose directories were verified.
@@ -42,8 +44,14 @@ pub(crate) struct OpenChunk {
 }
 
 impl Chunk {
+    /// A chunk whose file is there and that nothing names yet.
     pub(crate) fn new(meta: ChunkMeta, path: PathBuf, storage: Arc<dyn Storage>) -> Self {
-        Self { meta, path, storage, file: OnceLock::new(), obsolete: AtomicBool::new(false) }
+        Self { meta, path, storage, file: OnceLock::new(), named: AtomicBool::new(false) }
+    }
+
+    /// Keeps the file: the manifest names the chunk now.
+    pub(crate) fn keep(&self) {
+        self.named.store(true, Ordering::Release);
     }
 
     /// The file, mapped on first use.
@@ -54,6 +62,11 @@ impl Chunk {
         let bytes = self.storage.map(&self.path).map_err(|error| Error::io("map", &self.path, &error))?;
         let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
         let reader = ChunkReader::open(&bytes).map_err(corrupt)?;
+        let (root, meta) = (reader.root(), &self.meta);
+        if (root.id, root.table, root.rows) != (meta.id, meta.table, meta.rows) {
+            let (structure, expected) = ("chunk root", "the chunk that the manifest names");
+            return Err(corrupt(FormatError::Invalid { structure, offset: 0, expected, found: root.id.0 }));
+        }
         let (series, columns) = (reader.series().map_err(corrupt)?, reader.columns().map_err(corrupt)?);
         let rows = columns.first().into_iter().flat_map(|time| &time.pages);
         let rows = rows.map(|page| page.map_or(0, |page| u64::from(page.stats.rows)));
@@ -70,13 +83,13 @@ impl Chunk {
 
     /// Removes the file once its last reader has gone.
     pub(crate) fn retire(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        self.named.store(false, Ordering::Release);
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if self.obsolete.load(Ordering::Acquire)
+        if !self.named.load(Ordering::Acquire)
             && let Err(error) = self.storage.remove(&self.path)
         {
             // The next start removes files that the manifest does not name.
@@ -194,9 +207,11 @@ impl Versions {
         let before = self.current.rcu(|version| version.edited(edit));
         for (table, id) in &edit.remove {
             let files = before.files.get(table);
-            files.into_iter().flat_map(|files| files.chunks()).filter(|chunk| chunk.meta.id == *id).for_each(|chunk| {
-                chunk.retire();
-            });
+            files.into_iter().flat_map(|files| files.chunks()).filter(|chunk| chunk.meta.id == *id).for_each(
+                |chunk| {
+                    chunk.retire();
+                },
+            );
         }
     }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sonde_storage_format::{
-    FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, WalWriter, find_frame_after,
-    path,
+    FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, WalWriter,
+    find_frame_after, path,
 };
 
 use crate::error::{Error, Result};
@@ -61,7 +61,12 @@ impl Segments {
 
     /// Takes out the oldest segment if nobody needs it: replay needs those behind `replay_from`; cursors those behind
     /// `cursors_from`, unless the log is larger or the segment older than its budget.
-    pub(crate) fn take_expired(&self, replay_from: SeqNo, cursors_from: SeqNo, budget: &LogBudget) -> Option<Segment> {
+    pub(crate) fn take_expired(
+        &self,
+        replay_from: SeqNo,
+        cursors_from: SeqNo,
+        budget: &LogBudget,
+    ) -> Option<Segment> {
         let mut segments = self.0.lock();
         let total: u64 = segments.iter().map(|segment| segment.bytes).sum();
         let first = segments.first().filter(|_| segments.len() > 1)?;
@@ -149,7 +154,9 @@ impl Log {
     pub(crate) fn append(&mut self, records: WalWriter, seq: SeqRange) -> Result<()> {
         let frame = records.finish(self.number, self.offset, seq, self.synced_through);
         assert!(self.offset + frame.len() as u64 <= self.len, "room for the frame was reserved");
-        let failed = |operation| move |error: std::io::Error| Error::Failed(format!("{operation} of the log: {error}"));
+        let failed = |operation| {
+            move |error: std::io::Error| Error::Failed(format!("{operation} of the log: {error}"))
+        };
         self.file.write_at(&frame, self.offset).map_err(failed("write"))?;
         self.file.sync().map_err(failed("sync"))?;
         self.offset += frame.len() as u64;
@@ -296,9 +303,9 @@ impl Found {
         Error::Corrupt { path: self.path.clone(), source }
     }
 
-    /// Whether no frame was ever begun in it.
+    /// Whether no frame was ever begun in it. Its space is reserved before its head is written, so it is never short.
     fn is_unused(&self) -> bool {
-        self.bytes.get(SEGMENT_HEADER_LEN..).is_none_or(is_zero)
+        self.bytes.is_empty() || self.bytes.get(SEGMENT_HEADER_LEN..).is_some_and(is_zero)
     }
 
     fn first_seq(&self) -> Result<SeqNo> {
@@ -323,15 +330,22 @@ impl Found {
             let at = offset as usize;
             let bad = match FrameScan::at(self.number, &self.bytes, offset) {
                 FrameScan::Frame(frame) if frame.seq.first == next => {
-                    let mut records = frame.records().map(|record| record.map_err(|source| self.corrupt(source)));
+                    let mut records =
+                        frame.records().map(|record| record.map_err(|source| self.corrupt(source)));
                     each(frame.seq, (frame.end - offset) as usize, &mut records)?;
                     (next, offset) = (frame.seq.last.plus(1), frame.end);
                     continue;
                 }
                 FrameScan::Frame(frame) => {
-                    return Err(self.wrong(at, "the sequence number behind the frame before", frame.seq.first.0));
+                    return Err(self.wrong(
+                        at,
+                        "the sequence number behind the frame before",
+                        frame.seq.first.0,
+                    ));
                 }
-                FrameScan::End if self.bytes.get(at..).is_none_or(is_zero) => return Ok((SeqNo(next.0 - 1), None)),
+                FrameScan::End if self.bytes.get(at..).is_none_or(is_zero) => {
+                    return Ok((SeqNo(next.0 - 1), None));
+                }
                 FrameScan::End => self.wrong(at, "a frame before bytes that are not zero", 0),
                 FrameScan::Bad(source) => self.corrupt(source),
             };

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, TableId, TableOptions, WalWriter,
+    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, TableId, TableOptions,
+    WalWriter,
 };
 
 use crate::batch::WriteBatch;
@@ -112,7 +113,8 @@ impl Writer {
                     let _ = reply.send(self.commit_catalog(&request));
                 }
                 Command::Freeze(reply) => {
-                    let frozen = if self.active.is_empty() && self.logged == 0 { Ok(()) } else { self.freeze() };
+                    let frozen =
+                        if self.active.is_empty() && self.logged == 0 { Ok(()) } else { self.freeze() };
                     let _ = reply.send(frozen.map(|()| SeqNo(self.next_seq.0 - 1)));
                 }
                 Command::Stop => break,
@@ -129,7 +131,8 @@ impl Writer {
             Ok(()) => (self.refuse_unfit(group), Ok(())),
             Err(error) => (group, Err(error)),
         };
-        let (batches, replies): (Vec<_>, Vec<_>) = group.into_iter().map(|waiting| (waiting.batch, waiting.reply)).unzip();
+        let (batches, replies): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|waiting| (waiting.batch, waiting.reply)).unzip();
         if batches.is_empty() {
             return;
         }
@@ -178,7 +181,8 @@ impl Writer {
             ranges.push(range);
             for part in batch.parts {
                 let (ids, new) = table(part.table).series().allocate(&part.new_keys);
-                if let Some(first) = ids.iter().zip(&part.new_keys).find(|(_, key)| new.first() == Some(*key)) {
+                if let Some(first) = ids.iter().zip(&part.new_keys).find(|(_, key)| new.first() == Some(*key))
+                {
                     self.unlogged.push(SeriesRecord { table: part.table, first: *first.0, keys: new });
                 }
                 rows.push(RowsRecord {

@@ -12,8 +12,9 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Result, Row, ScanRequest, SeqRange,
-    Snapshot, State, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp, ValueRange,
+    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Result, Row,
+    ScanRequest, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp,
+    ValueRange,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -117,7 +118,9 @@ pub(crate) fn new_table(name: &str, kind: TableKind, partition: i64) -> NewTable
 
 /// Creates a table with the tags `site` and `device` and a field of every type.
 pub(crate) fn create(engine: &Engine, name: &str, partition: i64) -> Arc<Table> {
-    engine.change_catalog(CatalogRequest::CreateTable(new_table(name, TableKind::Points, partition))).unwrap();
+    engine
+        .change_catalog(CatalogRequest::CreateTable(new_table(name, TableKind::Points, partition)))
+        .unwrap();
     table(engine, name)
 }
 
@@ -134,7 +137,8 @@ pub(crate) fn send(engine: &Engine, batch: &Batch, state: Option<State>) -> Resu
         for (name, row) in message {
             let table = catalog.require_table("public", name)?;
             let id = |name: &String| table.column(name).unwrap_or_else(|| panic!("no column {name}")).id;
-            let tags: Vec<_> = row.tags.iter().map(|(name, value)| (id(name), Cow::Borrowed(value.as_str()))).collect();
+            let tags: Vec<_> =
+                row.tags.iter().map(|(name, value)| (id(name), Cow::Borrowed(value.as_str()))).collect();
             let fields: Vec<_> = row.fields.iter().map(|(name, value)| (id(name), value.field())).collect();
             let time = Timestamp::from_nanos(row.time);
             builder.row(table, &Row { time, tags: &tags, fields: &fields }, None)?;
@@ -187,15 +191,24 @@ pub(crate) fn read(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Que
     let table = snapshot.catalog().require_table("public", name)?;
     let id = |name: &String| table.column(name).unwrap_or_else(|| panic!("no column {name}")).id;
     let wanted = |column: &sonde_engine::ColumnDef| {
-        column.role != ColumnRole::Field || query.fields.as_ref().is_none_or(|fields| fields.contains(&column.name))
+        column.role != ColumnRole::Field
+            || query.fields.as_ref().is_none_or(|fields| fields.contains(&column.name))
     };
     let columns = table.def().columns.iter().filter(|column| wanted(column)).map(|column| column.id);
     let request = ScanRequest {
         table: Arc::clone(table),
         columns: columns.collect(),
         time: query.time,
-        tags: query.tags.iter().map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() }).collect(),
-        values: query.values.iter().map(|(field, low, high)| ValueRange { column: id(field), low: *low, high: *high }).collect(),
+        tags: query
+            .tags
+            .iter()
+            .map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() })
+            .collect(),
+        values: query
+            .values
+            .iter()
+            .map(|(field, low, high)| ValueRange { column: id(field), low: *low, high: *high })
+            .collect(),
         limit: query.limit,
     };
     let scan = engine.scan(snapshot, &request)?;
@@ -210,7 +223,8 @@ pub(crate) fn read(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Que
             let batch = batch?;
             assert!(batch.num_rows() > 0 && batch.num_rows() <= sonde_engine::limits::BATCH_ROWS);
             for row in decode(table, &batch) {
-                let point = (table.tags().map(|tag| row.tags.get(&tag.name).cloned()).collect::<Vec<_>>(), row.time);
+                let point =
+                    (table.tags().map(|tag| row.tags.get(&tag.name).cloned()).collect::<Vec<_>>(), row.time);
                 if partitions > 1 {
                     assert!(row.time >= reached, "groups overlap in time");
                     let ascends = |last: &(Vec<Option<String>>, i64)| match table.def().kind {

@@ -130,7 +130,11 @@ impl Faulty {
 }
 
 /// The error of an operation that failed; a crash lets `half` or `all` happen before.
-fn end<T>(reached: Reached, half: impl FnOnce() -> io::Result<()>, all: impl FnOnce() -> io::Result<T>) -> io::Error {
+fn end<T>(
+    reached: Reached,
+    half: impl FnOnce() -> io::Result<()>,
+    all: impl FnOnce() -> io::Result<T>,
+) -> io::Error {
     let happened = match reached {
         Reached::Nothing => Ok(()),
         Reached::Half => half(),
@@ -165,7 +169,9 @@ impl Storage for Faulty {
             Verdict::Crash(reached) => {
                 let bytes: Vec<u8> = parts.flatten().collect();
                 let half = || std::fs::write(path.with_extension("half.tmp"), &bytes[..bytes.len() / 2]);
-                Err(end(reached, half, || LocalStorage.write_whole(path, &mut std::iter::once(bytes.clone()))))
+                Err(end(reached, half, || {
+                    LocalStorage.write_whole(path, &mut std::iter::once(bytes.clone()))
+                }))
             }
         }
     }

@@ -66,7 +66,9 @@ impl Model {
     pub(crate) fn answer(&self, table: &str, query: &Query) -> Vec<Rec> {
         let mut rows = self.tables[table].visible();
         rows.retain(|row| query.time.contains(Timestamp::from_nanos(row.time)));
-        rows.retain(|row| query.tags.iter().all(|(tag, values)| values.contains(&row.tags.get(tag).cloned())));
+        rows.retain(|row| {
+            query.tags.iter().all(|(tag, values)| values.contains(&row.tags.get(tag).cloned()))
+        });
         if let Some(fields) = &query.fields {
             rows.iter_mut().for_each(|row| row.fields.retain(|name, _| fields.contains(name)));
             rows.sort();
@@ -120,7 +122,8 @@ fn assert_same(table: &str, query: &Query, found: &[Rec], expected: &[Rec]) {
     if found == expected {
         return;
     }
-    let missing: Vec<&Rec> = expected.iter().filter(|row| found.binary_search(row).is_err()).take(5).collect();
+    let missing: Vec<&Rec> =
+        expected.iter().filter(|row| found.binary_search(row).is_err()).take(5).collect();
     let extra: Vec<&Rec> = found.iter().filter(|row| expected.binary_search(row).is_err()).take(5).collect();
     panic!(
         "{table} {query:?}: {} rows instead of {}\nmissing {missing:#?}\nextra {extra:#?}",

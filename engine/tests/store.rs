@@ -21,7 +21,27 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::on(tempfile::tempdir().unwrap())
+    }
+
+    /// With log segments of this many bytes.
+    pub(crate) fn with_segments(bytes: u64) -> Self {
+        let mut store = Self::new();
+        store.options.segment_bytes = bytes;
+        store
+    }
+
+    /// The same in memory, where there is a file system for that: for tests of thousands of syncs, which make their own
+    /// crashes.
+    pub(crate) fn volatile(segment_bytes: u64) -> Self {
+        let memory = Path::new("/dev/shm");
+        let root = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let mut store = Self::on(root.unwrap());
+        store.options.segment_bytes = segment_bytes;
+        store
+    }
+
+    fn on(root: TempDir) -> Self {
         let cold = root.path().join("cold");
         std::fs::create_dir(&cold).unwrap();
         let mut options = Options::new(root.path().join("data"));
@@ -32,13 +52,6 @@ impl Store {
             runtime: RUNTIME.handle().clone(),
         });
         Self { root, options }
-    }
-
-    /// With log segments of this many bytes.
-    pub(crate) fn with_segments(bytes: u64) -> Self {
-        let mut store = Self::new();
-        store.options.segment_bytes = bytes;
-        store
     }
 
     pub(crate) fn open(&self) -> Engine {
@@ -82,12 +95,16 @@ impl Store {
 
 /// The files in a directory, by name.
 pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
 }
 
 /// The files below a directory, at any depth.
 pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
-    files(dir).into_iter().flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+    files(dir)
+        .into_iter()
+        .flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] })
+        .collect()
 }

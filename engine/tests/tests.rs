@@ -2,7 +2,12 @@
 //!
 //! `data` says what rows are, `model` what they come to, `store` opens directories, `faults` is a disk that fails,
 //! `random` makes cases that a seed repeats; the other modules are the tests.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test that panics is a test that fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test that panics is a test that fails"
+)]
 
 mod data;
 mod faults;
@@ -10,5 +15,13 @@ mod model;
 mod random;
 mod store;
 
+mod catalog;
+mod commit;
+mod crash;
+mod disk;
+mod files;
 mod layers;
+mod log;
+mod recovery;
 mod torture;
+mod types;

@@ -79,7 +79,7 @@ fn run(seed: u64) {
 impl Case {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let mut store = Store::with_segments(random.pick(&[2048, 16 << 10, 1 << 20]));
+        let mut store = Store::volatile(random.pick(&[2048, 16 << 10, 1 << 20]));
         store.options.memtable_bytes = random.pick(&[2 << 10, 64 << 10, 64 << 20]);
         let disk = Faulty::default();
         let engine = store.open_on(Arc::new(disk.clone())).unwrap();
@@ -111,7 +111,7 @@ impl Case {
         let (name, events, partition) = self.random.pick(&TABLES);
         let id = table(self.engine(), name).id();
         match self.random.below(100) {
-            0..60 => return self.write(),
+            0..60 => self.write(),
             60..68 => {
                 self.engine().flush().unwrap();
                 "flush".into()
@@ -186,8 +186,11 @@ impl Case {
     /// Some batches, sent without waiting for each other.
     fn write(&mut self) -> String {
         let batches: Vec<Batch> = (0..1 + self.random.below(4)).map(|_| self.batch()).collect();
-        let receipts: Vec<_> = batches.iter().map(|batch| send(self.engine(), batch, None).unwrap()).collect();
-        receipts.into_iter().for_each(|receipt| drop(receipt.wait().unwrap()));
+        let receipts: Vec<_> =
+            batches.iter().map(|batch| send(self.engine(), batch, None).unwrap()).collect();
+        for receipt in receipts {
+            receipt.wait().unwrap();
+        }
         batches.iter().for_each(|batch| self.model.apply(batch));
         format!("write {} rows", batches.iter().flatten().flatten().count())
     }
@@ -282,7 +285,8 @@ impl Case {
         }
         for tag in ["site", "device"] {
             if random.one_in(3) {
-                let some = |random: &mut Random| random.pick(&[None, Some(""), Some("a"), Some("ä\0"), Some("no")]);
+                let some =
+                    |random: &mut Random| random.pick(&[None, Some(""), Some("a"), Some("ä\0"), Some("no")]);
                 let values: BTreeSet<_> = (0..2).map(|_| some(random).map(str::to_owned)).collect();
                 query.tags.push((tag.to_owned(), values));
             }
@@ -294,7 +298,8 @@ impl Case {
                 query.values.push((random.pick(&["f", "i", "u"]).to_owned(), low, low + 10.0));
             }
             2 => {
-                let fields = FIELDS.iter().filter(|_| random.one_in(2)).map(|(name, _)| (*name).to_owned()).collect();
+                let fields =
+                    FIELDS.iter().filter(|_| random.one_in(2)).map(|(name, _)| (*name).to_owned()).collect();
                 query.fields = Some(fields);
             }
             _ => {}

@@ -16,15 +16,15 @@ const COLUMNS: [&str; 5] = ["topic", "client", "payload", "encoding", "reason"];
 
 /// A message that could not become a row.
 #[derive(Clone, Copy, Debug)]
-pub struct DeadLetter<'a> {
+pub(crate) struct DeadLetter<'a> {
     /// Where it was published.
-    pub topic: &'a str,
+    pub(crate) topic: &'a str,
     /// By whom.
-    pub client: &'a str,
+    pub(crate) client: &'a str,
     /// What it said.
-    pub payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
     /// Why it is here.
-    pub reason: &'a str,
+    pub(crate) reason: &'a str,
 }
 
 /// Makes sure that the table is there.

@@ -20,7 +20,7 @@ use crate::decode::{Item, time_of_number};
 use crate::limits::{DEFAULT_COLUMNS, DEFAULT_SERIES, DEFAULT_TABLES, TEXT_PAYLOAD};
 
 /// The name of the source that takes what no other does.
-pub const DEFAULT_SOURCE: &str = "default";
+pub(crate) const DEFAULT_SOURCE: &str = "default";
 /// The text by which the catalog knows it.
 const DEFAULT_TEXT: &str = "CREATE SOURCE \"default\" ON MQTT '#' FORMAT JSON INTO \"default\"";
 /// 2000-01-01, the first time that is accepted.
@@ -34,19 +34,19 @@ const TAG_KEYS: [&str; 3] = ["device", "device_id", "sensor_id"];
 
 /// The times that a row may have.
 #[must_use]
-pub fn accepted_times(now: Timestamp) -> RangeInclusive<Timestamp> {
+pub(crate) fn accepted_times(now: Timestamp) -> RangeInclusive<Timestamp> {
     FIRST_TIME..=Timestamp::from_nanos(now.as_nanos().saturating_add(AHEAD))
 }
 
 /// A source, ready to use.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// The database of its names.
-    pub database: String,
+    pub(crate) database: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Whether a refused message is said to be refused.
-    pub reject_invalid: bool,
+    pub(crate) reject_invalid: bool,
     kind: Kind,
 }
 
@@ -58,7 +58,7 @@ enum Kind {
 
 /// The sources of the catalog at one version.
 #[derive(Debug, Default)]
-pub struct Sources {
+pub(crate) struct Sources {
     version: u64,
     sources: Vec<Arc<Source>>,
 }
@@ -66,7 +66,7 @@ pub struct Sources {
 impl Sources {
     /// The sources as the catalog has them now. Text that does not parse is left out, with a warning.
     #[must_use]
-    pub fn load(engine: &Engine) -> Self {
+    pub(crate) fn load(engine: &Engine) -> Self {
         let catalog = engine.catalog();
         let sources = catalog.objects(ObjectKind::Source).filter_map(|object| match compile(object) {
             Ok(source) => Some(Arc::new(source)),
@@ -80,13 +80,13 @@ impl Sources {
 
     /// Whether the catalog has changed since.
     #[must_use]
-    pub fn is_stale(&self, engine: &Engine) -> bool {
+    pub(crate) fn is_stale(&self, engine: &Engine) -> bool {
         self.version != engine.catalog().version(ObjectKind::Source)
     }
 
     /// The source of a topic: the first by name that matches, else `default` where it may.
     #[must_use]
-    pub fn find(&self, topic: &str) -> Option<&Arc<Source>> {
+    pub(crate) fn find(&self, topic: &str) -> Option<&Arc<Source>> {
         let matches = |source: &&Arc<Source>| match &source.kind {
             Kind::Json { filter, .. } => filter_matches(filter, topic),
             Kind::Default => false,
@@ -129,18 +129,18 @@ pub(crate) fn ensure_default(engine: &Engine) -> sonde_engine::Result<()> {
 
 /// A message on its way into rows.
 #[derive(Clone, Copy, Debug)]
-pub struct Incoming<'a> {
+pub(crate) struct Incoming<'a> {
     /// Its topic.
-    pub topic: &'a str,
+    pub(crate) topic: &'a str,
     /// Its payload.
-    pub payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
     /// When it arrived.
-    pub arrival: Timestamp,
+    pub(crate) arrival: Timestamp,
 }
 
 /// Why a message is no row.
 #[derive(Debug)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// For good: it becomes a dead letter.
     Invalid(String),
     /// The engine cannot take it now.
@@ -167,19 +167,10 @@ struct Shape<'s> {
 
 impl Source {
     /// Adds the rows of a message to the builder's current message. Returns how many.
-    pub fn decode(&self, engine: &Engine, builder: &mut WriteBatchBuilder, message: &Incoming<'_>) -> Result<usize, Refusal> {
+    pub(crate) fn decode(&self, engine: &Engine, builder: &mut WriteBatchBuilder, message: &Incoming<'_>) -> Result<usize, Refusal> {
         match &self.kind {
             Kind::Default => self.decode_default(engine, builder, message),
             Kind::Json { spec, .. } => self.decode_json(engine, builder, message, spec),
-        }
-    }
-
-    /// The table that rows go to, where it is the same for every message.
-    #[must_use]
-    pub fn table(&self) -> Option<(&str, &str)> {
-        match &self.kind {
-            Kind::Default => None,
-            Kind::Json { spec, .. } => Some((spec.table.database_or(&self.database), &spec.table.name)),
         }
     }
 

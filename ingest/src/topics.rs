@@ -12,7 +12,7 @@ use crate::limits::TOPICS;
 
 /// Counters of one topic.
 #[derive(Debug, Default)]
-pub struct TopicStats {
+pub(crate) struct TopicStats {
     messages: AtomicU64,
     rows: AtomicU64,
     rejected: AtomicU64,

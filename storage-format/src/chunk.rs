@@ -417,7 +417,8 @@ impl<'a> ChunkReader<'a> {
         }
         cursor.finish()?;
         let time = columns.first().filter(|first: &&ColumnPages| first.id == TIME_COLUMN);
-        let rows: Option<Vec<u32>> = time.and_then(|time| time.pages.iter().map(|page| Some((*page)?.stats.rows)).collect());
+        let rows: Option<Vec<u32>> =
+            time.and_then(|time| time.pages.iter().map(|page| Some((*page)?.stats.rows)).collect());
         let Some(rows) = rows else { return Err(cursor.invalid("a time column first", count as u64)) };
         if rows.iter().any(|rows| *rows == 0 || *rows as usize > ROW_GROUP_ROWS) {
             return Err(cursor.invalid("row groups of 1 to 65,536 rows", groups as u64));
@@ -427,7 +428,11 @@ impl<'a> ChunkReader<'a> {
             return Err(cursor.invalid("row groups that cover every row", total));
         }
         let unequal = |column: &ColumnPages| {
-            column.pages.iter().zip(&rows).any(|(page, rows)| page.is_some_and(|page| page.stats.rows != *rows))
+            column
+                .pages
+                .iter()
+                .zip(&rows)
+                .any(|(page, rows)| page.is_some_and(|page| page.stats.rows != *rows))
         };
         match columns.iter().position(unequal) {
             None => Ok(columns),

@@ -71,7 +71,12 @@ pub(crate) fn schema(table: &Table) -> Arc<Schema> {
     let of_role = |role| columns.iter().filter(move |column: &&ColumnDef| column.role == role);
     let mut fields: Vec<Field> = Vec::with_capacity(columns.len() + 1);
     for time in of_role(ColumnRole::Time) {
-        fields.push(field(&time.name, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false, time.id.0));
+        fields.push(field(
+            &time.name,
+            DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            false,
+            time.id.0,
+        ));
         fields.push(field(TIME_NS, DataType::Int16, false, TIME_NS_ID));
     }
     for column in of_role(ColumnRole::Tag).chain(of_role(ColumnRole::Field)) {

@@ -15,14 +15,16 @@ use futures::future::BoxFuture;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::arrow::async_reader::{
     AsyncFileReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
 };
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
-use sonde_storage_format::{Cell, Cells, ColdFile, Column, ColumnId, PhysicalType, SeriesKey, Texts, Timestamp, Values};
+use sonde_storage_format::{
+    Cell, Cells, ColdFile, Column, ColumnId, PhysicalType, SeriesKey, Texts, Timestamp, Values,
+};
 
 use crate::cold::{ColdOptions, FIELD_ID, TIME_NS_ID, store_error};
 use crate::engine::Inner;
@@ -164,7 +166,9 @@ impl ColdSource {
     fn times(&self, arrays: &HashMap<u32, &ArrayRef>) -> Result<Vec<i64>> {
         let micros = arrays.get(&0).and_then(|array| array.as_primitive_opt::<TimestampMicrosecondType>());
         let rest = arrays.get(&TIME_NS_ID).and_then(|array| array.as_primitive_opt::<Int16Type>());
-        let (Some(micros), Some(rest)) = (micros, rest) else { return Err(self.wrong("time columns are missing")) };
+        let (Some(micros), Some(rest)) = (micros, rest) else {
+            return Err(self.wrong("time columns are missing"));
+        };
         // Wrapping: near the first instant the microsecond's start lies below i64, the instant itself does not.
         let nanos = |(us, ns): (&i64, &i16)| us.wrapping_mul(1000).wrapping_add(i64::from(*ns));
         Ok(micros.values().iter().zip(rest.values()).map(nanos).collect())
@@ -189,7 +193,9 @@ impl ColdSource {
             let rank = match last_rank {
                 Some(rank) if key == last_key => rank,
                 _ => {
-                    let Some(id) = series.lookup(&key) else { return Err(self.wrong("a series is not registered")) };
+                    let Some(id) = series.lookup(&key) else {
+                        return Err(self.wrong("a series is not registered"));
+                    };
                     last_key.clone_from(&key);
                     self.context.order.rank(id)
                 }
@@ -204,14 +210,18 @@ impl ColdSource {
         let rows = array.len();
         let cells = match array.null_count() {
             0 => Cells::Values(rows),
-            _ => Cells::Mixed((0..rows).map(|i| if array.is_valid(i) { Cell::Value } else { Cell::Absent }).collect()),
+            _ => Cells::Mixed(
+                (0..rows).map(|i| if array.is_valid(i) { Cell::Value } else { Cell::Absent }).collect(),
+            ),
         };
         let values = match (kind, array.data_type()) {
             (PhysicalType::Float64, DataType::Float64) => Values::Float(primitives::<Float64Type>(array)),
             (PhysicalType::Int64, DataType::Int64) => Values::Int(primitives::<Int64Type>(array)),
             (PhysicalType::UInt64, DataType::Decimal128(20, 0)) => {
                 let decimals = primitives::<Decimal128Type>(array);
-                Values::UInt(decimals.into_iter().map(|value| u64::try_from(value).unwrap_or_default()).collect())
+                Values::UInt(
+                    decimals.into_iter().map(|value| u64::try_from(value).unwrap_or_default()).collect(),
+                )
             }
             (PhysicalType::Boolean, DataType::Boolean) => {
                 Values::Bool(array.as_boolean().iter().map(Option::unwrap_or_default).collect())

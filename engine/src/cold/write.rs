@@ -69,7 +69,8 @@ fn upload(
     let schema = schema(&context.table);
     let sink = BufWriter::new(Arc::clone(&options.store), path.clone());
     let properties = properties(&context.table);
-    let mut writer = AsyncArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(store_error)?;
+    let mut writer =
+        AsyncArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(store_error)?;
     let mut rows = 0;
     loop {
         rows += window.rows() as u64;

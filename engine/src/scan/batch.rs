@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, StringBuilder, TimestampNanosecondArray, UInt64Array,
+    ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, StringBuilder, TimestampNanosecondArray,
+    UInt64Array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -31,7 +32,8 @@ pub fn data_type(column: &ColumnDef) -> DataType {
 /// The Arrow schema of some columns of a table.
 #[must_use]
 pub fn schema(table: &Table, columns: &[ColumnId]) -> SchemaRef {
-    let field = |column: &ColumnDef| Field::new(&column.name, data_type(column), column.role != ColumnRole::Time);
+    let field =
+        |column: &ColumnDef| Field::new(&column.name, data_type(column), column.role != ColumnRole::Time);
     let fields: Vec<Field> = columns.iter().filter_map(|id| table.column_by_id(*id)).map(field).collect();
     Arc::new(Schema::new(fields))
 }
@@ -50,9 +52,13 @@ pub(crate) fn to_batch(
         let Some(column) = context.table.column_by_id(*id) else { continue };
         arrays.push(match column.role {
             // NOTE: time may be asked for twice, so its values are copied.
-            ColumnRole::Time => Arc::new(TimestampNanosecondArray::from(window.times.clone()).with_timezone("UTC")),
+            ColumnRole::Time => {
+                Arc::new(TimestampNanosecondArray::from(window.times.clone()).with_timezone("UTC"))
+            }
             ColumnRole::Tag => tag_array(context, *id, &window.ranks),
-            ColumnRole::Field => field_array(fields.next().unwrap_or_else(|| Column::absent(column.kind, rows)))?,
+            ColumnRole::Field => {
+                field_array(fields.next().unwrap_or_else(|| Column::absent(column.kind, rows)))?
+            }
         });
     }
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
@@ -68,7 +74,8 @@ pub(crate) fn tag_array(context: &ScanContext, id: ColumnId, ranks: &[u32]) -> A
     let mut builder = StringBuilder::with_capacity(ranks.len(), 8 * ranks.len());
     for run in ranks.chunk_by(|a, b| a == b) {
         let rank = run.first().copied().unwrap_or_default();
-        let tag = context.order.key(context.order.id(rank)).tags().nth(index).and_then(|tag| tag.ok().flatten());
+        let tag =
+            context.order.key(context.order.id(rank)).tags().nth(index).and_then(|tag| tag.ok().flatten());
         match tag {
             Some(tag) => run.iter().for_each(|_| builder.append_value(&tag)),
             None => builder.append_nulls(run.len()),

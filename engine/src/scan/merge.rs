@@ -55,13 +55,19 @@ impl RowRef {
 
 /// The types of the scan's fields.
 pub(crate) fn kinds(context: &ScanContext) -> Vec<PhysicalType> {
-    let kind = |id: &ColumnId| context.table.column_by_id(*id).map_or(PhysicalType::Float64, |column| column.kind);
+    let kind =
+        |id: &ColumnId| context.table.column_by_id(*id).map_or(PhysicalType::Float64, |column| column.kind);
     context.fields.iter().map(kind).collect()
 }
 
 /// Makes a window of sorted rows. `columns` gives for each field and input its column, if the input has it; where
 /// several rows are one point, the newest cell that is not absent is taken.
-pub(crate) fn assemble(kinds: &[PhysicalType], columns: &[Vec<Option<&Column>>], refs: &[RowRef], fold: bool) -> Window {
+pub(crate) fn assemble(
+    kinds: &[PhysicalType],
+    columns: &[Vec<Option<&Column>>],
+    refs: &[RowRef],
+    fold: bool,
+) -> Window {
     let mut points: Vec<&[RowRef]> = Vec::with_capacity(refs.len());
     if fold {
         points.extend(refs.chunk_by(|a, b| a.point() == b.point()));

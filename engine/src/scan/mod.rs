@@ -129,7 +129,8 @@ impl ScanContext {
     /// Reads all fields of a table in full, as flush and compaction do.
     pub(crate) fn whole(table: &Arc<Table>, order: Arc<KeyOrder>, time: TimeRange) -> Self {
         let columns = table.def().columns.iter();
-        let fields = columns.filter(|column| column.role == ColumnRole::Field).map(|column| column.id).collect();
+        let fields =
+            columns.filter(|column| column.role == ColumnRole::Field).map(|column| column.id).collect();
         Self { table: Arc::clone(table), time, fields, values: Vec::new(), order, wanted: None }
     }
 }
@@ -157,7 +158,8 @@ pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanReques
     let version = Arc::clone(&snapshot.version);
     let order = request.table.series().order();
     let columns = request.columns.iter();
-    let is_field = |id: &&ColumnId| request.table.column_by_id(**id).is_some_and(|c| c.role == ColumnRole::Field);
+    let is_field =
+        |id: &&ColumnId| request.table.column_by_id(**id).is_some_and(|c| c.role == ColumnRole::Field);
     let context = ScanContext {
         fields: columns.filter(is_field).copied().collect(),
         table: Arc::clone(&request.table),

@@ -50,8 +50,10 @@ pub(crate) fn series(table: &Table, order: &KeyOrder, filters: &[TagFilter]) -> 
     if filters.is_empty() {
         return None;
     }
-    let tests: Vec<(usize, &TagFilter)> =
-        filters.iter().filter_map(|filter| table.tag_index(filter.column).map(|index| (index, filter))).collect();
+    let tests: Vec<(usize, &TagFilter)> = filters
+        .iter()
+        .filter_map(|filter| table.tag_index(filter.column).map(|index| (index, filter)))
+        .collect();
     let passes = |id: &sonde_storage_format::SeriesId| {
         let mut tags: Vec<Option<String>> = order.key(*id).tags().map(|tag| tag.ok().flatten()).collect();
         let width = tests.iter().map(|(index, _)| index + 1).max().unwrap_or_default();
@@ -68,7 +70,8 @@ pub(crate) fn groups(version: &Version, context: &ScanContext) -> Vec<Group> {
     if let Some(files) = version.files.get(&table) {
         let cold = files.cold.values().filter(|file| file.day.overlaps(&context.time));
         layers.extend(cold.map(|file| (0, Layer::Cold(Arc::clone(file)))));
-        let mut chunks: Vec<&Arc<Chunk>> = files.chunks().filter(|chunk| may_hold(chunk, &context.time)).collect();
+        let mut chunks: Vec<&Arc<Chunk>> =
+            files.chunks().filter(|chunk| may_hold(chunk, &context.time)).collect();
         chunks.sort_by_key(|chunk| chunk.meta.seq.first);
         layers.extend(chunks.into_iter().map(|chunk| (1, Layer::Chunk(Arc::clone(chunk)))));
     }
@@ -126,7 +129,8 @@ mod tests {
 
     #[test]
     fn layers_that_overlap_share_a_group_oldest_first() {
-        let groups = into_groups(vec![(2, layer(0, 10)), (0, layer(5, 30)), (1, layer(0, 10)), (2, layer(30, 40))]);
+        let groups =
+            into_groups(vec![(2, layer(0, 10)), (0, layer(5, 30)), (1, layer(0, 10)), (2, layer(30, 40))]);
         let starts: Vec<Vec<i64>> =
             groups.iter().map(|g| g.layers.iter().map(|l| l.range().start.as_nanos()).collect()).collect();
         assert_eq!(starts, [vec![5, 0, 0], vec![30]]);

@@ -60,8 +60,11 @@ pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) ->
     }
     // Stable: rows of one point stay in log order.
     refs.sort_by_key(|row| (row.rank, row.time));
-    let columns: Vec<Vec<Option<&Column>>> =
-        context.fields.iter().map(|id| partition.blocks.iter().map(|block| block.column(*id)).collect()).collect();
+    let columns: Vec<Vec<Option<&Column>>> = context
+        .fields
+        .iter()
+        .map(|id| partition.blocks.iter().map(|block| block.column(*id)).collect())
+        .collect();
     assemble(&kinds(context), &columns, &refs, context.folds())
 }
 
@@ -101,11 +104,13 @@ impl ChunkSource {
     }
 
     fn read_group(&self, open: &OpenChunk, group: usize) -> Result<Option<Window>> {
-        let Some(time_page) = open.columns.first().and_then(|time| time.pages.get(group).copied().flatten()) else {
+        let Some(time_page) = open.columns.first().and_then(|time| time.pages.get(group).copied().flatten())
+        else {
             return Ok(None);
         };
         let (first, last) = time_page.stats.range.unwrap_or_default();
-        let (first, last) = (Timestamp::from_nanos(first.cast_signed()), Timestamp::from_nanos(last.cast_signed()));
+        let (first, last) =
+            (Timestamp::from_nanos(first.cast_signed()), Timestamp::from_nanos(last.cast_signed()));
         let time = self.context.time;
         if last < time.start || first >= time.end || (self.alone && self.ruled_out(open, group)) {
             return Ok(None);
@@ -182,7 +187,9 @@ impl ChunkSource {
     /// Whether a page's value range says that no row of the group passes.
     fn ruled_out(&self, open: &OpenChunk, group: usize) -> bool {
         self.context.values.iter().any(|wanted| {
-            let Some(column) = open.columns.iter().find(|column| column.id == wanted.column) else { return true };
+            let Some(column) = open.columns.iter().find(|column| column.id == wanted.column) else {
+                return true;
+            };
             let Some(page) = column.pages.get(group).copied().flatten() else { return true };
             let Some((low, high)) = page.stats.range else { return page.stats.nans == 0 };
             let (low, high) = match column.kind {

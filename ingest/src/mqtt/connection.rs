@@ -47,8 +47,6 @@ pub(super) struct Connection {
     pub(super) readable: bool,
     /// Whether it is to be closed once `out` is written.
     pub(super) closing: bool,
-    /// The last turn that holds an acknowledgement of this connection.
-    pub(super) last_turn: u64,
 }
 
 /// What a read found.
@@ -77,7 +75,6 @@ impl Connection {
             out: Vec::new(),
             readable: false,
             closing: false,
-            last_turn: 0,
         }
     }
 

@@ -44,6 +44,7 @@ pub(super) struct Router {
 
 impl Router {
     /// Number of subscriptions.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.count
     }

@@ -1,0 +1,164 @@
+//! A disk that fails once, or has no space: what is acknowledged stays, what is refused is not there.
+
+use std::sync::Arc;
+
+use sonde_engine::{
+    CatalogRequest, ColumnRole, Engine, Error, PhysicalType, State, TableId, WriteBatch, path,
+};
+
+use crate::crash::History;
+use crate::data::{DAY, START, Value, column, create, message, put, read_all, rec, write};
+use crate::faults::{Fault, Faulty};
+use crate::store::{Store, files};
+
+fn row(device: &str, i: i64) -> crate::data::Rec {
+    rec(&[("device", device)], START + i, &[("i", Value::Int(i))])
+}
+
+fn big(device: &str, i: i64, bytes: usize) -> crate::data::Rec {
+    rec(&[("device", device)], START + i, &[("s", Value::Text("x".repeat(bytes)))])
+}
+
+/// One operation fails, at every place of a history. A failed write or sync inside a segment latches; all else is
+/// tried again. In either case the directory holds what was acknowledged.
+#[test]
+fn one_failure_anywhere() {
+    let total = {
+        let store = Store::volatile(2048);
+        let disk = Faulty::default();
+        History::default().run(&store.open_on(Arc::new(disk.clone())).unwrap()).unwrap();
+        disk.done().len() as u64
+    };
+    assert!(total > 60, "{total} operations");
+    let mut latched = 0;
+    for at in 0..total {
+        let store = Store::volatile(2048);
+        let disk = Faulty::new(Fault::Once(at));
+        let mut history = History::default();
+        // An error while opening is an error of opening, and the next attempt works.
+        let engine =
+            store.open_on(Arc::new(disk.clone())).or_else(|_| store.open_on(Arc::new(disk.clone()))).unwrap();
+        let failed_to = disk.done().get(at as usize).cloned();
+        let _ = history.run_on(&engine);
+        let failed_to = failed_to.or_else(|| disk.done().get(at as usize).cloned()).unwrap_or_default();
+        println!("{at}: {failed_to}");
+        if let Err(error) = engine.health() {
+            latched += 1;
+            assert!(matches!(error, Error::Failed(_)), "{error}");
+            assert!(failed_to.ends_with(".wal"), "{failed_to} latched");
+            let state = State { namespace: "n".into(), key: vec![], value: None };
+            assert!(matches!(engine.write(WriteBatch::of_state(vec![state])).wait(), Err(Error::Failed(_))));
+            assert!(matches!(
+                engine.change_catalog(CatalogRequest::DropTable(TableId(0))),
+                Err(Error::Failed(_))
+            ));
+            history.check_live(&engine);
+        } else {
+            history.check_live(&engine);
+            // What failed left nothing behind, unless it was a removal.
+            let chunks = files(&store.dir(path::CHUNK_DIR)).len();
+            assert!(chunks == engine.chunks().len() || failed_to.starts_with("remove"), "{chunks} chunks");
+        }
+        drop(engine);
+        history.check_recovered(&store);
+    }
+    assert!(latched > 10, "{latched} failures latched");
+}
+
+#[test]
+fn no_space_for_a_segment_refuses_and_recovers() {
+    let store = Store::with_segments(4096);
+    let disk = Faulty::default();
+    let engine = store.open_on(Arc::new(disk.clone())).unwrap();
+    let id = create(&engine, "t", DAY).id();
+    put(&engine, "t", &[row("a", 0)]);
+    disk.set(Fault::Full);
+    let refused = write(&engine, &message("t", &[big("refused", 1, 5000)])).unwrap_err();
+    assert!(matches!(refused, Error::Full(_)) && refused.is_transient(), "{refused}");
+    engine.health().unwrap();
+    assert_eq!(read_all(&engine, "t"), [row("a", 0)]);
+    // What still fits the segment goes on: a change of the catalog, then rows of the series that the refused batch
+    // brought. Its handle was given out and must reach the log all the same.
+    let new = column("x", ColumnRole::Field, PhysicalType::Float64);
+    engine.change_catalog(CatalogRequest::AddColumns(id, vec![new])).unwrap();
+    put(&engine, "t", &[row("refused", 2)]);
+    assert!(matches!(write(&engine, &message("t", &[big("a", 3, 5000)])), Err(Error::Full(_))));
+    disk.set(Fault::None);
+    put(&engine, "t", &[big("a", 3, 5000), row("b", 4)]);
+    let expected = [row("a", 0), row("refused", 2), big("a", 3, 5000), row("b", 4)];
+    let check = |engine: &Engine| {
+        let mut rows = read_all(engine, "t");
+        rows.sort_by_key(|row| row.time);
+        assert_eq!(rows, expected);
+    };
+    check(&engine);
+    disk.crash();
+    drop(engine);
+    let engine = store.open();
+    check(&engine);
+    check(&store.reopen(engine));
+}
+
+/// Preparing the next segment fails after its file is there, and rows go on in the old one. A crash then leaves a
+/// segment behind that was prepared too early.
+#[test]
+fn a_segment_that_was_prepared_in_vain_is_no_damage() {
+    let store = Store::with_segments(4096);
+    let disk = Faulty::default();
+    let engine = store.open_on(Arc::new(disk.clone())).unwrap();
+    create(&engine, "t", DAY);
+    put(&engine, "t", &[row("a", 0)]);
+    // create, write of the head, its sync.
+    disk.set(Fault::Once(disk.done().len() as u64 + 2));
+    let refused = write(&engine, &message("t", &[big("a", 1, 5000)])).unwrap_err();
+    assert!(matches!(refused, Error::Io { .. }), "{refused}");
+    engine.health().unwrap();
+    put(&engine, "t", &[row("a", 2)]);
+    assert_eq!(store.segments().len(), 2);
+    drop(engine);
+    assert_eq!(read_all(&store.open(), "t"), [row("a", 0), row("a", 2)]);
+    let engine = store.open();
+    put(&engine, "t", &[big("a", 3, 5000)]);
+    assert_eq!(read_all(&store.restart(engine), "t").len(), 3);
+}
+
+#[test]
+fn no_space_for_chunks_refuses_at_once_and_recovers() {
+    let mut store = Store::new();
+    store.options.memtable_bytes = 2048;
+    let disk = Faulty::default();
+    let engine = store.open_on(Arc::new(disk.clone())).unwrap();
+    create(&engine, "t", DAY);
+    disk.set(Fault::Full);
+    let mut written = Vec::new();
+    let refused = loop {
+        let next = row("a", written.len() as i64);
+        match write(&engine, &message("t", std::slice::from_ref(&next))) {
+            Ok(_) => written.push(next),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 10_000, "nothing is refused");
+    };
+    assert!(matches!(refused, Error::Full(_)), "{refused}");
+    assert!(matches!(engine.flush(), Err(Error::Full(_))));
+    engine.health().unwrap();
+    assert_eq!(read_all(&engine, "t"), written);
+    disk.set(Fault::None);
+    // A flush that succeeds is what ends the refusal; whoever asks for one need not wait for the next attempt.
+    while engine.flush().is_err() {}
+    assert_eq!(engine.memory().1, 0);
+    put(&engine, "t", &[row("a", -1)]);
+    assert_eq!(read_all(&engine, "t").len(), written.len() + 1);
+    assert_eq!(read_all(&store.restart(engine), "t").len(), written.len() + 1);
+}
+
+#[test]
+fn a_full_disk_at_start_is_an_error_that_says_so() {
+    let store = Store::new();
+    let engine = store.open();
+    create(&engine, "t", DAY);
+    put(&engine, "t", &[row("a", 0)]);
+    drop(engine);
+    assert!(matches!(store.open_on(Arc::new(Faulty::new(Fault::Full))), Err(Error::Full(_))));
+    assert_eq!(read_all(&store.open(), "t"), [row("a", 0)]);
+}

@@ -1,0 +1,16 @@
+//! `sonde config show`.
+
+use super::{ConfigArgs, Result};
+use crate::config::Config;
+
+pub(super) fn run(args: &ConfigArgs, effective: bool) -> Result<()> {
+    let config = Config::load(args, true)?;
+    for setting in &config.effective {
+        if effective {
+            println!("{} = \"{}\"  # {} ({})", setting.key, setting.value, setting.help, setting.origin);
+        } else if setting.origin != "default" {
+            println!("{} = \"{}\"", setting.key, setting.value);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! The demo's recordings as messages: real sensors, time-shifted to end now.
+
+use std::io::Read;
+
+use super::{Exit, Failure, Result};
+
+const PLANT: &[u8] = include_bytes!("../../demo/data/thermal-solar.csv.zst");
+const MOTION: &[u8] = include_bytes!("../../demo/data/imu-fusion.csv.zst");
+const MACHINE: &[u8] = include_bytes!("../../demo/data/machine-temperature.csv.zst");
+
+/// Devices that share the plant's recording, each a stretch of its days.
+const PLANTS: usize = 8;
+
+/// What one device publishes, in order.
+pub(super) struct Device {
+    pub(super) name: String,
+    pub(super) messages: Vec<(String, String)>,
+}
+
+/// Everything that is published, and what the answers must add up to.
+#[derive(Default)]
+pub(super) struct Recording {
+    pub(super) devices: Vec<Device>,
+    pub(super) expected: Expected,
+    /// Bytes of all payloads.
+    pub(super) payload_bytes: usize,
+    /// Values that are not tags or times.
+    pub(super) values: usize,
+}
+
+/// What the answers must add up to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Expected {
+    pub(super) plant_rows: usize,
+    pub(super) plant_sum: f64,
+    pub(super) motion_rows: usize,
+    pub(super) machine_rows: usize,
+    pub(super) alerts: usize,
+}
+
+fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    let read = zstd::Decoder::new(bytes).and_then(|mut decoder| decoder.read_to_end(&mut plain));
+    read.map_err(|error| Failure::new(Exit::BadData, format!("the recording {name}: {error}")))?;
+    Ok(plain)
+}
+
+/// Reads the recordings and shifts them so that each ends at `now`, in nanoseconds.
+pub(super) fn load(now: i64) -> Result<Recording> {
+    let mut recording = Recording::default();
+    plants(&mut recording, now)?;
+    motion(&mut recording, now)?;
+    machine(&mut recording, now)?;
+    let messages = recording.devices.iter().flat_map(|device| &device.messages);
+    recording.payload_bytes = messages.map(|(_, payload)| payload.len()).sum();
+    Ok(recording)
+}
+
+/// A row of the plant: its minute, and the fields that are kept.
+struct PlantRow {
+    minute: i64,
+    fields: [f64; 13],
+}
+
+/// `dd.mm.yyyy HH:MM` as minutes since the epoch.
+fn minute_of(text: &str) -> Option<i64> {
+    let (date, time) = text.split_once(' ')?;
+    let mut date = date.split('.').map(str::parse::<i64>);
+    let (day, month, year) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
+    let (hour, minute) = time.split_once(':')?;
+    let (hour, minute): (i64, i64) = (hour.parse().ok()?, minute.parse().ok()?);
+    // Howard Hinnant's days-from-civil.
+    let y = if month <= 2 { year - 1 } else { year };
+    let of_era = y.rem_euclid(400);
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = y.div_euclid(400) * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+    Some(days * 1440 + hour * 60 + minute)
+}
+
+fn plant_row(line: &str) -> Option<PlantRow> {
+    /// Which columns of the recording are kept, in the order of `PLANT_FIELDS`.
+    const COLUMNS: [usize; 13] = [1, 2, 3, 4, 7, 10, 12, 14, 15, 18, 19, 22, 24];
+    let cells: Vec<&str> = line.split('\t').collect();
+    if cells.len() < 28 {
+        return None;
+    }
+    let minute = minute_of(cells.first()?)?;
+    let mut fields = [0.0; 13];
+    for (field, column) in fields.iter_mut().zip(COLUMNS) {
+        *field = cells.get(column)?.trim().replace(',', ".").parse().ok()?;
+    }
+    Some(PlantRow { minute, fields })
+}
+
+const PLANT_FIELDS: [&str; 13] = [
+    "collector", "tank_top", "tank_mid", "tank_low", "pressure", "flow", "pump", "relay_1", "relay_2", "seconds_1",
+    "seconds_2", "errors", "energy",
+];
+
+fn plants(recording: &mut Recording, now: i64) -> Result<()> {
+    let bytes = unpack("thermal-solar", PLANT)?;
+    // The recording is ISO-8859-1; what is read of it is ASCII.
+    let text: String = bytes.iter().map(|byte| char::from(*byte)).collect();
+    let rows: Vec<PlantRow> = text.lines().filter_map(plant_row).collect();
+    let stretch = rows.len().div_ceil(PLANTS);
+    for (number, rows) in rows.chunks(stretch).enumerate() {
+        let last = rows.last().map_or(0, |row| row.minute);
+        let mut messages = Vec::with_capacity(rows.len());
+        let name = format!("plant-{number}");
+        for row in rows {
+            // A jump of years inside a stretch would reach behind what is accepted: such rows are left out.
+            let seconds = now / 1_000_000_000 + (row.minute - last) * 60;
+            if seconds < now / 1_000_000_000 - 400 * 86_400 {
+                continue;
+            }
+            let mut payload = format!("{{\"ts\":{seconds}");
+            for (field, value) in PLANT_FIELDS.iter().zip(row.fields) {
+                payload.push_str(&format!(",\"{field}\":{value}"));
+            }
+            payload.push('}');
+            let [collector, ..] = row.fields;
+            recording.expected.plant_rows += 1;
+            recording.expected.plant_sum += collector;
+            recording.expected.alerts += usize::from(collector > 105.0 && collector < 800.0);
+            recording.values += row.fields.len();
+            messages.push((format!("plant/{name}/state"), payload));
+        }
+        recording.devices.push(Device { name, messages });
+    }
+    Ok(())
+}
+
+fn motion(recording: &mut Recording, now: i64) -> Result<()> {
+    let text = String::from_utf8_lossy(&unpack("imu-fusion", MOTION)?).into_owned();
+    let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    let seconds = |row: &Vec<&str>| row.first().and_then(|cell| cell.trim().parse::<f64>().ok());
+    let last = rows.last().and_then(seconds).unwrap_or_default();
+    for (sensor, first) in [("gyroscope", 1), ("accelerometer", 4), ("magnetometer", 7)] {
+        let mut messages = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let (Some(at), Some([x, y, z])) = (seconds(row), row.get(first..first + 3)) else { continue };
+            let nanos = now - ((last - at) * 1e9).round() as i64;
+            let payload = format!("{{\"ts\":{nanos},\"x\":{},\"y\":{},\"z\":{}}}", x.trim(), y.trim(), z.trim());
+            messages.push((format!("acme/lab/imu/imu-1/{sensor}"), payload));
+            recording.expected.motion_rows += 1;
+            recording.values += 3;
+        }
+        recording.devices.push(Device { name: format!("imu-1-{sensor}"), messages });
+    }
+    Ok(())
+}
+
+fn machine(recording: &mut Recording, now: i64) -> Result<()> {
+    let text = String::from_utf8_lossy(&unpack("machine-temperature", MACHINE)?).into_owned();
+    // `2013-12-02 21:15:00,73.96`; the recording steps back once, for the change of the clocks, so rows are spaced evenly.
+    let values: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split_once(',')).map(|(_, value)| value.trim()).collect();
+    let mut messages = Vec::with_capacity(values.len());
+    for (back, value) in values.iter().rev().enumerate() {
+        let seconds = now / 1_000_000_000 - back as i64 * 300;
+        messages.push(("machines/press".to_owned(), format!("{{\"device\":\"press-1\",\"ts\":{seconds},\"value\":{value}}}")));
+    }
+    messages.reverse();
+    recording.expected.machine_rows = messages.len();
+    recording.values += messages.len();
+    recording.devices.push(Device { name: "press-1".into(), messages });
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! `sonde pub` and `sonde tail`.
+
+use std::io::Write;
+
+use sonde_proto::mqtt::{QoS, validate_topic};
+
+use super::client::Client;
+use super::mqtt_client::{Event, MqttClient};
+use super::{Exit, Failure, PubArgs, Result, ServerArgs, TailArgs};
+
+fn connect(args: &ServerArgs) -> Result<MqttClient> {
+    let client = Client::find(args)?;
+    let Some(mqtt) = &client.mqtt else {
+        return Err(Failure::new(
+            Exit::Unreachable,
+            "the MQTT address is not known: give the server's --data-dir, whose endpoints.json has it",
+        ));
+    };
+    let id = format!("sonde-cli-{}", std::process::id());
+    MqttClient::connect(mqtt, &id, client.token.as_deref())
+}
+
+pub(super) fn publish(args: &PubArgs) -> Result<()> {
+    validate_topic(&args.topic).map_err(|error| Failure::new(Exit::Failed, format!("topic '{}': {error}", args.topic)))?;
+    let qos = QoS::from_bits(args.qos).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let mut client = connect(&args.server)?;
+    client.queue(&args.topic, args.payload.as_bytes(), qos, args.retain, 1);
+    client.flush()?;
+    while qos != QoS::AtMostOnce {
+        match client.next()? {
+            Some(Event::PubAck(_) | Event::PubComp(_)) => break,
+            Some(event) => {
+                client.acknowledge(&event);
+                client.flush()?;
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn tail(args: &TailArgs) -> Result<()> {
+    let mut client = connect(&args.server)?;
+    client.subscribe(&args.filter, QoS::AtMostOnce)?;
+    let mut out = std::io::stdout().lock();
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        if let Some(Event::Message { topic, payload, .. }) = client.next()? {
+            writeln!(out, "{topic} {}", String::from_utf8_lossy(&payload))?;
+            out.flush()?;
+            left -= 1;
+        }
+    }
+    Ok(())
+}

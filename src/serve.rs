@@ -1,0 +1,256 @@
+//! Wiring: opens the engine, starts the doors, and stops them in order: ingest, then the engine's flush, then queries.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::local::LocalFileSystem;
+use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
+use sonde_ingest::mqtt::{Mqtt, MqttOptions};
+use sonde_ingest::rule::Rules;
+use sonde_query::system::{BatchBuilder, FnTable};
+use sonde_query::{QueryEngine, QueryOptions};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+
+use crate::auth::Authenticator;
+use crate::cli::{Exit, Failure, Result};
+use crate::config::{Config, Setting};
+use crate::http::{Front, routes};
+use crate::token;
+
+/// How long open requests may go on after the stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The addresses that the server listens on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Addresses {
+    pub(crate) mqtt: Option<SocketAddr>,
+    pub(crate) http: Option<SocketAddr>,
+    pub(crate) grpc: Option<SocketAddr>,
+}
+
+/// A running server.
+pub(crate) struct Server {
+    pub(crate) addresses: Addresses,
+    pub(crate) engine: Engine,
+    pub(crate) query: QueryEngine,
+    pub(crate) admin_token: String,
+    mqtt: Option<Arc<Mqtt>>,
+    rules: Option<Arc<Rules>>,
+    stop: watch::Sender<bool>,
+    doors: Vec<JoinHandle<()>>,
+    endpoints: PathBuf,
+}
+
+fn io(what: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Io, format!("{what}: {error}"))
+}
+
+fn engine_failure(error: sonde_engine::Error) -> Failure {
+    let exit = match error {
+        sonde_engine::Error::Corrupt { .. } | sonde_engine::Error::Layout { .. } => Exit::BadData,
+        _ => Exit::Io,
+    };
+    Failure::new(exit, error.to_string())
+}
+
+/// Starts everything that the configuration asks for.
+pub(crate) async fn start(config: &Config) -> Result<Server> {
+    std::fs::create_dir_all(&config.data_dir).map_err(|error| io(&format!("create {}", config.data_dir.display()), error))?;
+    let engine = open_engine(config)?;
+    sonde_ingest::prepare(&engine).map_err(engine_failure)?;
+    let admin_token = token::admin(&config.data_dir)?;
+    let mut options = QueryOptions::new(config.data_dir.join(path::SPILL_DIR));
+    options.memory_bytes = config.query_memory as usize;
+    options.timeout = config.query_timeout;
+    options.copy_locations.clone_from(&config.copy_locations);
+    let query = QueryEngine::new(engine.clone(), options).map_err(|error| io("start queries", error))?;
+    let authenticator =
+        Arc::new(Authenticator::new(engine.clone(), &admin_token, config.anonymous, config.insecure));
+    query.register_statement(Arc::new(token::CreateToken(engine.clone())));
+    query.register_table(Arc::new(FnTable::new("settings", settings_table(config.effective.clone()))));
+    let (mqtt, rules) = start_mqtt(config, &engine, &query, &authenticator)?;
+    let (stop, stopped) = watch::channel(false);
+    let mut server = Server {
+        addresses: Addresses { mqtt: mqtt.as_ref().map(|mqtt| mqtt.address()), ..Addresses::default() },
+        endpoints: config.data_dir.join(path::ENDPOINTS),
+        engine,
+        query,
+        admin_token,
+        mqtt,
+        rules,
+        stop,
+        doors: Vec::new(),
+    };
+    server.start_http(config, &authenticator, stopped.clone()).await?;
+    server.start_grpc(config, &authenticator, stopped).await?;
+    server.write_endpoints()?;
+    Ok(server)
+}
+
+fn open_engine(config: &Config) -> Result<Engine> {
+    std::fs::create_dir_all(&config.cold_dir).map_err(|error| io(&format!("create {}", config.cold_dir.display()), error))?;
+    let store = LocalFileSystem::new_with_prefix(&config.cold_dir).map_err(|error| io("open the cold tier", error))?;
+    let mut options = Options::new(&config.data_dir);
+    options.memtable_bytes = config.memtable as usize;
+    options.log = LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age };
+    options.cold = Some(ColdOptions {
+        store: Arc::new(store),
+        directory: Some(config.cold_dir.clone()),
+        runtime: tokio::runtime::Handle::current(),
+    });
+    Engine::open(options).map_err(engine_failure)
+}
+
+type MqttParts = (Option<Arc<Mqtt>>, Option<Arc<Rules>>);
+
+fn start_mqtt(
+    config: &Config,
+    engine: &Engine,
+    query: &QueryEngine,
+    authenticator: &Arc<Authenticator>,
+) -> Result<MqttParts> {
+    let Some(listen) = config.mqtt_listen else { return Ok((None, None)) };
+    let who = Arc::clone(authenticator);
+    let options = MqttOptions { listen, authenticate: Arc::new(move |credentials| who.mqtt(credentials)) };
+    let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
+    let mqtt = Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
+    let rules = sonde_ingest::rule::start(query.clone(), Arc::clone(&mqtt), tokio::runtime::Handle::current());
+    let rules = Arc::new(rules.map_err(|error| io("start rules", error))?);
+    sonde_ingest::register(query, &mqtt, &rules);
+    Ok((Some(mqtt), Some(rules)))
+}
+
+fn settings_table(settings: Vec<Setting>) -> impl Fn() -> sonde_query::Result<arrow::record_batch::RecordBatch> {
+    move || {
+        let mut rows = BatchBuilder::new();
+        for setting in &settings {
+            rows.text("key", Some(setting.key));
+            rows.text("value", Some(&setting.value));
+            rows.text("origin", Some(&setting.origin));
+            rows.text("description", Some(setting.help));
+            rows.end_row();
+        }
+        rows.finish(&[("key", "s"), ("value", "s"), ("origin", "s"), ("description", "s")])
+    }
+}
+
+async fn wait_stop(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone means stop, too.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+impl Server {
+    async fn start_http(
+        &mut self,
+        config: &Config,
+        authenticator: &Arc<Authenticator>,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let Some(listen) = config.http_listen else { return Ok(()) };
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|error| io(&format!("listen on {listen} for HTTP (http.listen)"), error))?;
+        self.addresses.http = listener.local_addr().ok();
+        let front = Front {
+            engine: self.engine.clone(),
+            query: self.query.clone(),
+            mqtt: self.mqtt.clone(),
+            authenticator: Arc::clone(authenticator),
+            insecure: config.insecure,
+        };
+        let router = routes(front);
+        self.doors.push(tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(wait_stop(stopped)).await {
+                tracing::error!(%error, "the HTTP server failed");
+            }
+        }));
+        Ok(())
+    }
+
+    async fn start_grpc(
+        &mut self,
+        config: &Config,
+        authenticator: &Arc<Authenticator>,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let Some(listen) = config.grpc_listen else { return Ok(()) };
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|error| io(&format!("listen on {listen} for gRPC (grpc.listen)"), error))?;
+        self.addresses.grpc = listener.local_addr().ok();
+        let who = Arc::clone(authenticator);
+        let check = move |mut request: tonic::Request<()>| {
+            let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+            match who.header(header) {
+                Some(principal) => {
+                    request.extensions_mut().insert(principal);
+                    Ok(request)
+                }
+                None => Err(tonic::Status::unauthenticated("no valid token: send authorization: Bearer <token>")),
+            }
+        };
+        let services = Routes::new(sonde_query::door::grpc::service(self.query.clone()))
+            .add_service(sonde_query::door::flight::service(self.query.clone()))
+            .add_service(sonde_ingest::grpc::service(self.engine.clone()));
+        let server = tonic::transport::Server::builder()
+            .layer(tonic::service::InterceptorLayer::new(check))
+            .add_routes(services)
+            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), wait_stop(stopped));
+        self.doors.push(tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "the gRPC server failed");
+            }
+        }));
+        Ok(())
+    }
+
+    /// Writes `endpoints.json`, by which clients find the server; 0.0.0.0 is written as 127.0.0.1.
+    fn write_endpoints(&self) -> Result<()> {
+        let text = |address: SocketAddr| {
+            let ip = if address.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+            SocketAddr::new(ip, address.port()).to_string()
+        };
+        let mut endpoints = serde_json::Map::new();
+        for (name, address) in
+            [("mqtt", self.addresses.mqtt), ("http", self.addresses.http), ("grpc", self.addresses.grpc)]
+        {
+            if let Some(address) = address {
+                endpoints.insert(name.into(), text(address).into());
+            }
+        }
+        let tmp = self.endpoints.with_extension("tmp");
+        let written = std::fs::write(&tmp, serde_json::Value::Object(endpoints).to_string())
+            .and_then(|()| std::fs::rename(&tmp, &self.endpoints));
+        written.map_err(|error| io(&format!("write {}", self.endpoints.display()), error))
+    }
+
+    /// Stops in order: listeners, then the engine's flush.
+    pub(crate) async fn stop(self) -> Result<()> {
+        if let Err(error) = std::fs::remove_file(&self.endpoints) {
+            tracing::debug!(%error, "cannot remove endpoints.json");
+        }
+        let (mqtt, rules) = (self.mqtt.clone(), self.rules.clone());
+        let ended = tokio::task::spawn_blocking(move || {
+            if let Some(rules) = rules {
+                rules.stop();
+            }
+            if let Some(mqtt) = mqtt {
+                mqtt.stop();
+            }
+        });
+        let _ = self.stop.send(true);
+        for mut door in self.doors {
+            if tokio::time::timeout(GRACE, &mut door).await.is_err() {
+                door.abort();
+            }
+        }
+        ended.await.map_err(|error| io("stop MQTT", error))?;
+        let engine = self.engine.clone();
+        let closed = tokio::task::spawn_blocking(move || engine.close()).await.map_err(|error| io("close", error))?;
+        closed.map_err(engine_failure)
+    }
+}
