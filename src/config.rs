@@ -29,7 +29,11 @@ const KEYS: [(&str, &str, &str); 15] = [
     ("query.memory", "", "memory of all queries together; empty is half of memory.limit"),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
-    ("storage.memtable", "", "rows in memory before a flush; empty is an eighth of memory.limit, at most 64 MiB"),
+    (
+        "storage.memtable",
+        "",
+        "rows in memory before a flush; empty is an eighth of memory.limit, at most 64 MiB",
+    ),
 ];
 
 /// Who may come in over MQTT without a token.
@@ -95,7 +99,8 @@ fn gather(args: &ConfigArgs) -> Result<Values> {
     };
     if let Some(file) = file {
         let origin = file.display().to_string();
-        let text = std::fs::read_to_string(&file).map_err(|error| wrong(format!("read {origin}: {error}")))?;
+        let text =
+            std::fs::read_to_string(&file).map_err(|error| wrong(format!("read {origin}: {error}")))?;
         let table: toml::Table = toml::from_str(&text).map_err(|error| {
             wrong(format!("{origin}: {}", error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))
         })?;
@@ -111,7 +116,8 @@ fn gather(args: &ConfigArgs) -> Result<Values> {
         values.insert(known(&key, &format!("environment variable {name}"))?, (value, name));
     }
     for set in &args.set {
-        let (key, value) = set.split_once('=').ok_or_else(|| wrong(format!("--set {set}: expected key=value")))?;
+        let (key, value) =
+            set.split_once('=').ok_or_else(|| wrong(format!("--set {set}: expected key=value")))?;
         values.insert(known(key.trim(), "--set")?, (value.trim().to_owned(), "--set".into()));
     }
     if let Some(dir) = &args.data_dir {
@@ -127,8 +133,10 @@ fn flatten(prefix: &str, table: &toml::Table, flat: &mut Vec<(String, String)>) 
             toml::Value::Table(inner) => flatten(&name, inner, flat),
             toml::Value::String(text) => flat.push((name, text.clone())),
             toml::Value::Array(items) => {
-                let items: Vec<String> =
-                    items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect();
+                let items: Vec<String> = items
+                    .iter()
+                    .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
+                    .collect();
                 flat.push((name, items.join(",")));
             }
             other => flat.push((name, other.to_string())),
@@ -157,7 +165,9 @@ impl Config {
             "loopback" => Anonymous::Loopback,
             "always" => Anonymous::Always,
             "never" => Anonymous::Never,
-            other => return Err(wrong(format!("mqtt.anonymous is loopback, always or never, not '{other}'"))),
+            other => {
+                return Err(wrong(format!("mqtt.anonymous is loopback, always or never, not '{other}'")));
+            }
         };
         let config = Self {
             mqtt_listen: listen("mqtt.listen", get("mqtt.listen"))?,
@@ -166,7 +176,12 @@ impl Config {
             anonymous,
             insecure,
             cold_dir: cold_dir(get("cold.url"), &data_dir)?,
-            copy_locations: get("copy.locations").split(',').map(str::trim).filter(|s| !s.is_empty()).map(PathBuf::from).collect(),
+            copy_locations: get("copy.locations")
+                .split(',')
+                .map(str::trim)
+                .filter(|s| !s.is_empty())
+                .map(PathBuf::from)
+                .collect(),
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
             query_memory: or("query.memory", memory_limit / 2)?,
@@ -240,7 +255,9 @@ fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
         return Ok(None);
     }
     let parsed = text.replace("localhost:", "127.0.0.1:").parse();
-    parsed.map(Some).map_err(|_| wrong(format!("{key} is an address and a port such as 127.0.0.1:1883, not '{text}'")))
+    parsed
+        .map(Some)
+        .map_err(|_| wrong(format!("{key} is an address and a port such as 127.0.0.1:1883, not '{text}'")))
 }
 
 fn duration(key: &str, text: &str) -> Result<Duration> {
@@ -258,16 +275,21 @@ fn bytes(key: &str, text: &str) -> Result<u64> {
         "g" | "gb" | "gib" => 30,
         _ => return Err(wrong(format!("{key} is a number of bytes such as 512MiB, not '{text}'"))),
     };
-    let number: u64 = number.parse().map_err(|_| wrong(format!("{key} is a number of bytes such as 512MiB, not '{text}'")))?;
-    number.checked_shl(shift).filter(|bytes| bytes >> shift == number).ok_or_else(|| wrong(format!("{key} = {text} is too large")))
+    let number: u64 = number
+        .parse()
+        .map_err(|_| wrong(format!("{key} is a number of bytes such as 512MiB, not '{text}'")))?;
+    number
+        .checked_shl(shift)
+        .filter(|bytes| bytes >> shift == number)
+        .ok_or_else(|| wrong(format!("{key} = {text} is too large")))
 }
 
 /// Memory of the machine, or of the control group where that is less.
 fn machine_memory() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let total = read("/proc/meminfo")
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let total = read("/proc/meminfo").lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    });
     let total = total.map_or(2 << 30, |kib| kib << 10);
     let group = read("/sys/fs/cgroup/memory.max").trim().parse().unwrap_or(u64::MAX);
     total.min(group)

@@ -33,7 +33,8 @@ pub(crate) fn routes(front: Front) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .with_state(front.clone());
-    let doors = sonde_query::door::http::routes(front.query.clone()).merge(sonde_ingest::http::routes(front.engine.clone()));
+    let doors = sonde_query::door::http::routes(front.query.clone())
+        .merge(sonde_ingest::http::routes(front.engine.clone()));
     let guarded = doors.route_layer(middleware::from_fn_with_state(front, authenticate));
     guarded.merge(open)
 }

@@ -61,7 +61,8 @@ fn engine_failure(error: sonde_engine::Error) -> Failure {
 
 /// Starts everything that the configuration asks for.
 pub(crate) async fn start(config: &Config) -> Result<Server> {
-    std::fs::create_dir_all(&config.data_dir).map_err(|error| io(&format!("create {}", config.data_dir.display()), error))?;
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|error| io(&format!("create {}", config.data_dir.display()), error))?;
     let engine = open_engine(config)?;
     sonde_ingest::prepare(&engine).map_err(engine_failure)?;
     let admin_token = token::admin(&config.data_dir)?;
@@ -94,8 +95,10 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
 }
 
 fn open_engine(config: &Config) -> Result<Engine> {
-    std::fs::create_dir_all(&config.cold_dir).map_err(|error| io(&format!("create {}", config.cold_dir.display()), error))?;
-    let store = LocalFileSystem::new_with_prefix(&config.cold_dir).map_err(|error| io("open the cold tier", error))?;
+    std::fs::create_dir_all(&config.cold_dir)
+        .map_err(|error| io(&format!("create {}", config.cold_dir.display()), error))?;
+    let store = LocalFileSystem::new_with_prefix(&config.cold_dir)
+        .map_err(|error| io("open the cold tier", error))?;
     let mut options = Options::new(&config.data_dir);
     options.memtable_bytes = config.memtable as usize;
     options.log = LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age };
@@ -119,14 +122,18 @@ fn start_mqtt(
     let who = Arc::clone(authenticator);
     let options = MqttOptions { listen, authenticate: Arc::new(move |credentials| who.mqtt(credentials)) };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
-    let mqtt = Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
-    let rules = sonde_ingest::rule::start(query.clone(), Arc::clone(&mqtt), tokio::runtime::Handle::current());
+    let mqtt =
+        Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
+    let rules =
+        sonde_ingest::rule::start(query.clone(), Arc::clone(&mqtt), tokio::runtime::Handle::current());
     let rules = Arc::new(rules.map_err(|error| io("start rules", error))?);
     sonde_ingest::register(query, &mqtt, &rules);
     Ok((Some(mqtt), Some(rules)))
 }
 
-fn settings_table(settings: Vec<Setting>) -> impl Fn() -> sonde_query::Result<arrow::record_batch::RecordBatch> {
+fn settings_table(
+    settings: Vec<Setting>,
+) -> impl Fn() -> sonde_query::Result<arrow::record_batch::RecordBatch> {
     move || {
         let mut rows = BatchBuilder::new();
         for setting in &settings {
@@ -154,7 +161,8 @@ impl Server {
     ) -> Result<()> {
         let Some(listen) = config.http_listen else { return Ok(()) };
         let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|error| io(&format!("listen on {listen} for HTTP (http.listen)"), error))?;
+        let listener =
+            listener.map_err(|error| io(&format!("listen on {listen} for HTTP (http.listen)"), error))?;
         self.addresses.http = listener.local_addr().ok();
         let front = Front {
             engine: self.engine.clone(),
@@ -165,7 +173,8 @@ impl Server {
         };
         let router = routes(front);
         self.doors.push(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(wait_stop(stopped)).await {
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(wait_stop(stopped)).await
+            {
                 tracing::error!(%error, "the HTTP server failed");
             }
         }));
@@ -180,7 +189,8 @@ impl Server {
     ) -> Result<()> {
         let Some(listen) = config.grpc_listen else { return Ok(()) };
         let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|error| io(&format!("listen on {listen} for gRPC (grpc.listen)"), error))?;
+        let listener =
+            listener.map_err(|error| io(&format!("listen on {listen} for gRPC (grpc.listen)"), error))?;
         self.addresses.grpc = listener.local_addr().ok();
         let who = Arc::clone(authenticator);
         let check = move |mut request: tonic::Request<()>| {
@@ -190,7 +200,9 @@ impl Server {
                     request.extensions_mut().insert(principal);
                     Ok(request)
                 }
-                None => Err(tonic::Status::unauthenticated("no valid token: send authorization: Bearer <token>")),
+                None => {
+                    Err(tonic::Status::unauthenticated("no valid token: send authorization: Bearer <token>"))
+                }
             }
         };
         let services = Routes::new(sonde_query::door::grpc::service(self.query.clone()))
@@ -199,7 +211,10 @@ impl Server {
         let server = tonic::transport::Server::builder()
             .layer(tonic::service::InterceptorLayer::new(check))
             .add_routes(services)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), wait_stop(stopped));
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                wait_stop(stopped),
+            );
         self.doors.push(tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the gRPC server failed");
@@ -211,7 +226,11 @@ impl Server {
     /// Writes `endpoints.json`, by which clients find the server; 0.0.0.0 is written as 127.0.0.1.
     fn write_endpoints(&self) -> Result<()> {
         let text = |address: SocketAddr| {
-            let ip = if address.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+            let ip = if address.ip().is_unspecified() {
+                std::net::Ipv4Addr::LOCALHOST.into()
+            } else {
+                address.ip()
+            };
             SocketAddr::new(ip, address.port()).to_string()
         };
         let mut endpoints = serde_json::Map::new();
@@ -250,7 +269,8 @@ impl Server {
         }
         ended.await.map_err(|error| io("stop MQTT", error))?;
         let engine = self.engine.clone();
-        let closed = tokio::task::spawn_blocking(move || engine.close()).await.map_err(|error| io("close", error))?;
+        let closed =
+            tokio::task::spawn_blocking(move || engine.close()).await.map_err(|error| io("close", error))?;
         closed.map_err(engine_failure)
     }
 }

@@ -13,7 +13,8 @@ use crate::cli::{Exit, Failure, Result};
 /// A new token.
 pub(crate) fn generate() -> Result<String> {
     let mut bytes = [0_u8; 32];
-    getrandom::fill(&mut bytes).map_err(|error| Failure::new(Exit::Io, format!("no random numbers: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::new(Exit::Io, format!("no random numbers: {error}")))?;
     Ok(format!("sonde_{}", hex(&bytes)))
 }
 
@@ -51,14 +52,17 @@ impl StatementHandler for CreateToken {
 
     fn run(&self, argument: &str) -> sonde_query::Result<String> {
         let invalid = |text: String| sonde_query::Error::Invalid(text);
-        let request: TokenRequest = serde_json::from_str(argument).map_err(|error| invalid(format!("CREATE TOKEN: {error}")))?;
+        let request: TokenRequest =
+            serde_json::from_str(argument).map_err(|error| invalid(format!("CREATE TOKEN: {error}")))?;
         let filters = request.grants.publish.iter().chain(&request.grants.subscribe);
         for filter in filters {
-            sonde_proto::mqtt::validate_filter(filter).map_err(|error| invalid(format!("filter '{filter}': {error}")))?;
+            sonde_proto::mqtt::validate_filter(filter)
+                .map_err(|error| invalid(format!("filter '{filter}': {error}")))?;
         }
         let token = generate().map_err(|failure| sonde_query::Error::Internal(failure.text))?;
         let stored = StoredToken::new(&token, request.grants);
-        let text = serde_json::to_string(&stored).map_err(|error| sonde_query::Error::Internal(error.to_string()))?;
+        let text = serde_json::to_string(&stored)
+            .map_err(|error| sonde_query::Error::Internal(error.to_string()))?;
         let object = Object { kind: ObjectKind::Token, database: "public".into(), name: request.name, text };
         self.0.change_catalog(CatalogRequest::PutObject { object, replace: true })?;
         Ok(token)

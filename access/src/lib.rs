@@ -181,7 +181,9 @@ mod tests {
         let grants = Grants { publish: vec!["acme/#".into()], ..Grants::default() };
         let device = Principal::new("d1", grants);
         assert!(allows(&device, Action::Publish("acme/x")));
-        for action in [Action::Publish("x"), Action::Subscribe("acme/x"), Action::Query, Action::Write, Action::Admin] {
+        for action in
+            [Action::Publish("x"), Action::Subscribe("acme/x"), Action::Query, Action::Write, Action::Admin]
+        {
             assert!(!allows(&device, action), "{action:?}");
         }
         assert!(allows(&Principal::admin("root"), Action::Admin));

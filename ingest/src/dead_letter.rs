@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Row, Table, TableKind, TableOptions,
-    WriteBatchBuilder,
+    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Row, Table, TableKind,
+    TableOptions, WriteBatchBuilder,
 };
 
 use crate::limits::{DEAD_LETTER_AGE, DEAD_LETTER_PAYLOAD};
@@ -32,7 +32,8 @@ pub(crate) fn table(engine: &Engine) -> sonde_engine::Result<Arc<Table>> {
     if let Some(table) = engine.catalog().table(DATABASE, TABLE) {
         return Ok(Arc::clone(table));
     }
-    let column = |name: &&str| NewColumn { name: (*name).into(), role: ColumnRole::Field, kind: PhysicalType::Text };
+    let column =
+        |name: &&str| NewColumn { name: (*name).into(), role: ColumnRole::Field, kind: PhysicalType::Text };
     let new = NewTable {
         database: DATABASE.into(),
         name: TABLE.into(),

@@ -38,15 +38,20 @@ impl Write for WriteService {
     }
 }
 
-fn store(engine: &Engine, request: &WriteRequest) -> Result<(Option<sonde_engine::Receipt>, WriteResponse), Status> {
+fn store(
+    engine: &Engine,
+    request: &WriteRequest,
+) -> Result<(Option<sonde_engine::Receipt>, WriteResponse), Status> {
     if request.table.is_empty() {
         return Err(Status::invalid_argument("no table was named"));
     }
-    let wrong = |error: arrow::error::ArrowError| Status::invalid_argument(format!("the Arrow IPC stream: {error}"));
+    let wrong =
+        |error: arrow::error::ArrowError| Status::invalid_argument(format!("the Arrow IPC stream: {error}"));
     let database = if request.database.is_empty() { "public" } else { &request.database };
     let reader = StreamReader::try_new(std::io::Cursor::new(&request.arrow_ipc), None).map_err(wrong)?;
     let status = |error: sonde_query::Error| error.to_status();
-    let table = ensure_table(engine, database, &request.table, &reader.schema(), &request.tags).map_err(status)?;
+    let table =
+        ensure_table(engine, database, &request.table, &reader.schema(), &request.tags).map_err(status)?;
     let mut builder = engine.batch();
     builder.begin_message();
     let mut response = WriteResponse::default();
@@ -56,7 +61,8 @@ fn store(engine: &Engine, request: &WriteRequest) -> Result<(Option<sonde_engine
         let now = engine.arrival();
         let errors = write_rows(&mut builder, &table, &batch, now, &accepted_times(now)).map_err(status)?;
         response.rows += (batch.num_rows() - errors.len()) as u64;
-        let at = |error: sonde_query::RowError| RowError { row: before + error.row as u64, reason: error.reason };
+        let at =
+            |error: sonde_query::RowError| RowError { row: before + error.row as u64, reason: error.reason };
         response.errors.extend(errors.into_iter().map(at));
         before += batch.num_rows() as u64;
     }

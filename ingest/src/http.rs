@@ -127,7 +127,10 @@ async fn store(
         Some(name) => Some(unit(name)?),
     };
     let body = Body {
-        database: parameter("database").cloned().or_else(|| header("database")).unwrap_or_else(|| "public".into()),
+        database: parameter("database")
+            .cloned()
+            .or_else(|| header("database"))
+            .unwrap_or_else(|| "public".into()),
         table: parameter("table").cloned(),
         unit,
         tags: parameter("tags").map(|tags| tags.split(',').map(str::to_owned).collect()).unwrap_or_default(),
@@ -140,7 +143,8 @@ async fn store(
         let rows = builder.finish().map(|batch| (batch.rows(), engine.write(batch)));
         Ok::<_, Failure>((rows, errors))
     });
-    let (rows, errors) = stored.await.map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
+    let (rows, errors) =
+        stored.await.map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
     let count = match rows {
         Some((count, receipt)) => {
             receipt.await?;
@@ -151,7 +155,8 @@ async fn store(
     match errors.first() {
         None => Ok(count),
         Some(first) => {
-            let more = if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
+            let more =
+                if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
             Err(bad(format!("partial write: {first}{more}; {count} rows stored, {} refused", errors.len())))
         }
     }
@@ -176,10 +181,14 @@ fn plain_text(headers: &HeaderMap, body: Bytes) -> Result<String, Failure> {
         Some("gzip") => {
             let mut plain = Vec::new();
             let limit = HTTP_BODY as u64;
-            let read = flate2::read::MultiGzDecoder::new(body.as_ref()).take(limit + 1).read_to_end(&mut plain);
+            let read =
+                flate2::read::MultiGzDecoder::new(body.as_ref()).take(limit + 1).read_to_end(&mut plain);
             read.map_err(|error| bad(format!("the gzip body: {error}")))?;
             if plain.len() as u64 > limit {
-                return Err(Failure(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes")));
+                return Err(Failure(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is larger than {limit} bytes"),
+                ));
             }
             plain
         }
@@ -244,7 +253,12 @@ fn build(engine: &Engine, body: &Body) -> Result<(WriteBatchBuilder, Vec<String>
     Ok((builder, errors))
 }
 
-fn add_line(engine: &Engine, builder: &mut WriteBatchBuilder, body: &Body, text: &str) -> Result<(), Refusal> {
+fn add_line(
+    engine: &Engine,
+    builder: &mut WriteBatchBuilder,
+    body: &Body,
+    text: &str,
+) -> Result<(), Refusal> {
     let line = line::decode(text).map_err(|error| Refusal::Invalid(error.0))?;
     let now = engine.arrival();
     let time = match line.time {
@@ -281,6 +295,7 @@ fn add_items(
         time = time_of_number(&value, body.unit).map_err(|error| Refusal::Invalid(error.0))?;
         check_time(time, now).map_err(Refusal::Invalid)?;
     }
-    let is_tag = |name: &str| body.tags.iter().any(|tag| tag == name) || (body.tags.is_empty() && usual_tag(name));
+    let is_tag =
+        |name: &str| body.tags.iter().any(|tag| tag == name) || (body.tags.is_empty() && usual_tag(name));
     store_row(engine, builder, (&body.database, table), time, (items, &is_tag))
 }

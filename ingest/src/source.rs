@@ -9,8 +9,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use sonde_engine::{
-    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, Object, ObjectKind, PhysicalType, Row,
-    TIME_NAME, Table, TableKind, TableOptions, Timestamp, WriteBatchBuilder, type_conflict,
+    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, Object, ObjectKind,
+    PhysicalType, Row, TIME_NAME, Table, TableKind, TableOptions, Timestamp, WriteBatchBuilder,
+    type_conflict,
 };
 use sonde_proto::mqtt::filter_matches;
 use sonde_query::statement::{SourceSpec, parse_source};
@@ -92,7 +93,8 @@ impl Sources {
             Kind::Default => false,
         };
         let may_default = !topic.starts_with('$') && !topic.starts_with('/');
-        let default = || self.sources.iter().find(|source| may_default && matches!(source.kind, Kind::Default));
+        let default =
+            || self.sources.iter().find(|source| may_default && matches!(source.kind, Kind::Default));
         self.sources.iter().find(matches).or_else(default)
     }
 }
@@ -110,7 +112,8 @@ fn compile(object: &Object) -> Result<Source, String> {
 /// Puts the default source into a catalog that has never had one.
 pub(crate) fn ensure_default(engine: &Engine) -> sonde_engine::Result<()> {
     // Once dropped it stays dropped: the catalog's first version is the mark.
-    if engine.catalog().version(ObjectKind::Source) > 0 || engine.state("ingest", b"default_source").is_some() {
+    if engine.catalog().version(ObjectKind::Source) > 0 || engine.state("ingest", b"default_source").is_some()
+    {
         return Ok(());
     }
     let object = Object {
@@ -123,7 +126,11 @@ pub(crate) fn ensure_default(engine: &Engine) -> sonde_engine::Result<()> {
         Ok(_) | Err(sonde_engine::Error::Conflict(_)) => {}
         Err(error) => return Err(error),
     }
-    let mark = sonde_engine::State { namespace: "ingest".into(), key: b"default_source".to_vec(), value: Some(vec![1]) };
+    let mark = sonde_engine::State {
+        namespace: "ingest".into(),
+        key: b"default_source".to_vec(),
+        value: Some(vec![1]),
+    };
     engine.write(sonde_engine::WriteBatch::of_state(vec![mark])).wait().map(drop)
 }
 
@@ -167,7 +174,12 @@ struct Shape<'s> {
 
 impl Source {
     /// Adds the rows of a message to the builder's current message. Returns how many.
-    pub(crate) fn decode(&self, engine: &Engine, builder: &mut WriteBatchBuilder, message: &Incoming<'_>) -> Result<usize, Refusal> {
+    pub(crate) fn decode(
+        &self,
+        engine: &Engine,
+        builder: &mut WriteBatchBuilder,
+        message: &Incoming<'_>,
+    ) -> Result<usize, Refusal> {
         match &self.kind {
             Kind::Default => self.decode_default(engine, builder, message),
             Kind::Json { spec, .. } => self.decode_json(engine, builder, message, spec),
@@ -385,7 +397,10 @@ fn prepare(engine: &Engine, shape: &Shape<'_>, rows: &[NamedRow<'_>]) -> Result<
         Some(table) => {
             let count = table.def().columns.len() + missing.len();
             if shape.limits && count > DEFAULT_COLUMNS {
-                let text = format!("table {} would have {count} columns, the limit is {DEFAULT_COLUMNS}", shape.table);
+                let text = format!(
+                    "table {} would have {count} columns, the limit is {DEFAULT_COLUMNS}",
+                    shape.table
+                );
                 return Err(Refusal::Invalid(text + &hint(shape)));
             }
             change(engine, shape, CatalogRequest::AddColumns(table.id(), missing))

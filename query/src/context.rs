@@ -9,7 +9,9 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProviderList, SchemaProvider, TableProvider};
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, MemoryCatalogProviderList, SchemaProvider, TableProvider,
+};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -178,7 +180,8 @@ impl QueryEngine {
         config.options_mut().sql_parser.map_string_types_to_utf8view = false;
         // Names are stored as written; `Names::as_stored` finds the ones that differ in case only.
         config.options_mut().sql_parser.enable_ident_normalization = false;
-        let state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
+        let state =
+            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
         let mut state = state.build();
         for function in crate::function::scalars() {
             datafusion::execution::FunctionRegistry::register_udf(&mut state, Arc::new(function))?;
@@ -303,7 +306,12 @@ impl QueryEngine {
     }
 
     /// Runs a rule's query over some rows of its table.
-    pub async fn run_rule(&self, spec: &RuleSpec, database: &str, rows: RecordBatch) -> Result<Vec<RecordBatch>> {
+    pub async fn run_rule(
+        &self,
+        spec: &RuleSpec,
+        database: &str,
+        rows: RecordBatch,
+    ) -> Result<Vec<RecordBatch>> {
         let table = MemTable::try_new(rows.schema(), vec![vec![rows]])?;
         let key = (spec.from.database_or(database).to_owned(), spec.from.name.clone());
         let state = self.state(database, &HashMap::from([(key, Arc::new(table) as Arc<dyn TableProvider>)]));
@@ -352,7 +360,9 @@ impl QueryEngine {
         Tokenizer::new(&GenericDialect {}, sql)
             .tokenize_with_location_into_buf_with_mapper(&mut tokens, |mut token| {
                 match &mut token.token {
-                    Token::Word(word) if word.quote_style.is_none() => word.value = names.as_stored(&word.value),
+                    Token::Word(word) if word.quote_style.is_none() => {
+                        word.value = names.as_stored(&word.value)
+                    }
                     Token::Placeholder(name) if name == "?" => {
                         parameters += 1;
                         *name = format!("${parameters}");
@@ -395,7 +405,10 @@ fn check_plan(plan: &LogicalPlan) -> Result<()> {
     let insert = match plan {
         LogicalPlan::Dml(DmlStatement { op: WriteOp::Insert(_), .. }) => true,
         LogicalPlan::Dml(dml) => {
-            return Err(Error::Invalid(format!("{} is not available yet; INSERT and DROP TABLE are", dml.op.name())));
+            return Err(Error::Invalid(format!(
+                "{} is not available yet; INSERT and DROP TABLE are",
+                dml.op.name()
+            )));
         }
         _ => false,
     };

@@ -80,9 +80,9 @@ impl Error {
             Self::Cancelled => http::StatusCode::CONFLICT,
             Self::Resources(_) => http::StatusCode::INSUFFICIENT_STORAGE,
             Self::Engine(error) => match error {
-                sonde_engine::Error::Full(_) | sonde_engine::Error::Failed(_) | sonde_engine::Error::Closed => {
-                    http::StatusCode::SERVICE_UNAVAILABLE
-                }
+                sonde_engine::Error::Full(_)
+                | sonde_engine::Error::Failed(_)
+                | sonde_engine::Error::Closed => http::StatusCode::SERVICE_UNAVAILABLE,
                 sonde_engine::Error::Io { .. } | sonde_engine::Error::Corrupt { .. } => {
                     http::StatusCode::INTERNAL_SERVER_ERROR
                 }
@@ -117,7 +117,9 @@ fn one_line(text: &str) -> String {
 /// DataFusion's message in one line, without the name of its kind.
 fn clean(text: &str) -> String {
     let line = one_line(text);
-    for prefix in ["Error during planning: ", "Schema error: ", "Execution error: ", "SQL error: ", "Arrow error: "] {
+    for prefix in
+        ["Error during planning: ", "Schema error: ", "Execution error: ", "SQL error: ", "Arrow error: "]
+    {
         if let Some(rest) = line.strip_prefix(prefix) {
             return rest.to_owned();
         }

@@ -9,7 +9,10 @@ use crate::limits::{STATEMENT_BYTES, STATEMENT_DEPTH, STATEMENT_OPERATORS, STATE
 /// Fails where the text is longer than any sensible statement.
 pub(crate) fn check_text(sql: &str) -> Result<()> {
     if sql.len() > STATEMENT_BYTES {
-        return Err(Error::Invalid(format!("the statement has {} bytes, the limit is {STATEMENT_BYTES}", sql.len())));
+        return Err(Error::Invalid(format!(
+            "the statement has {} bytes, the limit is {STATEMENT_BYTES}",
+            sql.len()
+        )));
     }
     Ok(())
 }
@@ -44,7 +47,9 @@ fn is_operator(token: &Token) -> bool {
     const WORDS: [&str; 11] =
         ["AND", "OR", "NOT", "UNION", "EXCEPT", "INTERSECT", "CASE", "BETWEEN", "LIKE", "JOIN", "SELECT"];
     match token {
-        Token::Word(word) => word.quote_style.is_none() && WORDS.iter().any(|w| word.value.eq_ignore_ascii_case(w)),
+        Token::Word(word) => {
+            word.quote_style.is_none() && WORDS.iter().any(|w| word.value.eq_ignore_ascii_case(w))
+        }
         Token::Comma
         | Token::Number(..)
         | Token::SingleQuotedString(_)

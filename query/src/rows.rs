@@ -17,8 +17,8 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType};
 use futures::StreamExt;
 use sonde_engine::{
-    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Row, TIME_NAME, Table,
-    TableKind, TableOptions, Timestamp, WriteBatchBuilder,
+    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Row,
+    TIME_NAME, Table, TableKind, TableOptions, Timestamp, WriteBatchBuilder,
 };
 
 use crate::error::{Error, Result};
@@ -34,14 +34,24 @@ pub struct RowError {
 
 /// Makes sure that a table has the columns of `schema`, creating what is missing; string columns named in `tags`
 /// become tags. A table whose schema is fixed gets no new columns.
-pub fn ensure_table(engine: &Engine, database: &str, name: &str, schema: &SchemaRef, tags: &[String]) -> Result<Arc<Table>> {
+pub fn ensure_table(
+    engine: &Engine,
+    database: &str,
+    name: &str,
+    schema: &SchemaRef,
+    tags: &[String],
+) -> Result<Arc<Table>> {
     let mut columns = Vec::new();
     for field in schema.fields() {
         if field.name().eq_ignore_ascii_case(TIME_NAME) {
             continue;
         }
         let kind = physical(field.data_type()).ok_or_else(|| {
-            Error::Invalid(format!("column {} has type {}, which cannot be stored", field.name(), field.data_type()))
+            Error::Invalid(format!(
+                "column {} has type {}, which cannot be stored",
+                field.name(),
+                field.data_type()
+            ))
         })?;
         let is_tag = tags.iter().any(|tag| tag == field.name());
         if is_tag && kind != PhysicalType::Text {
@@ -62,18 +72,25 @@ pub fn ensure_table(engine: &Engine, database: &str, name: &str, schema: &Schema
         };
         match engine.change_catalog(CatalogRequest::CreateTable(new)) {
             // Someone else was faster: the columns are looked at once more.
-            Err(sonde_engine::Error::Conflict(_)) => return ensure_table(engine, database, name, schema, tags),
+            Err(sonde_engine::Error::Conflict(_)) => {
+                return ensure_table(engine, database, name, schema, tags);
+            }
             other => other?,
         };
         return Ok(Arc::clone(engine.catalog().require_table(database, name)?));
     };
-    let missing: Vec<NewColumn> = columns.into_iter().filter(|column| table.column(&column.name).is_none()).collect();
+    let missing: Vec<NewColumn> =
+        columns.into_iter().filter(|column| table.column(&column.name).is_none()).collect();
     if missing.is_empty() {
         return Ok(Arc::clone(table));
     }
     if !table.def().open {
         let names: Vec<&str> = missing.iter().map(|column| column.name.as_str()).collect();
-        return Err(Error::Invalid(format!("table {} has no column {}", table.full_name(), names.join(", "))));
+        return Err(Error::Invalid(format!(
+            "table {} has no column {}",
+            table.full_name(),
+            names.join(", ")
+        )));
     }
     engine.change_catalog(CatalogRequest::AddColumns(table.id(), missing))?;
     Ok(Arc::clone(engine.catalog().require_table(database, name)?))
@@ -81,7 +98,9 @@ pub fn ensure_table(engine: &Engine, database: &str, name: &str, schema: &Schema
 
 fn physical(kind: &DataType) -> Option<PhysicalType> {
     Some(match kind {
-        DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Decimal128(..) => PhysicalType::Float64,
+        DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Decimal128(..) => {
+            PhysicalType::Float64
+        }
         DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => PhysicalType::Int64,
         DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64 => PhysicalType::UInt64,
         DataType::Boolean => PhysicalType::Boolean,
@@ -111,7 +130,11 @@ pub fn write_rows(
             continue;
         }
         let Some(column) = table.column(field.name()) else {
-            return Err(Error::Invalid(format!("table {} has no column {}", table.full_name(), field.name())));
+            return Err(Error::Invalid(format!(
+                "table {} has no column {}",
+                table.full_name(),
+                field.name()
+            )));
         };
         columns.push((column.id, column.role, normal(array, field.name())?));
     }
@@ -134,7 +157,9 @@ pub fn write_rows(
             Timestamp::from_nanos(times.as_primitive::<TimestampNanosecondType>().value(row))
         });
         let stored = if range.contains(&time) {
-            builder.row(table, &Row { time, tags: &tags, fields: &fields }, None).map_err(|error| error.to_string())
+            builder
+                .row(table, &Row { time, tags: &tags, fields: &fields }, None)
+                .map_err(|error| error.to_string())
         } else {
             Err(format!("time {} ns is outside the accepted range", time.as_nanos()))
         };
@@ -148,11 +173,20 @@ pub fn write_rows(
 fn cast_times(array: &ArrayRef) -> Result<ArrayRef> {
     let wanted = DataType::Timestamp(TimeUnit::Nanosecond, None);
     match array.data_type() {
-        DataType::Timestamp(..) | DataType::Int64 | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => {
+        DataType::Timestamp(..)
+        | DataType::Int64
+        | DataType::Utf8
+        | DataType::LargeUtf8
+        | DataType::Utf8View
+        | DataType::Null => {
             cast(array, &wanted).map_err(|error| Error::Invalid(format!("column time: {error}")))
         }
-        DataType::Date32 => cast(array, &wanted).map_err(|error| Error::Invalid(format!("column time: {error}"))),
-        other => Err(Error::Invalid(format!("column time is {other}, expected a timestamp or integer nanoseconds"))),
+        DataType::Date32 => {
+            cast(array, &wanted).map_err(|error| Error::Invalid(format!("column time: {error}")))
+        }
+        other => Err(Error::Invalid(format!(
+            "column time is {other}, expected a timestamp or integer nanoseconds"
+        ))),
     }
 }
 
@@ -165,7 +199,10 @@ fn normal(array: &ArrayRef, name: &str) -> Result<ArrayRef> {
         Some(PhysicalType::Boolean) => DataType::Boolean,
         Some(PhysicalType::Text) => DataType::Utf8,
         None => {
-            return Err(Error::Invalid(format!("column {name} has type {}, which cannot be stored", array.data_type())));
+            return Err(Error::Invalid(format!(
+                "column {name} has type {}, which cannot be stored",
+                array.data_type()
+            )));
         }
     };
     if *array.data_type() == wanted {
@@ -213,7 +250,11 @@ impl DataSink for RowSink {
         &self.schema
     }
 
-    async fn write_all(&self, mut data: SendableRecordBatchStream, _context: &Arc<TaskContext>) -> DataFusionResult<u64> {
+    async fn write_all(
+        &self,
+        mut data: SendableRecordBatchStream,
+        _context: &Arc<TaskContext>,
+    ) -> DataFusionResult<u64> {
         let external = |error: sonde_engine::Error| DataFusionError::External(Box::new(error));
         let mut builder = self.engine.batch();
         builder.begin_message();
@@ -225,7 +266,8 @@ impl DataSink for RowSink {
             let errors = write_rows(&mut builder, &self.table, &batch, arrival, &everything);
             let errors = errors.map_err(Error::into_datafusion)?;
             if let Some(error) = errors.first() {
-                let text = format!("row {} of INSERT: {}; nothing was stored", rows + error.row, error.reason);
+                let text =
+                    format!("row {} of INSERT: {}; nothing was stored", rows + error.row, error.reason);
                 return Err(Error::Invalid(text).into_datafusion());
             }
             rows += batch.num_rows();

@@ -104,7 +104,11 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    pub(crate) fn new(inner: SendableRecordBatchStream, registration: Registration, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        inner: SendableRecordBatchStream,
+        registration: Registration,
+        timeout: Duration,
+    ) -> Self {
         let deadline = Box::pin(tokio::time::sleep(timeout));
         Self { schema: inner.schema(), inner: Some(inner), deadline, timeout, registration }
     }

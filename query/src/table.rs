@@ -14,8 +14,8 @@ use datafusion::logical_expr::expr::InList;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use sonde_engine::{
-    ColumnDef, ColumnId, ColumnRole, Engine, PhysicalType, ScanRequest, Snapshot, Table, TagFilter, TimeRange, Timestamp,
-    ValueRange, arrow_schema,
+    ColumnDef, ColumnId, ColumnRole, Engine, PhysicalType, ScanRequest, Snapshot, Table, TagFilter,
+    TimeRange, Timestamp, ValueRange, arrow_schema,
 };
 
 use crate::rows::RowSink;
@@ -98,7 +98,9 @@ impl TableProvider for SondeTable {
         op: InsertOp,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if op != InsertOp::Append {
-            return Err(DataFusionError::Plan("INSERT OVERWRITE and REPLACE do not exist; INSERT replaces points".into()));
+            return Err(DataFusionError::Plan(
+                "INSERT OVERWRITE and REPLACE do not exist; INSERT replaces points".into(),
+            ));
         }
         let sink = RowSink::new(self.engine.clone(), Arc::clone(&self.table), Arc::clone(&self.schema));
         Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
@@ -126,7 +128,9 @@ impl Pushed {
                 }
             }
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (left.as_ref(), right.as_ref()) {
-                (Expr::Column(column), Expr::Literal(value, _)) => Self::compare(table.column(&column.name)?, *op, value),
+                (Expr::Column(column), Expr::Literal(value, _)) => {
+                    Self::compare(table.column(&column.name)?, *op, value)
+                }
                 (Expr::Literal(value, _), Expr::Column(column)) => {
                     Self::compare(table.column(&column.name)?, op.swap()?, value)
                 }
@@ -144,7 +148,8 @@ impl Pushed {
             }
             Expr::IsNull(inner) => match inner.as_ref() {
                 Expr::Column(column) => {
-                    let column = table.column(&column.name).filter(|column| column.role == ColumnRole::Tag)?;
+                    let column =
+                        table.column(&column.name).filter(|column| column.role == ColumnRole::Tag)?;
                     Some(Self::Tag(TagFilter { column: column.id, values: BTreeSet::from([None]) }))
                 }
                 _ => None,

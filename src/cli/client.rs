@@ -81,7 +81,10 @@ impl Client {
             request = request.header(*name, *value);
         }
         let reply = request.send(body).map_err(|error| {
-            Failure::new(Exit::Unreachable, format!("{url} cannot be reached: {error}; is the server running?"))
+            Failure::new(
+                Exit::Unreachable,
+                format!("{url} cannot be reached: {error}; is the server running?"),
+            )
         })?;
         Ok(Reply { status: reply.status().as_u16(), body: Box::new(reply.into_body().into_reader()) })
     }

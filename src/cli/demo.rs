@@ -90,7 +90,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
         ],
     };
     let config = Config::load(&settings, false)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK).build()?;
     let server = runtime.block_on(serve::start(&config)).map_err(|mut failure| {
         failure.text.push_str("; if the port is taken, add --port-offset 10");
         failure
@@ -125,7 +126,8 @@ fn play(runtime: &tokio::runtime::Runtime, server: &Server, summary: &mut Summar
     let (Some(http), Some(mqtt)) = (server.addresses.http, server.addresses.mqtt) else {
         return Err(Failure::new(Exit::Failed, "the demo's listeners did not start"));
     };
-    let client = Client::new(format!("http://{http}"), Some(server.admin_token.clone()), Some(mqtt.to_string()));
+    let client =
+        Client::new(format!("http://{http}"), Some(server.admin_token.clone()), Some(mqtt.to_string()));
     println!("1. Tables, sources and a rule, from demo/schema.sql");
     let statements = split(include_str!("../../demo/schema.sql"));
     for statement in statements.map_err(|error| Failure::new(Exit::BadData, error.to_string()))? {
@@ -133,13 +135,19 @@ fn play(runtime: &tokio::runtime::Runtime, server: &Server, summary: &mut Summar
     }
     let recording = load(server.engine.now().as_nanos())?;
     let messages: usize = recording.devices.iter().map(|device| device.messages.len()).sum();
-    println!("2. {messages} messages of {} devices over MQTT, QoS 1, each acknowledged when it is on disk", recording.devices.len());
+    println!(
+        "2. {messages} messages of {} devices over MQTT, QoS 1, each acknowledged when it is on disk",
+        recording.devices.len()
+    );
     let alerts = watch_alerts(mqtt.to_string())?;
     publish(&recording, &mqtt.to_string(), summary)?;
     println!("3. The rule's alerts, at a real subscriber");
     let expected = &recording.expected;
     let received = alerts.wait(expected.alerts as u64);
-    summary.check(format!("{received} alerts received, {} expected", expected.alerts), received == expected.alerts as u64);
+    summary.check(
+        format!("{received} alerts received, {} expected", expected.alerts),
+        received == expected.alerts as u64,
+    );
     println!("4. The same answers through HTTP, gRPC and Flight SQL");
     check_answers(runtime, server, &client, expected, summary, "in memory")?;
     measure_disk(&client, server, &recording, summary)?;
@@ -205,12 +213,18 @@ fn publish(recording: &Recording, mqtt: &str, summary: &mut Summary) -> Result<(
     let started = Instant::now();
     let results: Vec<Result<Vec<Duration>>> = std::thread::scope(|scope| {
         let done = &done;
-        let devices: Vec<_> =
-            recording.devices.iter().map(|device| scope.spawn(move || publish_device(device, mqtt, done))).collect();
+        let devices: Vec<_> = recording
+            .devices
+            .iter()
+            .map(|device| scope.spawn(move || publish_device(device, mqtt, done)))
+            .collect();
         while !devices.iter().all(|device| device.is_finished()) {
             std::thread::park_timeout(Duration::from_millis(250));
             let sent = done.load(Ordering::Relaxed);
-            eprint!("\r  {sent:>8} of {total} acknowledged, {:>7.0} a second ", sent as f64 / started.elapsed().as_secs_f64());
+            eprint!(
+                "\r  {sent:>8} of {total} acknowledged, {:>7.0} a second ",
+                sent as f64 / started.elapsed().as_secs_f64()
+            );
         }
         eprintln!();
         let panicked = || Err(Failure::new(Exit::Failed, "a device panicked"));
@@ -288,7 +302,8 @@ fn check_answers(
         let found = sums(&batches);
         let holds = found.as_ref().is_some_and(|found| {
             let wanted =
-                [expected.plant_rows, expected.motion_rows, expected.machine_rows, expected.alerts, 0].map(|n| n as i64);
+                [expected.plant_rows, expected.motion_rows, expected.machine_rows, expected.alerts, 0]
+                    .map(|n| n as i64);
             let close = (found.collector - expected.plant_sum).abs() <= expected.plant_sum.abs() * 1e-9;
             found.counts == wanted && close
         });
@@ -357,7 +372,12 @@ async fn ask_flight(server: &Server) -> Result<Vec<RecordBatch>, AnyError> {
 }
 
 /// Flushes and compacts, and compares the chunks with the raw payloads and with Parquet of the same rows.
-fn measure_disk(client: &Client, server: &Server, recording: &Recording, summary: &mut Summary) -> Result<()> {
+fn measure_disk(
+    client: &Client,
+    server: &Server,
+    recording: &Recording,
+    summary: &mut Summary,
+) -> Result<()> {
     let started = Instant::now();
     for table in ["plant", "motion", "machines"] {
         client.sql_text(&format!("COMPACT TABLE {table}"))?;
@@ -367,8 +387,17 @@ fn measure_disk(client: &Client, server: &Server, recording: &Recording, summary
     let mut chunk_bytes = 0;
     let mut parquet_bytes = 0;
     for table in ["plant", "motion", "machines"] {
-        let id = catalog.require_table("public", table).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?.id();
-        chunk_bytes += server.engine.chunks().iter().filter(|chunk| chunk.table == id).map(|chunk| chunk.bytes).sum::<u64>();
+        let id = catalog
+            .require_table("public", table)
+            .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?
+            .id();
+        chunk_bytes += server
+            .engine
+            .chunks()
+            .iter()
+            .filter(|chunk| chunk.table == id)
+            .map(|chunk| chunk.bytes)
+            .sum::<u64>();
         let mut parquet = Vec::new();
         let accept = "application/vnd.apache.parquet";
         client.sql(&format!("SELECT * FROM {table}"), accept, None)?.read_to_end(&mut parquet)?;
@@ -402,17 +431,31 @@ fn time_text(nanos: i64) -> String {
 /// Resident memory of this process, server and devices together.
 fn resident_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
     kib.unwrap_or_default() / 1024.0
 }
 
 fn invite(server: &Server) {
     let data_dir = server.engine.data_dir().display();
-    let text = |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
-    println!("\nThe server goes on until Ctrl-C. MQTT {}, HTTP {}, gRPC and Flight SQL {}. Try:", text(server.addresses.mqtt), text(server.addresses.http), text(server.addresses.grpc));
-    println!("  sonde sql --data-dir {data_dir} -c \"SELECT time_bucket('1 day', time) AS day, device, max(collector) FROM plant GROUP BY 1, 2 ORDER BY 1, 2\"");
+    let text = |address: Option<std::net::SocketAddr>| {
+        address.map(|address| address.to_string()).unwrap_or_default()
+    };
+    println!(
+        "\nThe server goes on until Ctrl-C. MQTT {}, HTTP {}, gRPC and Flight SQL {}. Try:",
+        text(server.addresses.mqtt),
+        text(server.addresses.http),
+        text(server.addresses.grpc)
+    );
+    println!(
+        "  sonde sql --data-dir {data_dir} -c \"SELECT time_bucket('1 day', time) AS day, device, max(collector) FROM plant GROUP BY 1, 2 ORDER BY 1, 2\""
+    );
     println!("  sonde sql --data-dir {data_dir} -c 'SHOW rules'");
     println!("  sonde pub --data-dir {data_dir} plant/plant-9/state '{{\"collector\":120.5}}'");
     println!("  sonde tail --data-dir {data_dir} 'alerts/#'");
-    println!("  curl -H \"Authorization: Bearer $(cat {data_dir}/admin.token)\" http://{}/api/v1/sql -d 'SELECT * FROM system.tiers'", text(server.addresses.http));
+    println!(
+        "  curl -H \"Authorization: Bearer $(cat {data_dir}/admin.token)\" http://{}/api/v1/sql -d 'SELECT * FROM system.tiers'",
+        text(server.addresses.http)
+    );
 }

@@ -93,8 +93,19 @@ fn plant_row(line: &str) -> Option<PlantRow> {
 }
 
 const PLANT_FIELDS: [&str; 13] = [
-    "collector", "tank_top", "tank_mid", "tank_low", "pressure", "flow", "pump", "relay_1", "relay_2", "seconds_1",
-    "seconds_2", "errors", "energy",
+    "collector",
+    "tank_top",
+    "tank_mid",
+    "tank_low",
+    "pressure",
+    "flow",
+    "pump",
+    "relay_1",
+    "relay_2",
+    "seconds_1",
+    "seconds_2",
+    "errors",
+    "energy",
 ];
 
 fn plants(recording: &mut Recording, now: i64) -> Result<()> {
@@ -140,7 +151,8 @@ fn motion(recording: &mut Recording, now: i64) -> Result<()> {
         for row in &rows {
             let (Some(at), Some([x, y, z])) = (seconds(row), row.get(first..first + 3)) else { continue };
             let nanos = now - ((last - at) * 1e9).round() as i64;
-            let payload = format!("{{\"ts\":{nanos},\"x\":{},\"y\":{},\"z\":{}}}", x.trim(), y.trim(), z.trim());
+            let payload =
+                format!("{{\"ts\":{nanos},\"x\":{},\"y\":{},\"z\":{}}}", x.trim(), y.trim(), z.trim());
             messages.push((format!("acme/lab/imu/imu-1/{sensor}"), payload));
             recording.expected.motion_rows += 1;
             recording.values += 3;
@@ -153,11 +165,15 @@ fn motion(recording: &mut Recording, now: i64) -> Result<()> {
 fn machine(recording: &mut Recording, now: i64) -> Result<()> {
     let text = String::from_utf8_lossy(&unpack("machine-temperature", MACHINE)?).into_owned();
     // `2013-12-02 21:15:00,73.96`; the recording steps back once, for the change of the clocks, so rows are spaced evenly.
-    let values: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split_once(',')).map(|(_, value)| value.trim()).collect();
+    let values: Vec<&str> =
+        text.lines().skip(1).filter_map(|line| line.split_once(',')).map(|(_, value)| value.trim()).collect();
     let mut messages = Vec::with_capacity(values.len());
     for (back, value) in values.iter().rev().enumerate() {
         let seconds = now / 1_000_000_000 - back as i64 * 300;
-        messages.push(("machines/press".to_owned(), format!("{{\"device\":\"press-1\",\"ts\":{seconds},\"value\":{value}}}")));
+        messages.push((
+            "machines/press".to_owned(),
+            format!("{{\"device\":\"press-1\",\"ts\":{seconds},\"value\":{value}}}"),
+        ));
     }
     messages.reverse();
     recording.expected.machine_rows = messages.len();

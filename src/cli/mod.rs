@@ -262,7 +262,9 @@ pub(crate) fn run() -> ExitCode {
         Command::Tail(args) => pub_tail::tail(&args),
         Command::Pub(args) => pub_tail::publish(&args),
         Command::Token { command: TokenCommand::Create(args) } => token::create(&args),
-        Command::Config { command: ConfigCommand::Show { config, effective } } => config_show::run(&config, effective),
+        Command::Config { command: ConfigCommand::Show { config, effective } } => {
+            config_show::run(&config, effective)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use sonde_proto::mqtt::{Ack, Connect, Filter, Packet, Properties, Publish, QoS, RetainHandling, Subscribe, Version, decode};
+use sonde_proto::mqtt::{
+    Ack, Connect, Filter, Packet, Properties, Publish, QoS, RetainHandling, Subscribe, Version, decode,
+};
 
 use super::{Exit, Failure, Result};
 
@@ -52,9 +54,10 @@ impl MqttClient {
         connect.encode(&mut client.output);
         client.flush()?;
         client.wait(|packet| match packet {
-            Packet::ConnAck(ack) if ack.reason.is_error() => {
-                Some(Err(Failure::new(Exit::Auth, format!("the server refused the connection: reason 0x{:02x}", ack.reason.0))))
-            }
+            Packet::ConnAck(ack) if ack.reason.is_error() => Some(Err(Failure::new(
+                Exit::Auth,
+                format!("the server refused the connection: reason 0x{:02x}", ack.reason.0),
+            ))),
             Packet::ConnAck(_) => Some(Ok(())),
             _ => None,
         })??;
@@ -63,13 +66,20 @@ impl MqttClient {
 
     /// Subscribes and waits for SUBACK.
     pub(crate) fn subscribe(&mut self, filter: &str, qos: QoS) -> Result<()> {
-        let filter =
-            Filter { filter, qos, no_local: false, retain_as_published: false, retain_handling: RetainHandling::Send };
+        let filter = Filter {
+            filter,
+            qos,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Send,
+        };
         Subscribe::encode(1, Properties::default(), &[filter], Version::V5, &mut self.output);
         self.flush()?;
         self.wait(|packet| match packet {
             Packet::SubAck(ack) => Some(match ack.reasons.first() {
-                Some(reason) if *reason >= 0x80 => Err(failed(format!("the subscription was refused: 0x{reason:02x}"))),
+                Some(reason) if *reason >= 0x80 => {
+                    Err(failed(format!("the subscription was refused: 0x{reason:02x}")))
+                }
                 _ => Ok(()),
             }),
             _ => None,
@@ -147,9 +157,14 @@ impl MqttClient {
         let mut picked = None;
         while picked.is_none() {
             let rest = self.input.get(done..).unwrap_or_default();
-            match decode(rest, Version::V5, PACKET_LIMIT).map_err(|error| failed(format!("from the server: {error}")))? {
+            match decode(rest, Version::V5, PACKET_LIMIT)
+                .map_err(|error| failed(format!("from the server: {error}")))?
+            {
                 Some((Packet::Disconnect(disconnect), _)) => {
-                    return Err(failed(format!("the server closed the connection: reason 0x{:02x}", disconnect.reason.0)));
+                    return Err(failed(format!(
+                        "the server closed the connection: reason 0x{:02x}",
+                        disconnect.reason.0
+                    )));
                 }
                 Some((packet, len)) => {
                     picked = pick(&packet);

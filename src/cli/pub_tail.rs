@@ -21,7 +21,8 @@ fn connect(args: &ServerArgs) -> Result<MqttClient> {
 }
 
 pub(super) fn publish(args: &PubArgs) -> Result<()> {
-    validate_topic(&args.topic).map_err(|error| Failure::new(Exit::Failed, format!("topic '{}': {error}", args.topic)))?;
+    validate_topic(&args.topic)
+        .map_err(|error| Failure::new(Exit::Failed, format!("topic '{}': {error}", args.topic)))?;
     let qos = QoS::from_bits(args.qos).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let mut client = connect(&args.server)?;
     client.queue(&args.topic, args.payload.as_bytes(), qos, args.retain, 1);

@@ -11,7 +11,8 @@ pub(super) const THREAD_STACK: usize = 16 << 20;
 pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
     telemetry::init("info");
     let config = Config::load(args, insecure)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK).build()?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let server = serve::start(&config).await?;
@@ -31,7 +32,9 @@ fn print_banner(config: &Config, server: &serve::Server) {
     let mib = |bytes: u64| bytes >> 20;
     println!("SondeDB {}", env!("CARGO_PKG_VERSION"));
     let addresses = server.addresses;
-    for (name, address) in [("MQTT", addresses.mqtt), ("HTTP", addresses.http), ("gRPC, Flight SQL", addresses.grpc)] {
+    for (name, address) in
+        [("MQTT", addresses.mqtt), ("HTTP", addresses.http), ("gRPC, Flight SQL", addresses.grpc)]
+    {
         match address {
             Some(address) => println!("  {name:<17} {address}"),
             None => println!("  {name:<17} off"),
@@ -45,7 +48,9 @@ fn print_banner(config: &Config, server: &serve::Server) {
         mib(config.memtable)
     );
     if config.insecure {
-        println!("  INSECURE          no authentication on any door: everyone who reaches a port may do everything");
+        println!(
+            "  INSECURE          no authentication on any door: everyone who reaches a port may do everything"
+        );
     }
     println!("Try:");
     println!("  sonde pub sensors/temp '{{\"device\":\"d1\",\"value\":23.5}}'");

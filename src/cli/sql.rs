@@ -55,7 +55,10 @@ fn answer(client: &Client, sql: &str, args: &SqlArgs) -> Result<()> {
         None => {
             let binary = matches!(args.format, OutputFormat::Arrow | OutputFormat::Parquet);
             if binary && std::io::stdout().is_terminal() {
-                return Err(Failure::new(Exit::Failed, "this format is not for a terminal: add --output FILE"));
+                return Err(Failure::new(
+                    Exit::Failed,
+                    "this format is not for a terminal: add --output FILE",
+                ));
             }
             Box::new(std::io::stdout().lock())
         }
@@ -71,7 +74,9 @@ fn answer(client: &Client, sql: &str, args: &SqlArgs) -> Result<()> {
 }
 
 fn table(body: Box<dyn Read>) -> Result<String> {
-    let wrong = |error: arrow::error::ArrowError| Failure::new(Exit::Failed, format!("the answer was cut off: {error}"));
+    let wrong = |error: arrow::error::ArrowError| {
+        Failure::new(Exit::Failed, format!("the answer was cut off: {error}"))
+    };
     let reader = StreamReader::try_new(body, None).map_err(wrong)?;
     let schema = reader.schema();
     let mut batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>().map_err(wrong)?;

@@ -30,7 +30,11 @@ pub fn decode(payload: &[u8]) -> Result<Payload<'_>, DecodeError> {
 
 /// A number without a declared type is a float, unless it is an integer that a float cannot hold.
 fn integer<'a>(value: i64) -> FieldValue<'a> {
-    if value.unsigned_abs() <= EXACT_INTEGER { FieldValue::Float(value as f64) } else { FieldValue::Int(value) }
+    if value.unsigned_abs() <= EXACT_INTEGER {
+        FieldValue::Float(value as f64)
+    } else {
+        FieldValue::Int(value)
+    }
 }
 
 fn unsigned<'a>(value: u64) -> FieldValue<'a> {
@@ -130,7 +134,8 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
             return Err(A::Error::custom(format!("more than {JSON_DEPTH} objects inside each other")));
         }
         while let Some(key) = map.next_key_seed(Key)? {
-            let name = if self.prefix.is_empty() { key } else { Cow::Owned(format!("{}_{key}", self.prefix)) };
+            let name =
+                if self.prefix.is_empty() { key } else { Cow::Owned(format!("{}_{key}", self.prefix)) };
             map.next_value_seed(Value { name, depth: self.depth, items: self.items })?;
         }
         Ok(())

@@ -27,7 +27,8 @@ pub fn lines(body: &str) -> impl Iterator<Item = (usize, &str)> {
 
 /// Decodes one line.
 pub fn decode(line: &str) -> Result<Line<'_>, DecodeError> {
-    let wrong = |what: &str| DecodeError(format!("{what} in '{}'", line.chars().take(80).collect::<String>()));
+    let wrong =
+        |what: &str| DecodeError(format!("{what} in '{}'", line.chars().take(80).collect::<String>()));
     let (table, mut rest) = take(line, [',', ' '], false);
     if table.is_empty() {
         return Err(wrong("no measurement"));
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_line_is_read() {
-        let line = decode(r#"cpu\ x,host=a\,b,dc=c usage=1.5,n=3i,u=4u,ok=t,s="x, \"y\" z" 1708700000000000000"#);
+        let line =
+            decode(r#"cpu\ x,host=a\,b,dc=c usage=1.5,n=3i,u=4u,ok=t,s="x, \"y\" z" 1708700000000000000"#);
         let expected = Line {
             table: "cpu x".into(),
             tags: vec![("host".into(), "a,b".into()), ("dc".into(), "c".into())],
@@ -138,7 +140,17 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_refused() {
-        for line in ["cpu", "cpu ", ",a=b c=1", "cpu,a b=1", "cpu a=", "cpu a=x", "cpu a=1 later", "cpu a=\"x", "cpu =1"] {
+        for line in [
+            "cpu",
+            "cpu ",
+            ",a=b c=1",
+            "cpu,a b=1",
+            "cpu a=",
+            "cpu a=x",
+            "cpu a=1 later",
+            "cpu a=\"x",
+            "cpu =1",
+        ] {
             assert!(decode(line).is_err(), "{line}");
         }
     }

@@ -42,7 +42,9 @@ pub fn time_of_number(value: &FieldValue<'_>, unit: Option<TimeUnit>) -> Result<
         }
         FieldValue::Text(text) => arrow::compute::kernels::cast_utils::string_to_timestamp_nanos(text)
             .map(Timestamp::from_nanos)
-            .map_err(|_| DecodeError(format!("time '{text}' is no instant; RFC 3339 or a number is expected"))),
+            .map_err(|_| {
+                DecodeError(format!("time '{text}' is no instant; RFC 3339 or a number is expected"))
+            }),
         _ => Err(wrong()),
     }
 }

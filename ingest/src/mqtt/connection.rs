@@ -92,7 +92,9 @@ impl Connection {
             match self.socket.read(room) {
                 Ok(0) => return ReadResult::Closed,
                 Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ReadResult::Drained(filled),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return ReadResult::Drained(filled);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return ReadResult::Closed,
             }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, Principal, allows};
 use sonde_proto::mqtt::{
-    Ack, ConnAck, Connect, Disconnect, Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode,
-    RetainHandling, SubAck, Subscribe, Unsubscribe, Version, is_shared,
+    Ack, ConnAck, Connect, Disconnect, Packet, Properties, PropertiesBuilder, Property, Publish, QoS,
+    ReasonCode, RetainHandling, SubAck, Subscribe, Unsubscribe, Version, is_shared,
 };
 
 use super::Credentials;
@@ -93,16 +93,20 @@ impl Worker {
         connection.version = connect.version;
         let peer = connection.peer;
         let v5 = connect.version == Version::V5;
-        let method = connect.properties.find(|p| if let Property::AuthenticationMethod(m) = p { Some(m) } else { None });
+        let method = connect
+            .properties
+            .find(|p| if let Property::AuthenticationMethod(m) = p { Some(m) } else { None });
         if method.is_some() {
             return self.refuse_connect(key, ReasonCode::BAD_AUTHENTICATION_METHOD, 5);
         }
-        let credentials = Credentials { peer: peer.ip(), username: connect.username, password: connect.password };
+        let credentials =
+            Credentials { peer: peer.ip(), username: connect.username, password: connect.password };
         let Some(principal) = (self.authenticate)(&credentials) else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             tracing::info!(%peer, client = connect.client_id, "MQTT client refused: it is not known");
             let anonymous = connect.password.is_none();
-            let reason = if anonymous { ReasonCode::NOT_AUTHORIZED } else { ReasonCode::BAD_USER_NAME_OR_PASSWORD };
+            let reason =
+                if anonymous { ReasonCode::NOT_AUTHORIZED } else { ReasonCode::BAD_USER_NAME_OR_PASSWORD };
             return self.refuse_connect(key, reason, if anonymous { 5 } else { 4 });
         };
         if connect.client_id.is_empty() && !v5 && !connect.clean_start {
@@ -114,14 +118,17 @@ impl Worker {
         let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", self.next_number()));
         let client_id = assigned.as_deref().unwrap_or(connect.client_id);
         let (session, present) = self.take_session(client_id, connect.clean_start);
-        let asked = connect.properties.find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None });
+        let asked = connect
+            .properties
+            .find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None });
         let longest = SESSION_EXPIRY.as_secs() as u32;
         let expiry = match (v5, connect.clean_start) {
             (true, _) => asked.unwrap_or_default().min(longest),
             (false, true) => 0,
             (false, false) => longest,
         };
-        let receive_maximum = connect.properties.find(|p| if let Property::ReceiveMaximum(n) = p { Some(n) } else { None });
+        let receive_maximum =
+            connect.properties.find(|p| if let Property::ReceiveMaximum(n) = p { Some(n) } else { None });
         if let Some(session) = self.sessions.get_mut(session) {
             let was_durable = session.is_durable();
             session.expiry = expiry;
@@ -167,7 +174,9 @@ impl Worker {
                 };
                 Message::of(&publish)
             });
-            let maximum = connect.properties.find(|p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None });
+            let maximum = connect
+                .properties
+                .find(|p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None });
             connection.packet_maximum = maximum.map_or(usize::MAX, |n| n as usize);
         }
         self.turn.answers.push((key, Answer::ConnAck(connack)));
@@ -186,7 +195,9 @@ impl Worker {
     /// The session of a client, taken over from its last connection; whether it was there before.
     fn take_session(&mut self, client_id: &str, clean: bool) -> (usize, bool) {
         let known = self.by_client.get(client_id).copied();
-        if let Some(place) = known.and_then(|key| self.sessions.get(key)).and_then(|session| session.connection) {
+        if let Some(place) =
+            known.and_then(|key| self.sessions.get(key)).and_then(|session| session.connection)
+        {
             if let Some((_, old)) = self.connections.get_mut(place) {
                 let goodbye = Answer::Close(ReasonCode::SESSION_TAKEN_OVER);
                 encode_answer(&goodbye, old.version, &mut old.out);
@@ -209,7 +220,9 @@ impl Worker {
         if disconnect.reason != ReasonCode::DISCONNECT_WITH_WILL {
             connection.will = None;
         }
-        let asked = disconnect.properties.find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None });
+        let asked = disconnect
+            .properties
+            .find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None });
         if let (Some(asked), Some(session)) = (asked, self.sessions.get_mut(session)) {
             let longest = SESSION_EXPIRY.as_secs() as u32;
             if session.is_durable() {
@@ -224,14 +237,25 @@ impl Worker {
         self.close(key.place);
     }
 
-    fn publish(&mut self, key: ConnectionKey, session: usize, principal: &Arc<Principal>, publish: &Publish<'_>) {
+    fn publish(
+        &mut self,
+        key: ConnectionKey,
+        session: usize,
+        principal: &Arc<Principal>,
+        publish: &Publish<'_>,
+    ) {
         self.stats.received.fetch_add(1, Ordering::Relaxed);
-        let alias = publish.properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
+        let alias =
+            publish.properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
         if alias.is_some() {
             // None were offered in CONNACK.
             return self.refuse(key, ReasonCode::TOPIC_ALIAS_INVALID);
         }
-        if publish.properties.find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(())).is_some() {
+        if publish
+            .properties
+            .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
+            .is_some()
+        {
             return self.refuse(key, ReasonCode::PROTOCOL_ERROR);
         }
         let id = publish.packet_id;
@@ -247,9 +271,12 @@ impl Worker {
             }
             taken = true;
         }
-        let v5 = self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let v5 =
+            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let outcome = if allows(principal, Action::Publish(publish.topic)) {
-            let asks = |p: Property<'_>| matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(());
+            let asks = |p: Property<'_>| {
+                matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
+            };
             let client = self.sessions.get(session).map(|state| state.client_id.clone()).unwrap_or_default();
             let arriving = Arriving {
                 topic: publish.topic,
@@ -278,7 +305,8 @@ impl Worker {
             QoS::AtMostOnce => {}
             QoS::AtLeastOnce => self.turn.answers.push((key, Answer::PubAck(id, reason))),
             QoS::ExactlyOnce => {
-                if taken && !reason.is_error()
+                if taken
+                    && !reason.is_error()
                     && let Some(state) = self.sessions.get_mut(session)
                 {
                     state.received.insert(id);
@@ -314,7 +342,11 @@ impl Worker {
 
     /// Stores a message and notes who gets it: source, retained, subscribers. What has to be durable is in the turn's
     /// batch when this returns.
-    fn take(&mut self, arriving: &Arriving<'_>, copy: impl Fn() -> Message) -> sonde_engine::Result<ReasonCode> {
+    fn take(
+        &mut self,
+        arriving: &Arriving<'_>,
+        copy: impl Fn() -> Message,
+    ) -> sonde_engine::Result<ReasonCode> {
         let mut reason = ReasonCode::SUCCESS;
         let info = self.topic(arriving.topic);
         self.turn.builder.begin_message();
@@ -337,7 +369,12 @@ impl Worker {
                             payload: arriving.payload,
                             reason: &why,
                         };
-                        dead_letter::write(&self.engine, &self.dead_letters, &mut self.turn.builder, &letter)?;
+                        dead_letter::write(
+                            &self.engine,
+                            &self.dead_letters,
+                            &mut self.turn.builder,
+                            &letter,
+                        )?;
                         if source.reject_invalid {
                             reason = ReasonCode::PAYLOAD_FORMAT_INVALID;
                         }
@@ -367,7 +404,8 @@ impl Worker {
             if session.connection.is_none() && (qos == QoS::AtMostOnce || !session.is_durable()) {
                 continue;
             }
-            let delivery = Delivery { number, message, qos, retain: found.retain_as_published && arriving.retain };
+            let delivery =
+                Delivery { number, message, qos, retain: found.retain_as_published && arriving.retain };
             if qos != QoS::AtMostOnce && session.is_durable() {
                 if !session.has_room(&delivery.message) {
                     session.dropped += 1;
@@ -435,13 +473,16 @@ impl Worker {
         principal: &Arc<Principal>,
         subscribe: &Subscribe<'_>,
     ) {
-        let identified =
-            subscribe.properties.find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(())).is_some();
+        let identified = subscribe
+            .properties
+            .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
+            .is_some();
         if identified {
             // CONNACK said that there are none.
             return self.refuse(key, ReasonCode(0xa1));
         }
-        let v5 = self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let v5 =
+            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
         let mut retained = Vec::new();
         for filter in subscribe.filters() {
@@ -485,7 +526,9 @@ impl Worker {
         self.turn.answers.push((key, Answer::SubAck(subscribe.packet_id, reasons)));
         for (qos, message) in retained {
             let delivery = Delivery { number: self.next_number(), message, qos, retain: true };
-            if let Some(state) = self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce) {
+            if let Some(state) =
+                self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce)
+            {
                 self.turn.builder.state(state.queue_record(&delivery));
             }
             self.turn.deliveries.push((session, delivery));
@@ -493,7 +536,8 @@ impl Worker {
     }
 
     fn unsubscribe(&mut self, key: ConnectionKey, session: usize, unsubscribe: &Unsubscribe<'_>) {
-        let v5 = self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let v5 =
+            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
         let Some(state) = self.sessions.get_mut(session) else { return };
         for filter in unsubscribe.filters() {

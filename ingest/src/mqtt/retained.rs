@@ -79,7 +79,8 @@ mod tests {
         for topic in ["a", "a/b", "a/b/c", "ab", "b"] {
             retained.update(&Message::new(topic, b"x", QoS::AtMostOnce, true));
         }
-        let found = |filter: &str| retained.matching(filter).iter().map(|m| m.topic.to_string()).collect::<Vec<_>>();
+        let found =
+            |filter: &str| retained.matching(filter).iter().map(|m| m.topic.to_string()).collect::<Vec<_>>();
         assert_eq!(found("a/#"), ["a", "a/b", "a/b/c"]);
         assert_eq!(found("+"), ["a", "ab", "b"]);
         assert_eq!(found("a/+/c"), ["a/b/c"]);

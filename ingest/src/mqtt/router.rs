@@ -74,7 +74,11 @@ impl Router {
 
     /// Removes a subscription.
     pub(super) fn unsubscribe(&mut self, filter: &str, session: SessionKey) {
-        fn remove<'f>(node: &mut Node, mut levels: impl Iterator<Item = &'f str>, session: SessionKey) -> usize {
+        fn remove<'f>(
+            node: &mut Node,
+            mut levels: impl Iterator<Item = &'f str>,
+            session: SessionKey,
+        ) -> usize {
             let list = match levels.next() {
                 None => &mut node.here,
                 Some("#") => &mut node.below,

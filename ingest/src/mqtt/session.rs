@@ -260,13 +260,19 @@ pub(super) fn recover(engine: &Engine) -> Vec<Session> {
             && let Some(delivery) = read_delivery(u64::from_be_bytes(number), &value)
             && session.enqueue(delivery).is_err()
         {
-            tracing::warn!(client = session.client_id, "a message that waited was dropped: the queue is full");
+            tracing::warn!(
+                client = session.client_id,
+                "a message that waited was dropped: the queue is full"
+            );
         }
     }
     sessions.into_values().collect()
 }
 
-fn owner<'s, 'k>(sessions: &'s mut HashMap<String, Session>, key: &'k [u8]) -> Option<(&'s mut Session, &'k [u8])> {
+fn owner<'s, 'k>(
+    sessions: &'s mut HashMap<String, Session>,
+    key: &'k [u8],
+) -> Option<(&'s mut Session, &'k [u8])> {
     let end = key.iter().position(|byte| *byte == 0)?;
     let (client, rest) = key.split_at(end);
     Some((sessions.get_mut(std::str::from_utf8(client).ok()?)?, rest.get(1..)?))

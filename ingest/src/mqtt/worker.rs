@@ -29,7 +29,8 @@ use super::router::{Interest, Router, SessionKey};
 use super::session::{self, Delivery, InFlight, Session};
 use super::{Authenticate, Command, Inbox, MqttOptions, SessionInfo};
 use crate::limits::{
-    CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
+    CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES,
+    TURNS_IN_FLIGHT,
 };
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
@@ -215,7 +216,10 @@ impl Turn {
     }
 
     fn is_empty(&self) -> bool {
-        self.builder.is_empty() && self.answers.is_empty() && self.deliveries.is_empty() && self.replies.is_empty()
+        self.builder.is_empty()
+            && self.answers.is_empty()
+            && self.deliveries.is_empty()
+            && self.replies.is_empty()
     }
 }
 
@@ -267,7 +271,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    fn new(engine: Engine, poll: Poll, listener: TcpListener, authenticate: Authenticate, shared: Shared) -> Self {
+    fn new(
+        engine: Engine,
+        poll: Poll,
+        listener: TcpListener,
+        authenticate: Authenticate,
+        shared: Shared,
+    ) -> Self {
         let mut worker = Self {
             turn: Turn::new(&engine),
             retained: Retained::recover(&engine),
@@ -444,7 +454,9 @@ impl Worker {
         }
         let bytes = buffer.get(..filled).unwrap_or_default();
         let done = self.handle_bytes(key, bytes);
-        if let Some((_, connection)) = self.connections.get_mut(place).filter(|(known, _)| *known == key.generation) {
+        if let Some((_, connection)) =
+            self.connections.get_mut(place).filter(|(known, _)| *known == key.generation)
+        {
             connection.keep(bytes.get(done..).unwrap_or_default());
             if more {
                 self.mark_ready(place);
@@ -456,7 +468,8 @@ impl Worker {
     fn handle_bytes(&mut self, key: ConnectionKey, bytes: &[u8]) -> usize {
         let mut done = 0;
         loop {
-            let Some((_, connection)) = self.connections.get(key.place).filter(|(known, _)| *known == key.generation)
+            let Some((_, connection)) =
+                self.connections.get(key.place).filter(|(known, _)| *known == key.generation)
             else {
                 return bytes.len();
             };
@@ -587,7 +600,10 @@ impl Worker {
     /// Sends again what was in flight when the last connection of the session ended.
     fn resend(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get(key) else { return };
-        let Some((_, connection)) = session.connection.and_then(|place| self.connections.get_mut(place)) else { return };
+        let Some((_, connection)) = session.connection.and_then(|place| self.connections.get_mut(place))
+        else {
+            return;
+        };
         for (packet_id, in_flight) in &session.in_flight {
             match in_flight {
                 InFlight::Sent(delivery) => write_publish(connection, *packet_id, delivery, true),
@@ -643,7 +659,9 @@ impl Worker {
         dirty.dedup();
         for place in dirty {
             let Some((_, connection)) = self.connections.get_mut(place) else { continue };
-            if !connection.flush() || (connection.closing && connection.out.is_empty() && self.is_answered(place)) {
+            if !connection.flush()
+                || (connection.closing && connection.out.is_empty() && self.is_answered(place))
+            {
                 self.close(place);
             }
         }
@@ -762,7 +780,8 @@ impl Worker {
             }
         }
         for key in silent {
-            let opening = self.connections.get(key.place).is_some_and(|(_, c)| matches!(c.phase, Phase::Opening));
+            let opening =
+                self.connections.get(key.place).is_some_and(|(_, c)| matches!(c.phase, Phase::Opening));
             if opening || self.connections.get(key.place).is_some_and(|(_, c)| c.closing) {
                 self.close(key.place);
             } else {
@@ -788,7 +807,8 @@ impl Worker {
         }
         for (_, (_, connection)) in &mut self.connections {
             if connection.version == Version::V5 && matches!(connection.phase, Phase::Open { .. }) {
-                let goodbye = Disconnect { reason: ReasonCode::SERVER_SHUTTING_DOWN, ..Disconnect::default() };
+                let goodbye =
+                    Disconnect { reason: ReasonCode::SERVER_SHUTTING_DOWN, ..Disconnect::default() };
                 goodbye.encode(Version::V5, &mut connection.out);
             }
             connection.flush();

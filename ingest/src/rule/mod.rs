@@ -17,8 +17,8 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parking_lot::Mutex;
 use sonde_engine::{
-    Column, ColumnRole, Engine, LogReader, ObjectKind, RowsRecord, SeqNo, State, Table, Timestamp, WriteBatch,
-    arrow_schema, field_array,
+    Column, ColumnRole, Engine, LogReader, ObjectKind, RowsRecord, SeqNo, State, Table, Timestamp,
+    WriteBatch, arrow_schema, field_array,
 };
 use sonde_proto::mqtt::{QoS, validate_topic};
 use sonde_query::door::format::nd_json;
@@ -175,7 +175,8 @@ impl Runner {
             }
             self.rules = rules;
             let resting = self.rules.iter().any(|rule| rule.rests_until.is_some());
-            let from = if resting { self.engine.published() } else { behind.unwrap_or(self.engine.published()) };
+            let from =
+                if resting { self.engine.published() } else { behind.unwrap_or(self.engine.published()) };
             let reached = self.rules.iter().map(|rule| rule.reader.position()).min().unwrap_or(from);
             let _ = self.engine.wait_published(reached.max(from), PATIENCE);
         }
@@ -211,12 +212,16 @@ impl Runner {
                     self.engine.hold_log(&rule.hold_name(), position);
                     self.rules.push(rule);
                 }
-                Err(error) => tracing::warn!(rule = object.name, %error, "this rule is paused: it does not parse"),
+                Err(error) => {
+                    tracing::warn!(rule = object.name, %error, "this rule is paused: it does not parse")
+                }
             }
         }
-        known.iter().filter(|gone| !self.rules.iter().any(|rule| rule.key() == gone.key())).for_each(|gone| {
-            self.engine.release_log(&gone.hold_name());
-        });
+        known.iter().filter(|gone| !self.rules.iter().any(|rule| rule.key() == gone.key())).for_each(
+            |gone| {
+                self.engine.release_log(&gone.hold_name());
+            },
+        );
         self.version = Some(version);
     }
 
@@ -224,12 +229,16 @@ impl Runner {
     fn cursor(&self, database: &str, name: &str) -> SeqNo {
         let key = format!("{database}.{name}");
         let saved = self.engine.state(CURSORS, key.as_bytes());
-        if let Some(position) = saved.and_then(|value| value.as_ref().try_into().ok().map(u64::from_le_bytes)) {
+        if let Some(position) = saved.and_then(|value| value.as_ref().try_into().ok().map(u64::from_le_bytes))
+        {
             return SeqNo(position);
         }
         let now = self.engine.published();
-        let record =
-            State { namespace: CURSORS.into(), key: key.into_bytes(), value: Some(now.0.to_le_bytes().to_vec()) };
+        let record = State {
+            namespace: CURSORS.into(),
+            key: key.into_bytes(),
+            value: Some(now.0.to_le_bytes().to_vec()),
+        };
         if let Err(error) = self.engine.write(WriteBatch::of_state(vec![record])).wait() {
             tracing::warn!(rule = name, %error, "cannot save a rule's first cursor");
         }
@@ -239,7 +248,8 @@ impl Runner {
     /// Runs a rule over the next rows of its table, and moves its cursor.
     fn turn(&self, rule: &mut Rule) -> Result<(), Failure> {
         let catalog = self.engine.catalog();
-        let table = catalog.require_table(rule.spec.from.database_or(&rule.database), &rule.spec.from.name)?;
+        let table =
+            catalog.require_table(rule.spec.from.database_or(&rule.database), &rule.spec.from.name)?;
         let start = rule.reader.position();
         let turn = self.engine.read_log(&mut rule.reader, |id| id == table.id())?;
         if turn.position == start && turn.lost.is_none() {
@@ -256,7 +266,12 @@ impl Runner {
                 status.matches += matches;
                 if let Some(lost) = turn.lost {
                     status.lost += lost.last.0 - lost.first.0 + 1;
-                    tracing::warn!(rule = rule.name, first = lost.first.0, last = lost.last.0, "the log went before the rule had read it");
+                    tracing::warn!(
+                        rule = rule.name,
+                        first = lost.first.0,
+                        last = lost.last.0,
+                        "the log went before the rule had read it"
+                    );
                 }
                 Ok(())
             }
@@ -268,7 +283,13 @@ impl Runner {
         }
     }
 
-    fn apply(&self, rule: &Rule, table: &Arc<Table>, rows: &[RowsRecord], position: SeqNo) -> Result<u64, Failure> {
+    fn apply(
+        &self,
+        rule: &Rule,
+        table: &Arc<Table>,
+        rows: &[RowsRecord],
+        position: SeqNo,
+    ) -> Result<u64, Failure> {
         let mut results = Vec::new();
         for batch in to_batches(&self.engine, table, rows)? {
             results.extend(self.runtime.block_on(self.query.run_rule(&rule.spec, &rule.database, batch))?);
@@ -309,7 +330,13 @@ impl Runner {
         batch: &RecordBatch,
     ) -> Result<(), Failure> {
         let (database, name) = target;
-        let strings = batch.schema().fields().iter().filter(|field| field.data_type().is_string()).map(|f| f.name().clone()).collect::<Vec<_>>();
+        let strings = batch
+            .schema()
+            .fields()
+            .iter()
+            .filter(|field| field.data_type().is_string())
+            .map(|f| f.name().clone())
+            .collect::<Vec<_>>();
         let known = self.engine.catalog().table(database, name).is_some();
         // A table that the rule makes has the strings of its query as tags; one that exists stays as it is.
         let tags = if known { Vec::new() } else { strings };
@@ -396,7 +423,10 @@ fn to_batch(
             }
             ColumnRole::Field => {
                 let known = record.columns.iter().find(|(id, _)| *id == column.id).map(|(_, cells)| cells);
-                let cells = known.map_or_else(|| Column::absent(column.kind, range.len()), |cells| cells.slice(range.clone()));
+                let cells = known.map_or_else(
+                    || Column::absent(column.kind, range.len()),
+                    |cells| cells.slice(range.clone()),
+                );
                 field_array(cells)?
             }
         });

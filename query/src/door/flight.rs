@@ -12,16 +12,21 @@ use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
-use arrow_flight::sql::metadata::{SqlInfoData, SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder};
+use arrow_flight::sql::metadata::{
+    SqlInfoData, SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder,
+};
 use arrow_flight::sql::server::{FlightSqlService, PeekableFlightDataStream};
 use arrow_flight::sql::{
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
-    CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables,
-    CommandGetXdbcTypeInfo, CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery,
-    CommandStatementUpdate, DoPutPreparedStatementResult, Nullable, ProstMessageExt, Searchable, SqlInfo,
-    SqlSupportedTransaction, TicketStatementQuery, XdbcDataType,
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
+    ActionCreatePreparedStatementResult, CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo,
+    CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo, CommandPreparedStatementQuery,
+    CommandPreparedStatementUpdate, CommandStatementQuery, CommandStatementUpdate,
+    DoPutPreparedStatementResult, Nullable, ProstMessageExt, Searchable, SqlInfo, SqlSupportedTransaction,
+    TicketStatementQuery, XdbcDataType,
 };
-use arrow_flight::{Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc, Ticket};
+use arrow_flight::{
+    Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc, Ticket,
+};
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 use futures::{Stream, TryStreamExt, stream};
@@ -102,7 +107,8 @@ fn built<T>(data: &'static LazyLock<Result<T, FlightError>>) -> Result<&'static 
 }
 
 fn info(ticket: Vec<u8>, schema: &Schema, descriptor: FlightDescriptor) -> Answered<FlightInfo> {
-    let info = FlightInfo::new().try_with_schema(schema).map_err(|error| Status::internal(error.to_string()))?;
+    let info =
+        FlightInfo::new().try_with_schema(schema).map_err(|error| Status::internal(error.to_string()))?;
     let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket));
     Ok(Response::new(info.with_endpoint(endpoint).with_descriptor(descriptor)))
 }
@@ -232,11 +238,15 @@ impl FlightSqlService for FlightSql {
         let mut bound: Option<Vec<ScalarValue>> = None;
         while let Some(batch) = batches.try_next().await.map_err(Status::from)? {
             if batch.num_rows() + usize::from(bound.is_some()) > 1 {
-                return Err(Status::invalid_argument("one row of parameters at a time can be bound to a query"));
+                return Err(Status::invalid_argument(
+                    "one row of parameters at a time can be bound to a query",
+                ));
             }
             if batch.num_rows() == 1 {
                 let values = batch.columns().iter().map(|column| ScalarValue::try_from_array(column, 0));
-                bound = Some(values.collect::<Result<_, _>>().map_err(|error| Status::internal(error.to_string()))?);
+                bound = Some(
+                    values.collect::<Result<_, _>>().map_err(|error| Status::internal(error.to_string()))?,
+                );
             }
         }
         let mut prepared = self.prepared.lock();
@@ -342,7 +352,9 @@ impl FlightSqlService for FlightSql {
         for table in self.query.engine().catalog().tables() {
             let columns: Vec<_> = table.def().columns.iter().map(|column| column.id).collect();
             let schema = arrow_schema(table, &columns);
-            tables.append(CATALOG, &table.def().database, &table.def().name, "TABLE", &schema).map_err(Status::from)?;
+            tables
+                .append(CATALOG, &table.def().database, &table.def().name, "TABLE", &schema)
+                .map_err(Status::from)?;
         }
         one(tables.schema(), tables.build())
     }

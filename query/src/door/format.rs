@@ -172,7 +172,11 @@ pub fn type_name(kind: &DataType) -> String {
 
 fn formatters(batch: &RecordBatch) -> Result<Vec<ArrayFormatter<'_>>> {
     const OPTIONS: FormatOptions<'static> = FormatOptions::new();
-    batch.columns().iter().map(|array| ArrayFormatter::try_new(array.as_ref(), &OPTIONS).map_err(failed)).collect()
+    batch
+        .columns()
+        .iter()
+        .map(|array| ArrayFormatter::try_new(array.as_ref(), &OPTIONS).map_err(failed))
+        .collect()
 }
 
 /// Appends one cell as JSON. Numbers that JSON has not (NaN, infinities) become null.

@@ -42,7 +42,8 @@ impl Query for QueryService {
         }
         let answer = self.0.run(wanted).await.map_err(|error| error.to_status())?;
         let answer = answer.started().await.map_err(|error| error.to_status())?;
-        let (encoder, head) = Encoder::start(Format::Arrow, &answer.schema()).map_err(|error| error.to_status())?;
+        let (encoder, head) =
+            Encoder::start(Format::Arrow, &answer.schema()).map_err(|error| error.to_status())?;
         let head = stream::once(async move { Ok(QueryResponse { arrow_ipc: head }) });
         let rest = stream::try_unfold((answer, Some(encoder)), |(mut answer, encoder)| async move {
             let Some(mut encoder) = encoder else { return Ok(None) };

@@ -39,7 +39,10 @@ impl AggregateUDFImpl for FirstLast {
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         match types {
             [_, DataType::Timestamp(..) | DataType::Int64] => Ok(types.to_vec()),
-            _ => plan_err!("{}(value, time) takes a value and a time, for example last(temperature, time)", self.name()),
+            _ => plan_err!(
+                "{}(value, time) takes a value and a time, for example last(temperature, time)",
+                self.name()
+            ),
         }
     }
 
@@ -54,7 +57,8 @@ impl AggregateUDFImpl for FirstLast {
 
     fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
         let Some(value) = args.input_fields.first() else { return plan_err!("a value is missing") };
-        let field = |name: &str, kind: DataType| Arc::new(Field::new(format_state_name(args.name, name), kind, true));
+        let field =
+            |name: &str, kind: DataType| Arc::new(Field::new(format_state_name(args.name, name), kind, true));
         Ok(vec![field("value", value.data_type().clone()), field("time", DataType::Int64)])
     }
 

@@ -14,5 +14,8 @@ pub fn scalars() -> Vec<ScalarUDF> {
 /// All aggregate functions.
 #[must_use]
 pub fn aggregates() -> Vec<AggregateUDF> {
-    vec![AggregateUDF::from(first_last::FirstLast::first()), AggregateUDF::from(first_last::FirstLast::last())]
+    vec![
+        AggregateUDF::from(first_last::FirstLast::first()),
+        AggregateUDF::from(first_last::FirstLast::last()),
+    ]
 }

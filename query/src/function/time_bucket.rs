@@ -48,7 +48,10 @@ impl ScalarUDFImpl for TimeBucket {
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         let (Some(width), Some(_), 2..=3) = (types.first(), types.get(1), types.len()) else {
-            return plan_err!("time_bucket takes a width, a time and perhaps an origin, got {} arguments", types.len());
+            return plan_err!(
+                "time_bucket takes a width, a time and perhaps an origin, got {} arguments",
+                types.len()
+            );
         };
         let width = match width {
             DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
@@ -85,7 +88,9 @@ impl ScalarUDFImpl for TimeBucket {
                     return exec_err!("time_bucket: the time is {}", times.data_type());
                 };
                 let starts: TimestampNanosecondArray = times.unary(|time| bucket(width, time, origin));
-                Ok(ColumnarValue::Array(Arc::new(starts.with_timezone_opt(times.timezone().map(Arc::<str>::from)))))
+                Ok(ColumnarValue::Array(Arc::new(
+                    starts.with_timezone_opt(times.timezone().map(Arc::<str>::from)),
+                )))
             }
             ColumnarValue::Scalar(other) => exec_err!("time_bucket: the time is {}", other.data_type()),
         }
@@ -103,7 +108,8 @@ fn width_of(width: &ColumnarValue) -> Result<Width> {
         ColumnarValue::Scalar(ScalarValue::IntervalMonthDayNano(Some(interval))) => *interval,
         _ => return exec_err!("time_bucket: the width must be a literal such as '5 minutes'"),
     };
-    let nanos = i64::from(interval.days).checked_mul(DAY).and_then(|days| days.checked_add(interval.nanoseconds));
+    let nanos =
+        i64::from(interval.days).checked_mul(DAY).and_then(|days| days.checked_add(interval.nanoseconds));
     match (interval.months, nanos) {
         (0, Some(nanos)) if nanos > 0 => Ok(Width::Nanos(nanos)),
         (months, Some(0)) if months > 0 => Ok(Width::Months(months)),

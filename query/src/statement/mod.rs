@@ -188,7 +188,9 @@ fn create(parser: &mut Parser<'_>) -> Result<Statement> {
         "TABLE" if !replace => Ok(Statement::CreateTable(table::create(parser)?)),
         "SOURCE" => Ok(Statement::CreateSource { spec: source::parse(parser)?, replace, text }),
         "RULE" => Ok(Statement::CreateRule { spec: rule::parse(parser)?, replace, text }),
-        _ => Err(Error::Invalid(format!("CREATE {kind} does not exist; TABLE, SOURCE and RULE can be created"))),
+        _ => Err(Error::Invalid(format!(
+            "CREATE {kind} does not exist; TABLE, SOURCE and RULE can be created"
+        ))),
     }
 }
 
@@ -204,14 +206,26 @@ fn drop_object(parser: &mut Parser<'_>) -> Result<Statement> {
         "TABLE" => Ok(Statement::DropTable { name, if_exists }),
         "SOURCE" => Ok(Statement::DropSource { name, if_exists }),
         "RULE" => Ok(Statement::DropRule { name, if_exists }),
-        _ => Err(Error::Invalid(format!("DROP {kind} does not exist; TABLE, SOURCE and RULE can be dropped"))),
+        _ => {
+            Err(Error::Invalid(format!("DROP {kind} does not exist; TABLE, SOURCE and RULE can be dropped")))
+        }
     }
 }
 
 /// `SHOW x` as a query of the system table x.
 fn show(parser: &mut Parser<'_>) -> Option<String> {
-    const TABLES: [&str; 10] =
-        ["sources", "rules", "queries", "settings", "chunks", "topics", "sessions", "dead_letters", "wal", "tiers"];
+    const TABLES: [&str; 10] = [
+        "sources",
+        "rules",
+        "queries",
+        "settings",
+        "chunks",
+        "topics",
+        "sessions",
+        "dead_letters",
+        "wal",
+        "tiers",
+    ];
     let what = parser.peek_second()?.to_ascii_lowercase();
     if what == "tables" {
         parser.skip(2);

@@ -192,7 +192,9 @@ impl<'a> Parser<'a> {
                 Some(Token::SingleQuotedString(text)) => OptionValue::Text(text.clone()),
                 Some(Token::Number(digits, _)) => OptionValue::Number(digits.clone()),
                 Some(Token::Word(word)) if word.value.eq_ignore_ascii_case("true") => OptionValue::Bool(true),
-                Some(Token::Word(word)) if word.value.eq_ignore_ascii_case("false") => OptionValue::Bool(false),
+                Some(Token::Word(word)) if word.value.eq_ignore_ascii_case("false") => {
+                    OptionValue::Bool(false)
+                }
                 _ => return Err(self.error("a string, a number, true or false")),
             };
             self.at += 1;
@@ -208,7 +210,8 @@ impl<'a> Parser<'a> {
             _ => false,
         };
         let found = (self.at..self.pieces.len()).find(|at| {
-            is_word(self.pieces.get(*at), end) && then.iter().any(|word| is_word(self.pieces.get(at + 1), word))
+            is_word(self.pieces.get(*at), end)
+                && then.iter().any(|word| is_word(self.pieces.get(at + 1), word))
         });
         let Some(found) = found else {
             return Err(Error::Invalid(format!("expected {end} followed by {}", then.join(" or "))));
@@ -291,7 +294,9 @@ fn offset(sql: &str, lines: &[usize], location: Location) -> usize {
 
 /// A length of time such as `30 days`, in nanoseconds. A month is 30 days, a year 365.
 pub fn parse_duration(text: &str) -> Result<i64> {
-    let wrong = || Error::Invalid(format!("'{text}' is no length of time; write for example '30 days' or '15 minutes'"));
+    let wrong = || {
+        Error::Invalid(format!("'{text}' is no length of time; write for example '30 days' or '15 minutes'"))
+    };
     let trimmed = text.trim();
     let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(digits);

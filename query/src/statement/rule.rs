@@ -23,7 +23,8 @@ impl Template {
         let mut rest = text;
         while let Some(open) = rest.find('{') {
             let (before, behind) = rest.split_at(open);
-            let close = behind.find('}').ok_or_else(|| Error::Invalid(format!("'{text}': a {{ without a }}")))?;
+            let close =
+                behind.find('}').ok_or_else(|| Error::Invalid(format!("'{text}': a {{ without a }}")))?;
             if !before.is_empty() {
                 parts.push(Part::Text(before.to_owned()));
             }
@@ -128,7 +129,9 @@ fn from_table(query: &str) -> Result<Name> {
         match token {
             Token::LParen => depth += 1,
             Token::RParen => depth = depth.saturating_sub(1),
-            Token::Word(word) if depth == 0 && word.quote_style.is_none() && word.value.eq_ignore_ascii_case("FROM") => {
+            Token::Word(word)
+                if depth == 0 && word.quote_style.is_none() && word.value.eq_ignore_ascii_case("FROM") =>
+            {
                 let mut parts = Vec::new();
                 while let Some(Token::Word(word)) = tokens.next() {
                     parts.push(word.value);

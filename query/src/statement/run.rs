@@ -45,7 +45,9 @@ fn run_blocking(query: &QueryEngine, statement: Statement, database: &str) -> Re
                 engine.change_catalog(CatalogRequest::DropTable(table.id()))?;
                 Ok("table dropped".into())
             }
-            Err(Error::Engine(sonde_engine::Error::UnknownTable { .. })) if if_exists => Ok("nothing to drop".into()),
+            Err(Error::Engine(sonde_engine::Error::UnknownTable { .. })) if if_exists => {
+                Ok("nothing to drop".into())
+            }
             Err(error) => Err(error),
         },
         Statement::AlterTable { name, change } => {
@@ -57,8 +59,12 @@ fn run_blocking(query: &QueryEngine, statement: Statement, database: &str) -> Re
             engine.change_catalog(CatalogRequest::PutObject { object, replace })?;
             Ok("source created".into())
         }
-        Statement::DropSource { name, if_exists } => drop_object(engine, ObjectKind::Source, &name, database, if_exists),
-        Statement::DropRule { name, if_exists } => drop_object(engine, ObjectKind::Rule, &name, database, if_exists),
+        Statement::DropSource { name, if_exists } => {
+            drop_object(engine, ObjectKind::Source, &name, database, if_exists)
+        }
+        Statement::DropRule { name, if_exists } => {
+            drop_object(engine, ObjectKind::Rule, &name, database, if_exists)
+        }
         Statement::Flush(name) => {
             table(&name)?;
             engine.flush()?;
@@ -74,7 +80,9 @@ fn run_blocking(query: &QueryEngine, statement: Statement, database: &str) -> Re
             Ok(format!("{days} days moved to the cold tier"))
         }
         Statement::KillQuery(id) if query.kill(id) => Ok("query ended".into()),
-        Statement::KillQuery(id) => Err(Error::Invalid(format!("no query {id} is running; see system.queries"))),
+        Statement::KillQuery(id) => {
+            Err(Error::Invalid(format!("no query {id} is running; see system.queries")))
+        }
         Statement::Query(_) | Statement::CreateRule { .. } | Statement::Copy(_) => {
             Err(Error::Internal("a statement took the wrong path".into()))
         }
@@ -118,9 +126,18 @@ fn alter_table(engine: &Engine, table: &Table, change: TableChange) -> Result<St
     Ok("table altered".into())
 }
 
-fn drop_object(engine: &Engine, kind: ObjectKind, name: &Name, database: &str, if_exists: bool) -> Result<String> {
-    let request =
-        CatalogRequest::DropObject { kind, database: name.database_or(database).to_owned(), name: name.name.clone() };
+fn drop_object(
+    engine: &Engine,
+    kind: ObjectKind,
+    name: &Name,
+    database: &str,
+    if_exists: bool,
+) -> Result<String> {
+    let request = CatalogRequest::DropObject {
+        kind,
+        database: name.database_or(database).to_owned(),
+        name: name.name.clone(),
+    };
     match engine.change_catalog(request) {
         Err(sonde_engine::Error::Conflict(_)) if if_exists => Ok("nothing to drop".into()),
         other => other.map(|_| "dropped".into()).map_err(Error::from),
@@ -136,11 +153,16 @@ async fn check_rule(query: &QueryEngine, spec: &RuleSpec, database: &str) -> Res
         match action {
             RuleAction::Publish { topic, .. } => {
                 if let Some(missing) = topic.columns().find(|name| schema.field_with_name(name).is_err()) {
-                    return Err(Error::Invalid(format!("the topic names {{{missing}}}, which the query does not select")));
+                    return Err(Error::Invalid(format!(
+                        "the topic names {{{missing}}}, which the query does not select"
+                    )));
                 }
             }
             RuleAction::Insert { table } if *table == spec.from => {
-                return Err(Error::Invalid(format!("the rule would insert into the table it reads, {}", table.name)));
+                return Err(Error::Invalid(format!(
+                    "the rule would insert into the table it reads, {}",
+                    table.name
+                )));
             }
             RuleAction::Insert { .. } => {}
         }
@@ -152,11 +174,14 @@ async fn check_rule(query: &QueryEngine, spec: &RuleSpec, database: &str) -> Res
 async fn copy_to(query: &QueryEngine, copy: &Copy, request: &Request) -> Result<String> {
     let path = allowed_path(&query.options().copy_locations, &copy.location)?;
     let mut answer = query.query(&copy.query, request).await?;
-    let failed = |error: &dyn std::fmt::Display| Error::Internal(format!("write {}: {error}", path.display()));
+    let failed =
+        |error: &dyn std::fmt::Display| Error::Internal(format!("write {}: {error}", path.display()));
     let tmp = path.with_extension("tmp");
     let file = std::fs::File::create(&tmp).map_err(|error| failed(&error))?;
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
-    let mut writer = ArrowWriter::try_new(file, answer.schema(), Some(properties)).map_err(|error| failed(&error))?;
+    let properties =
+        WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let mut writer =
+        ArrowWriter::try_new(file, answer.schema(), Some(properties)).map_err(|error| failed(&error))?;
     let mut rows = 0;
     while let Some(batch) = answer.next().await {
         let batch = batch.inspect_err(|_| drop(std::fs::remove_file(&tmp)))?;
@@ -172,7 +197,10 @@ async fn copy_to(query: &QueryEngine, copy: &Copy, request: &Request) -> Result<
 fn allowed_path(locations: &[PathBuf], location: &str) -> Result<PathBuf> {
     let path = Path::new(location.strip_prefix("file://").unwrap_or(location));
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if plain && path.is_absolute() && locations.iter().any(|allowed| path.starts_with(allowed) && path != allowed) {
+    if plain
+        && path.is_absolute()
+        && locations.iter().any(|allowed| path.starts_with(allowed) && path != allowed)
+    {
         return Ok(path.to_path_buf());
     }
     let list: Vec<String> = locations.iter().map(|allowed| allowed.display().to_string()).collect();

@@ -78,13 +78,17 @@ impl SourceSpec {
     /// The filter as a broker knows it: `{name}` levels are `+`.
     #[must_use]
     pub fn mqtt_filter(&self) -> String {
-        let levels = self.filter.split('/').map(|level| if placeholder(level).is_some() { "+" } else { level });
+        let levels =
+            self.filter.split('/').map(|level| if placeholder(level).is_some() { "+" } else { level });
         levels.collect::<Vec<_>>().join("/")
     }
 
     /// The tags that the filter's levels give, with the number of the level.
     pub fn topic_tags(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.filter.split('/').enumerate().filter_map(|(index, level)| placeholder(level).map(|name| (index, name)))
+        self.filter
+            .split('/')
+            .enumerate()
+            .filter_map(|(index, level)| placeholder(level).map(|name| (index, name)))
     }
 }
 
@@ -123,7 +127,11 @@ pub(super) fn parse(parser: &mut Parser<'_>) -> Result<SourceSpec> {
         for (key, value) in parser.options()? {
             match (key.as_str(), value) {
                 ("reject_invalid", OptionValue::Bool(value)) => spec.reject_invalid = value,
-                _ => return Err(Error::Invalid(format!("unknown option {key}; a source has reject_invalid = true|false"))),
+                _ => {
+                    return Err(Error::Invalid(format!(
+                        "unknown option {key}; a source has reject_invalid = true|false"
+                    )));
+                }
             }
         }
     }
@@ -137,10 +145,12 @@ fn set_format_option(spec: &mut SourceSpec, key: &str, value: OptionValue) -> Re
         ("time", OptionValue::Text(name)) => spec.time = Some(name),
         ("unit", OptionValue::Text(unit)) => {
             let known = TimeUnit::from_name(&unit);
-            spec.unit = Some(known.ok_or_else(|| Error::Invalid(format!("unit '{unit}' is none of s, ms, us, ns")))?);
+            spec.unit =
+                Some(known.ok_or_else(|| Error::Invalid(format!("unit '{unit}' is none of s, ms, us, ns")))?);
         }
         ("tags", OptionValue::Text(names)) => {
-            spec.tags = names.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+            spec.tags =
+                names.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
         }
         (key, _) => {
             return Err(Error::Invalid(format!(

@@ -120,7 +120,9 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         "cold_after" => options.cold_after = duration(key, value)?,
         // Every write is synced; a table that may lose its last second is work of its own.
         "durability" if *value == OptionValue::Text("fsync".into()) => {}
-        "durability" => return Err(Error::Invalid("durability is 'fsync'; 'buffered' is not available yet".into())),
+        "durability" => {
+            return Err(Error::Invalid("durability is 'fsync'; 'buffered' is not available yet".into()));
+        }
         _ => {
             return Err(Error::Invalid(format!(
                 "unknown option {key}; a table has partition, retention, cold_after and durability"
@@ -137,7 +139,11 @@ pub(super) fn change(parser: &mut Parser<'_>) -> Result<TableChange> {
         match key.as_str() {
             "retention" => change.retention = Some(duration(&key, &value)?),
             "cold_after" => change.cold_after = Some(duration(&key, &value)?),
-            _ => return Err(Error::Invalid(format!("option {key} cannot be altered; retention and cold_after can"))),
+            _ => {
+                return Err(Error::Invalid(format!(
+                    "option {key} cannot be altered; retention and cold_after can"
+                )));
+            }
         }
     }
     Ok(change)

@@ -67,7 +67,9 @@ impl BatchBuilder {
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len());
         for (name, kind) in columns {
             let cells = || {
-                self.rows.iter().map(move |row| row.iter().find(|(column, _)| column == name).map(|(_, cell)| cell))
+                self.rows
+                    .iter()
+                    .map(move |row| row.iter().find(|(column, _)| column == name).map(|(_, cell)| cell))
             };
             arrays.push(match *kind {
                 "s" => Arc::new(
@@ -76,10 +78,14 @@ impl BatchBuilder {
                         .collect::<StringArray>(),
                 ),
                 "u" => Arc::new(
-                    cells().map(|cell| if let Some(Cell::UInt(n)) = cell { *n } else { None }).collect::<UInt64Array>(),
+                    cells()
+                        .map(|cell| if let Some(Cell::UInt(n)) = cell { *n } else { None })
+                        .collect::<UInt64Array>(),
                 ),
                 "f" => Arc::new(
-                    cells().map(|cell| if let Some(Cell::Float(n)) = cell { *n } else { None }).collect::<Float64Array>(),
+                    cells()
+                        .map(|cell| if let Some(Cell::Float(n)) = cell { *n } else { None })
+                        .collect::<Float64Array>(),
                 ),
                 _ => {
                     let times = cells().map(|cell| if let Some(Cell::Time(n)) = cell { *n } else { None });
@@ -87,8 +93,11 @@ impl BatchBuilder {
                 }
             });
         }
-        let fields: Vec<Field> =
-            columns.iter().zip(&arrays).map(|((name, _), array)| Field::new(*name, array.data_type().clone(), true)).collect();
+        let fields: Vec<Field> = columns
+            .iter()
+            .zip(&arrays)
+            .map(|((name, _), array)| Field::new(*name, array.data_type().clone(), true))
+            .collect();
         let options = RecordBatchOptions::new().with_row_count(Some(count));
         RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
             .map_err(|error| Error::Internal(error.to_string()))

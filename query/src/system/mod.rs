@@ -107,7 +107,14 @@ fn columns(query: &QueryEngine) -> Result<RecordBatch> {
             rows.end_row();
         }
     }
-    rows.finish(&[("table", "s"), ("column", "s"), ("role", "s"), ("type", "s"), ("values", "u"), ("bytes", "u")])
+    rows.finish(&[
+        ("table", "s"),
+        ("column", "s"),
+        ("role", "s"),
+        ("type", "s"),
+        ("values", "u"),
+        ("bytes", "u"),
+    ])
 }
 
 fn queries(query: &QueryEngine) -> Result<RecordBatch> {
@@ -173,7 +180,14 @@ fn tiers(query: &QueryEngine) -> Result<RecordBatch> {
         rows.uint("bytes", file.bytes);
         rows.end_row();
     }
-    rows.finish(&[("table", "s"), ("day", "t"), ("path", "s"), ("position", "u"), ("rows", "u"), ("bytes", "u")])
+    rows.finish(&[
+        ("table", "s"),
+        ("day", "t"),
+        ("path", "s"),
+        ("position", "u"),
+        ("rows", "u"),
+        ("bytes", "u"),
+    ])
 }
 
 fn wal(query: &QueryEngine) -> Result<RecordBatch> {
