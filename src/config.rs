@@ -131,16 +131,23 @@ fn flatten(prefix: &str, table: &toml::Table, flat: &mut Vec<(String, String)>) 
         let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match value {
             toml::Value::Table(inner) => flatten(&name, inner, flat),
-            toml::Value::String(text) => flat.push((name, text.clone())),
             toml::Value::Array(items) => {
-                let items: Vec<String> = items
-                    .iter()
-                    .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
-                    .collect();
-                flat.push((name, items.join(",")));
+                flat.push((name, items.iter().map(scalar).collect::<Vec<_>>().join(",")));
             }
-            other => flat.push((name, other.to_string())),
+            other => flat.push((name, scalar(other))),
         }
+    }
+}
+
+/// A value as text; what is no scalar is refused by whoever reads the key.
+fn scalar(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(value) => value.to_string(),
+        toml::Value::Datetime(time) => time.to_string(),
+        toml::Value::Array(_) | toml::Value::Table(_) => "(nested)".to_owned(),
     }
 }
 

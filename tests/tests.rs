@@ -40,6 +40,7 @@ fn files() -> Vec<String> {
 }
 
 /// Fails with all findings at once, so that one run shows everything that is to be done.
+#[track_caller]
 fn none(findings: &[String]) {
     assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
 }

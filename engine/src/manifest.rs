@@ -106,6 +106,8 @@ impl Manifest {
         for edits in state.snapshot().chunks(1024) {
             bytes.extend_from_slice(&encode_edit(number, bytes.len() as u64, edits));
         }
+        // An empty edit ends the snapshot: damage inside it has a whole frame behind it, so it is no torn tail.
+        bytes.extend_from_slice(&encode_edit(number, bytes.len() as u64, &[]));
         let offset = bytes.len() as u64;
         let written = storage.write_whole(&path, &mut std::iter::once(bytes));
         written.map_err(|error| Error::io("write", &path, &error))?;

@@ -276,7 +276,7 @@ fn add_line(
     items.extend(line.fields);
     let table = body.table.as_deref().unwrap_or(&line.table);
     let is_tag = |name: &str| tags.iter().any(|tag| tag == name);
-    store_row(engine, builder, (&body.database, table), time, (items, &is_tag))
+    store_row(engine, builder, (&body.database, table), time, items, &is_tag)
 }
 
 fn add_items(
@@ -297,5 +297,5 @@ fn add_items(
     }
     let is_tag =
         |name: &str| body.tags.iter().any(|tag| tag == name) || (body.tags.is_empty() && usual_tag(name));
-    store_row(engine, builder, (&body.database, table), time, (items, &is_tag))
+    store_row(engine, builder, (&body.database, table), time, items, &is_tag)
 }

@@ -445,10 +445,10 @@ pub(crate) fn store_row(
     builder: &mut WriteBatchBuilder,
     target: (&str, &str),
     time: Timestamp,
-    row: (Vec<Item<'_>>, &dyn Fn(&str) -> bool),
+    items: Vec<Item<'_>>,
+    is_tag: &dyn Fn(&str) -> bool,
 ) -> Result<(), Refusal> {
     let (database, table) = target;
-    let (items, is_tag) = row;
     let shape = Shape { database, table: Cow::Borrowed(table), is_tag, limits: false, topic: table };
     store(engine, builder, &shape, vec![NamedRow { time, items }]).map(drop)
 }

@@ -27,9 +27,12 @@ pub(super) fn publish(args: &PubArgs) -> Result<()> {
     let mut client = connect(&args.server)?;
     client.queue(&args.topic, args.payload.as_bytes(), qos, args.retain, 1);
     client.flush()?;
-    while qos != QoS::AtMostOnce {
+    if qos == QoS::AtMostOnce {
+        return Ok(());
+    }
+    loop {
         match client.next()? {
-            Some(Event::PubAck(_) | Event::PubComp(_)) => break,
+            Some(Event::PubAck(_) | Event::PubComp(_)) => return Ok(()),
             Some(event) => {
                 client.acknowledge(&event);
                 client.flush()?;
@@ -37,7 +40,6 @@ pub(super) fn publish(args: &PubArgs) -> Result<()> {
             None => {}
         }
     }
-    Ok(())
 }
 
 pub(super) fn tail(args: &TailArgs) -> Result<()> {

@@ -480,7 +480,7 @@ fn read_page_meta(cursor: &mut Cursor<'_>) -> Result<Option<PageMeta>> {
         return Ok(None);
     }
     if len as usize > PAGE_BYTES {
-        return Err(cursor.invalid("a page of at most 256 MiB", len.into()));
+        return Err(cursor.invalid("a page of less than 2 GiB", len.into()));
     }
     let (offset, crc) = (cursor.u64()?, cursor.u32()?);
     let (rows, present, nulls, nans) = (cursor.u32()?, cursor.u32()?, cursor.u32()?, cursor.u32()?);

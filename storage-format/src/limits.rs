@@ -4,8 +4,12 @@
 pub const VECTOR_VALUES: usize = 1024;
 /// Rows of a row group, and so of a page: 64 vectors.
 pub const ROW_GROUP_ROWS: usize = 64 * VECTOR_VALUES;
-/// Bytes of one page, header and padding included.
-pub const PAGE_BYTES: usize = 256 << 20;
+/// Bytes of one page, header and padding included: 65,536 strings of 16 KiB fit.
+pub const PAGE_BYTES: usize = (2 << 30) - 64;
+/// Bytes that one compressed part of a page expands to.
+pub const PLAIN_BYTES: usize = 256 << 20;
+/// Bytes of a page's dictionary; strings that need more are stored plain.
+pub const DICTIONARY_BYTES: usize = 64 << 20;
 /// Pages start at multiples of this many bytes.
 pub const PAGE_ALIGN: usize = 64;
 /// Bytes of a chunk's root footer.

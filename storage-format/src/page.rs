@@ -8,7 +8,7 @@ use crate::codec::{self, dictionary};
 use crate::column::{Cell, Cells, Column, Texts, Values};
 use crate::cursor::{Cursor, Result, Writer};
 use crate::ids::PhysicalType;
-use crate::limits::{PAGE_ALIGN, PAGE_BYTES, ROW_GROUP_ROWS, VECTOR_VALUES};
+use crate::limits::{PAGE_ALIGN, PLAIN_BYTES, ROW_GROUP_ROWS, VECTOR_VALUES};
 
 /// Every row has a value; no map follows.
 const CELLS_VALUES: u8 = 0;
@@ -198,7 +198,7 @@ fn decode_vectors(cursor: &mut Cursor<'_>, kind: PhysicalType, present: usize) -
     let dictionary_len = cursor.u32()? as usize;
     let dictionary = match dictionary_len {
         0 => Vec::new(),
-        len => dictionary::decompress(&mut Cursor::new("dictionary", cursor.take(len)?), PAGE_BYTES)?,
+        len => dictionary::decompress(&mut Cursor::new("dictionary", cursor.take(len)?), PLAIN_BYTES)?,
     };
     let entries = if dictionary_len == 0 { Vec::new() } else { dictionary::decode_entries(&dictionary)? };
     let count = present.div_ceil(VECTOR_VALUES);

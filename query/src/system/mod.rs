@@ -41,9 +41,12 @@ impl<F: Fn() -> Result<RecordBatch> + Send + Sync> SystemTable for FnTable<F> {
     }
 }
 
+/// Gives the rows of a table.
+type Make = fn(&QueryEngine) -> Result<RecordBatch>;
+
 /// Registers the tables that need nothing from elsewhere.
 pub(crate) fn register(query: &QueryEngine) {
-    let tables: [(&'static str, fn(&QueryEngine) -> Result<RecordBatch>); 7] = [
+    let tables: [(&'static str, Make); 7] = [
         ("chunks", chunks),
         ("columns", columns),
         ("queries", queries),

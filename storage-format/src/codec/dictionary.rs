@@ -18,7 +18,8 @@ pub(crate) fn distinct<'a>(texts: &[&'a [u8]]) -> Option<Vec<&'a [u8]>> {
     let mut sorted = texts.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
-    (sorted.len() <= 1 + texts.len() / 2).then_some(sorted)
+    let bytes: usize = sorted.iter().map(|text| text.len() + 4).sum();
+    (sorted.len() <= 1 + texts.len() / 2 && bytes <= limits::DICTIONARY_BYTES).then_some(sorted)
 }
 
 /// Encodes the dictionary, which is sorted and without duplicates.
@@ -91,7 +92,7 @@ pub(crate) fn encode_plain(texts: &[&[u8]], out: &mut Vec<u8>) {
 
 /// Reads `count` strings that fill the rest of the cursor.
 pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, out: &mut Texts) -> Result<()> {
-    let bytes = decompress(cursor, limits::PAGE_BYTES)?;
+    let bytes = decompress(cursor, limits::PLAIN_BYTES)?;
     if bytes.len() > out.room() {
         return Err(cursor.invalid("no more text than a column holds", bytes.len() as u64));
     }
