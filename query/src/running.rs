@@ -123,10 +123,10 @@ impl Stream for Watched {
     type Item = Result<RecordBatch, DataFusionError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
-        if let Poll::Ready(item) = inner.as_mut().poll_next(context) {
-            return Poll::Ready(item);
+        if self.inner.is_none() {
+            return Poll::Ready(None);
         }
+        // First of all, so that a stream that is always ready ends in time, too.
         if self.deadline.as_mut().poll(context).is_ready() {
             let secs = self.timeout.as_secs();
             return self.stop(Error::Timeout(secs));
@@ -134,7 +134,10 @@ impl Stream for Watched {
         if let Poll::Ready(Ok(())) = Pin::new(&mut self.registration.cancelled).poll(context) {
             return self.stop(Error::Cancelled);
         }
-        Poll::Pending
+        match self.inner.as_mut() {
+            Some(inner) => inner.as_mut().poll_next(context),
+            None => Poll::Ready(None),
+        }
     }
 }
 

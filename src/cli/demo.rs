@@ -299,16 +299,17 @@ fn check_answers(
         ("Flight SQL", runtime.block_on(ask_flight(server)).map_err(|error| failed(&error))?),
     ];
     for (door, batches) in answers {
-        let found = sums(&batches);
-        let holds = found.as_ref().is_some_and(|found| {
-            let wanted =
-                [expected.plant_rows, expected.motion_rows, expected.machine_rows, expected.alerts, 0]
-                    .map(|n| n as i64);
-            let close = (found.collector - expected.plant_sum).abs() <= expected.plant_sum.abs() * 1e-9;
-            found.counts == wanted && close
-        });
-        let rows = found.map_or(0, |found| found.counts.iter().sum());
-        summary.check(format!("{door}, rows {place}: {rows} rows counted, the sum agrees"), holds);
+        let wanted = [expected.plant_rows, expected.motion_rows, expected.machine_rows, expected.alerts, 0];
+        let wanted = Sums { counts: wanted.map(|count| count as i64), collector: expected.plant_sum };
+        match sums(&batches) {
+            Some(found) if found.agrees(&wanted) => {
+                let rows: i64 = found.counts.iter().sum();
+                summary.check(format!("{door}, rows {place}: {rows} rows counted, the sum agrees"), true);
+            }
+            found => {
+                summary.check(format!("{door}, rows {place}: {found:?} instead of {wanted:?}"), false);
+            }
+        }
     }
     summary.figure(
         match place {
@@ -323,9 +324,18 @@ fn check_answers(
 }
 
 /// Counts of plant, motion, machines, alerts and dead letters, and the sum over the plant's collector.
+#[derive(Debug)]
 struct Sums {
     counts: [i64; 5],
     collector: f64,
+}
+
+impl Sums {
+    /// Counts must be the same, sums as near as the order of additions allows.
+    fn agrees(&self, wanted: &Self) -> bool {
+        let difference = (self.collector - wanted.collector).abs();
+        self.counts == wanted.counts && difference <= wanted.collector.abs() * 1e-9
+    }
 }
 
 fn sums(batches: &[RecordBatch]) -> Option<Sums> {

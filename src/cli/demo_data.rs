@@ -85,13 +85,17 @@ fn plant_row(line: &str) -> Option<PlantRow> {
         return None;
     }
     let minute = minute_of(cells.first()?)?;
-    let mut fields = [0.0; 13];
+    let mut fields = [0.0_f64; 13];
     for (field, column) in fields.iter_mut().zip(COLUMNS) {
         *field = cells.get(column)?.trim().replace(',', ".").parse().ok()?;
     }
-    Some(PlantRow { minute, fields })
+    // States, counters and masks are whole numbers; the recording has a line in which they are not.
+    let whole = fields.iter().skip(FIRST_WHOLE).all(|value| value.fract() == 0.0);
+    whole.then_some(PlantRow { minute, fields })
 }
 
+/// The first field that is a whole number.
+const FIRST_WHOLE: usize = 7;
 const PLANT_FIELDS: [&str; 13] = [
     "collector",
     "tank_top",

@@ -56,8 +56,8 @@ pub(super) enum ReadResult {
     More(usize),
     /// This many bytes, and no more for now.
     Drained(usize),
-    /// The client has closed the connection, or it broke.
-    Closed,
+    /// This many bytes, and the client has closed the connection, or it broke.
+    Closed(usize),
 }
 
 impl Connection {
@@ -90,13 +90,14 @@ impl Connection {
                 return ReadResult::More(filled);
             };
             match self.socket.read(room) {
-                Ok(0) => return ReadResult::Closed,
+                // What came before the end still counts: a client may publish and go.
+                Ok(0) => return ReadResult::Closed(filled),
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return ReadResult::Drained(filled);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return ReadResult::Closed,
+                Err(_) => return ReadResult::Closed(filled),
             }
         }
     }

@@ -440,27 +440,26 @@ impl Worker {
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;
         let found = connection.read(buffer);
-        let (filled, more) = match found {
-            ReadResult::More(filled) => (filled, true),
-            ReadResult::Drained(filled) => (filled, false),
-            ReadResult::Closed => return self.close(place),
-        };
+        let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
         if filled > connection.partial.len() {
             connection.heard_at = now;
         }
-        if connection.closing {
+        let ended = matches!(found, ReadResult::Closed(_));
+        if connection.closing && !ended {
             connection.partial = Vec::new();
             return;
         }
         let bytes = buffer.get(..filled).unwrap_or_default();
         let done = self.handle_bytes(key, bytes);
-        if let Some((_, connection)) =
-            self.connections.get_mut(place).filter(|(known, _)| *known == key.generation)
-        {
-            connection.keep(bytes.get(done..).unwrap_or_default());
-            if more {
-                self.mark_ready(place);
-            }
+        // The connection may have gone, and its place been taken, while its packets were handled.
+        let still = self.connections.get_mut(place).filter(|(known, _)| *known == key.generation);
+        let Some((_, connection)) = still else { return };
+        if ended {
+            return self.close(place);
+        }
+        connection.keep(bytes.get(done..).unwrap_or_default());
+        if matches!(found, ReadResult::More(_)) {
+            self.mark_ready(place);
         }
     }
 

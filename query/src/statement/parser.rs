@@ -8,18 +8,12 @@ use sonde_engine::Timestamp;
 use super::Name;
 use crate::error::{Error, Result};
 
-/// A token with where it starts and ends, in bytes of the statement.
-struct Piece {
-    token: TokenWithSpan,
-    start: usize,
-    end: usize,
-}
-
 /// Reads tokens front to back; white space and comments are gone.
 pub(super) struct Parser<'a> {
     sql: &'a str,
-    all: Vec<TokenWithSpan>,
-    pieces: Vec<Piece>,
+    lines: Vec<usize>,
+    /// The tokens that are no white space.
+    pieces: Vec<TokenWithSpan>,
     at: usize,
 }
 
@@ -33,22 +27,23 @@ pub(super) enum OptionValue {
 
 impl<'a> Parser<'a> {
     pub(super) fn new(sql: &'a str) -> Result<Self> {
-        let all = tokenize(sql)?;
-        let lines = line_starts(sql);
-        let pieces = all
-            .iter()
-            .filter(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF))
-            .map(|token| Piece {
-                start: offset(sql, &lines, token.span.start),
-                end: offset(sql, &lines, token.span.end),
-                token: token.clone(),
-            })
-            .collect();
-        Ok(Self { sql, all, pieces, at: 0 })
+        let mut pieces = tokenize(sql)?;
+        pieces.retain(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
+        Ok(Self { sql, lines: line_starts(sql), pieces, at: 0 })
     }
 
     pub(super) fn tokens(&self) -> &[TokenWithSpan] {
-        &self.all
+        &self.pieces
+    }
+
+    /// Where the token number `at` starts, in bytes of the statement.
+    fn start(&self, at: usize) -> usize {
+        self.pieces.get(at).map_or(self.sql.len(), |piece| offset(self.sql, &self.lines, piece.span.start))
+    }
+
+    /// Where the token number `at` ends, in bytes of the statement.
+    fn end_of(&self, at: usize) -> usize {
+        self.pieces.get(at).map_or(self.sql.len(), |piece| offset(self.sql, &self.lines, piece.span.end))
     }
 
     /// The statement's text, without white space and the semicolon at its end.
@@ -57,14 +52,14 @@ impl<'a> Parser<'a> {
     }
 
     fn token(&self) -> Option<&Token> {
-        self.pieces.get(self.at).map(|piece| &piece.token.token)
+        self.pieces.get(self.at).map(|piece| &piece.token)
     }
 
     fn error(&self, expected: &str) -> Error {
         match self.pieces.get(self.at) {
             Some(piece) => Error::Invalid(format!(
                 "expected {expected}, found {} at line {}, column {}",
-                piece.token.token, piece.token.span.start.line, piece.token.span.start.column
+                piece.token, piece.span.start.line, piece.span.start.column
             )),
             None => Error::Invalid(format!("expected {expected}, found the end of the statement")),
         }
@@ -78,7 +73,7 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn peek_second(&self) -> Option<&str> {
-        match &self.pieces.get(self.at + 1)?.token.token {
+        match &self.pieces.get(self.at + 1)?.token {
             Token::Word(word) => Some(&word.value),
             _ => None,
         }
@@ -205,7 +200,7 @@ impl<'a> Parser<'a> {
 
     /// Takes everything up to the last top-level word `end` that is followed by one of `then`; returns the text.
     pub(super) fn text_until(&mut self, end: &str, then: &[&str]) -> Result<&'a str> {
-        let is_word = |piece: Option<&Piece>, wanted: &str| match piece.map(|piece| &piece.token.token) {
+        let is_word = |piece: Option<&TokenWithSpan>, wanted: &str| match piece.map(|piece| &piece.token) {
             Some(Token::Word(word)) => word.quote_style.is_none() && word.value.eq_ignore_ascii_case(wanted),
             _ => false,
         };
@@ -216,15 +211,14 @@ impl<'a> Parser<'a> {
         let Some(found) = found else {
             return Err(Error::Invalid(format!("expected {end} followed by {}", then.join(" or "))));
         };
-        let start = self.pieces.get(self.at).map_or(0, |piece| piece.start);
-        let stop = self.pieces.get(found).map_or(start, |piece| piece.start);
+        let (start, stop) = (self.start(self.at), self.start(found));
         self.at = found;
         Ok(self.sql.get(start..stop).unwrap_or_default().trim())
     }
 
     /// Takes a query in parentheses; returns its text.
     pub(super) fn parenthesised(&mut self) -> Result<&'a str> {
-        let start = self.pieces.get(self.at).map_or(0, |piece| piece.end);
+        let start = self.end_of(self.at);
         self.expect_token(&Token::LParen)?;
         let mut depth = 1;
         while depth > 0 {
@@ -236,7 +230,7 @@ impl<'a> Parser<'a> {
             }
             self.at += 1;
         }
-        let stop = self.pieces.get(self.at - 1).map_or(start, |piece| piece.start);
+        let stop = self.start(self.at - 1);
         Ok(self.sql.get(start..stop).unwrap_or_default().trim())
     }
 
