@@ -67,7 +67,9 @@ fn minute_of(text: &str) -> Option<i64> {
     let (date, time) = text.split_once(' ')?;
     let mut date = date.split('.').map(str::parse::<i64>);
     let (day, month, year) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
-    let (hour, minute) = time.split_once(':')?;
+    // The recording has damaged lines.
+    let valid = (2000..2100).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    let (hour, minute) = time.split_once(':').filter(|_| valid)?;
     let (hour, minute): (i64, i64) = (hour.parse().ok()?, minute.parse().ok()?);
     // Howard Hinnant's days-from-civil.
     let y = if month <= 2 { year - 1 } else { year };
