@@ -131,6 +131,7 @@ fn collect(node: &Node, levels: &[&str], reserved: bool, found: &mut Vec<Interes
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -298,6 +298,7 @@ fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
 
