@@ -39,8 +39,8 @@ struct State {
     done: Vec<String>,
     crashed: bool,
     syncs: u64,
-    /// Syncs wait while this is set; how many do.
-    hold: bool,
+    /// Syncs of files with this ending wait while it is set; how many do.
+    hold: Option<&'static str>,
     held: usize,
 }
 
@@ -94,9 +94,9 @@ impl Faulty {
         self.0.state.lock().syncs
     }
 
-    /// Lets syncs wait from now on.
-    pub(crate) fn hold_syncs(&self) {
-        self.0.state.lock().hold = true;
+    /// Lets syncs of files whose names end like this wait from now on.
+    pub(crate) fn hold_syncs_of(&self, ending: &'static str) {
+        self.0.state.lock().hold = Some(ending);
     }
 
     /// Returns once a sync waits.
@@ -106,7 +106,7 @@ impl Faulty {
     }
 
     pub(crate) fn release_syncs(&self) {
-        self.0.state.lock().hold = false;
+        self.0.state.lock().hold = None;
         self.0.changed.notify_all();
     }
 
@@ -236,10 +236,13 @@ impl LogFile for FaultyFile {
     fn sync(&mut self) -> io::Result<()> {
         {
             let mut state = self.disk.0.state.lock();
-            state.held += 1;
-            self.disk.0.changed.notify_all();
-            self.disk.0.changed.wait_while(&mut state, |state| state.hold);
-            state.held -= 1;
+            let name = self.path.display().to_string();
+            if state.hold.is_some_and(|ending| name.ends_with(ending)) {
+                state.held += 1;
+                self.disk.0.changed.notify_all();
+                self.disk.0.changed.wait_while(&mut state, |state| state.hold.is_some());
+                state.held -= 1;
+            }
             state.syncs += 1;
         }
         match self.disk.verdict("sync", &self.path, false) {

@@ -8,6 +8,8 @@ use sonde_engine::{
     CatalogRequest, Clock, Engine, Error, LocalStorage, TableId, TableKind, TableOptions, Timestamp, path,
 };
 
+use sonde_storage_format::ChunkReader;
+
 use crate::data::{DAY, HOUR, START, Value, create, new_table, put, read_all, rec, table};
 use crate::store::{Store, files, files_below};
 
@@ -119,6 +121,9 @@ fn large_strings_make_small_row_groups() {
         }
     }
     engine.compact(id).unwrap();
+    let chunk = std::fs::read(&files(&store.dir(path::CHUNK_DIR))[0]).unwrap();
+    let columns = ChunkReader::open(&chunk).unwrap().columns().unwrap();
+    assert_eq!(columns[0].pages.len(), 2, "32 MiB of strings end a row group");
     let rows = read_all(&engine, "t");
     assert_eq!(rows.len(), 15);
     assert!(rows.iter().enumerate().all(|(i, row)| row.fields["s"] == text(i)));

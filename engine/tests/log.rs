@@ -183,6 +183,39 @@ fn what_is_not_flushed_is_held_by_itself() {
     assert_eq!(crate::data::read_all(&engine, "t").len(), 50);
 }
 
+/// A flush lets the log go up to its position, not what was written while it waited.
+#[test]
+fn what_was_written_during_a_flush_is_held_too() {
+    let store = Store::with_segments(512);
+    let disk = Faulty::default();
+    let engine = store.open_on(Arc::new(disk.clone())).unwrap();
+    create(&engine, "t", DAY);
+    let mut add = 0..;
+    let mut write = |rows: usize| {
+        for i in add.by_ref().take(rows) {
+            put(&engine, "t", &[row(i)]);
+        }
+    };
+    write(20);
+    let position = engine.published();
+    // The flush waits at the sync of its manifest edit; what comes meanwhile stays in memory.
+    disk.hold_syncs_of(".manifest");
+    let flush = {
+        let engine = engine.clone();
+        std::thread::spawn(move || engine.flush())
+    };
+    disk.wait_held();
+    write(20);
+    disk.release_syncs();
+    flush.join().unwrap().unwrap();
+    let status = engine.log_status();
+    assert_eq!(status.flushed_to, position);
+    assert!(status.first > SeqNo(1) && status.first <= position.plus(1), "{status:?}");
+    disk.crash();
+    drop(engine);
+    assert_eq!(crate::data::read_all(&store.open(), "t").len(), 40);
+}
+
 /// A segment that cannot be removed stays in the list, and so do those behind it: no gap.
 #[test]
 fn a_segment_that_cannot_be_removed_is_tried_again() {

@@ -401,6 +401,7 @@ fn a_table_dropped_between_freeze_and_checkpoint() {
     assert!(engine.flush().is_err());
     add(&engine, 5);
     engine.change_catalog(CatalogRequest::DropTable(id)).unwrap();
+    assert_eq!(engine.memory(), (0, 0), "what waits for its flush goes too");
     disk.set(crate::faults::Fault::None);
     engine.flush().unwrap();
     disk.crash();

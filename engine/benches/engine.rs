@@ -1,0 +1,182 @@
+//! The engine alone, one writer: durable writes, recovery, flush, compaction, scan with sum, range of one series.
+//!
+//! `cargo bench -p sonde-engine --bench engine --profile demo -- [--scale 0.1]`. The rows: 1,000 series, a row every
+//! 10 s, four float64 fields that walk in steps of 0.01, written in time order in batches of 10,000.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark stops at the first thing that is wrong"
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::AsArray;
+use arrow::datatypes::Float64Type;
+use sonde_engine::{
+    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, Options, PhysicalType,
+    Row, ScanRequest, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp,
+};
+
+const SERIES: usize = 1000;
+const FIELDS: [&str; 4] = ["temperature", "pressure", "vibration", "level"];
+const BATCH: usize = 10_000;
+/// 2024-02-24T00:00:00Z, so that the rows fill their days.
+const START: i64 = 1_708_732_800_000_000_000;
+const STEP: i64 = 10_000_000_000;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let scale: f64 =
+        args.iter().position(|arg| arg == "--scale").map_or(1.0, |at| args[at + 1].parse().unwrap());
+    let rows = (5_000_000.0 * scale) as usize / BATCH * BATCH;
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-engine-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    println!("Engine, {rows} rows of {} float64 fields, {SERIES} series", FIELDS.len());
+
+    let engine = open(&dir);
+    let table = create(&engine);
+    rate("durable write", rows, || write(&engine, &table, rows));
+    drop((engine, table));
+    let mut engine = None;
+    rate("recovery from the log", rows, || engine = Some(open(&dir)));
+    let engine = engine.unwrap();
+    scans(&engine, "in memory", rows);
+    rate("flush", rows, || engine.flush().unwrap());
+    let table = current(&engine);
+    let bytes = |engine: &Engine| engine.chunks().iter().map(|chunk| chunk.bytes).sum::<u64>() as f64;
+    rate("compaction of all chunks", rows, || engine.compact(table.id()).unwrap());
+    figure("chunks", engine.chunks().len() as f64, "files");
+    figure("bytes per value in chunks", bytes(&engine) / (rows * FIELDS.len()) as f64, "bytes");
+    scans(&engine, "in chunks", rows);
+    engine.close().unwrap();
+    drop((engine, table));
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// A memtable that holds all rows, so that nothing is flushed before it is asked for. Threads of an engine that was
+/// dropped end in their own time, so its lock is awaited.
+fn open(dir: &Path) -> Engine {
+    let mut options = Options::new(dir);
+    options.memtable_bytes = 1 << 30;
+    let started = Instant::now();
+    loop {
+        match Engine::open(options.clone()) {
+            Ok(engine) => return engine,
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{error}"),
+        }
+    }
+}
+
+fn create(engine: &Engine) -> Arc<Table> {
+    let column = |name: &str, role, kind| NewColumn { name: name.into(), role, kind };
+    let mut columns = vec![column("device", ColumnRole::Tag, PhysicalType::Text)];
+    columns.extend(FIELDS.map(|name| column(name, ColumnRole::Field, PhysicalType::Float64)));
+    let new = NewTable {
+        database: "public".into(),
+        name: "readings".into(),
+        kind: TableKind::Points,
+        open: true,
+        options: TableOptions::default(),
+        columns,
+    };
+    engine.change_catalog(CatalogRequest::CreateTable(new)).unwrap();
+    current(engine)
+}
+
+fn current(engine: &Engine) -> Arc<Table> {
+    Arc::clone(engine.catalog().require_table("public", "readings").unwrap())
+}
+
+fn id(table: &Table, name: &str) -> ColumnId {
+    table.column(name).unwrap().id
+}
+
+/// A walk in steps of 0.01 that stays near its start.
+fn value(series: usize, step: usize, field: usize) -> f64 {
+    let phase = (step * (field + 1) + series * 37) % 2000;
+    let triangle = if phase < 1000 { phase } else { 2000 - phase };
+    let jitter = (step * 7919 + series * 104_729 + field * 31) % 13;
+    (2000 + triangle as i64 + jitter as i64) as f64 / 100.0
+}
+
+fn write(engine: &Engine, table: &Arc<Table>, rows: usize) {
+    let (device, fields) = (id(table, "device"), FIELDS.map(|name| id(table, name)));
+    let names: Vec<String> = (0..SERIES).map(|series| format!("device-{series:04}")).collect();
+    let mut receipts = Vec::new();
+    for first in (0..rows).step_by(BATCH) {
+        let mut builder = engine.batch();
+        builder.begin_message();
+        for row in first..first + BATCH {
+            let (series, step) = (row % SERIES, row / SERIES);
+            let tags = [(device, names[series].as_str().into())];
+            let values: [(ColumnId, FieldValue<'_>); FIELDS.len()] =
+                std::array::from_fn(|field| (fields[field], FieldValue::Float(value(series, step, field))));
+            let time = Timestamp::from_nanos(START + step as i64 * STEP);
+            builder.row(table, &Row { time, tags: &tags, fields: &values }, None).unwrap();
+        }
+        receipts.push(engine.write(builder.finish().unwrap()));
+    }
+    receipts.into_iter().for_each(|receipt| drop(receipt.wait().unwrap()));
+}
+
+fn scans(engine: &Engine, place: &str, rows: usize) {
+    let table = current(engine);
+    let all = ScanRequest::all(Arc::clone(&table), vec![id(&table, "temperature")]);
+    let expected: f64 = (0..rows).map(|row| value(row % SERIES, row / SERIES, 0)).sum();
+    let sum = || {
+        let (sum, count) = read(engine, &all);
+        assert_eq!(count, rows);
+        assert!((sum - expected).abs() < expected * 1e-9, "{sum} instead of {expected}");
+    };
+    sum();
+    rate(&format!("scan and sum of one field, {place}"), rows, sum);
+
+    let hour = 3600 * 1_000_000_000;
+    let mut range = all.clone();
+    range.tags =
+        vec![TagFilter { column: id(&table, "device"), values: [Some("device-0500".to_owned())].into() }];
+    range.time = TimeRange { start: Timestamp::from_nanos(START), end: Timestamp::from_nanos(START + hour) };
+    let runs = 200;
+    let started = Instant::now();
+    for _ in 0..runs {
+        assert_eq!(read(engine, &range).1, 360.min(rows / SERIES));
+    }
+    figure(
+        &format!("one hour of one series, {place}"),
+        started.elapsed().as_secs_f64() * 1e6 / f64::from(runs),
+        "us",
+    );
+}
+
+/// Sum and count of the only column.
+fn read(engine: &Engine, request: &ScanRequest) -> (f64, usize) {
+    let scan = engine.scan(&engine.snapshot(), request).unwrap();
+    scan.open(0, 1).map(Result::unwrap).fold((0.0, 0), |(sum, count), batch| {
+        let column = batch.column(0).as_primitive::<Float64Type>();
+        (sum + arrow::compute::sum(column).unwrap_or_default(), count + batch.num_rows())
+    })
+}
+
+/// CPU seconds of this process so far, user and system.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+fn rate(name: &str, rows: usize, mut run: impl FnMut()) {
+    let (started, spent) = (Instant::now(), cpu());
+    run();
+    let (elapsed, spent) = (started.elapsed().as_secs_f64(), cpu() - spent);
+    println!(
+        "  {name:<44} {:>12.0} rows/s {:>12.0} rows per CPU s",
+        rows as f64 / elapsed,
+        rows as f64 / spent.max(0.01)
+    );
+}
+
+fn figure(name: &str, value: f64, unit: &str) {
+    println!("  {name:<44} {value:>12.2} {unit}");
+}
