@@ -245,6 +245,16 @@ impl WriteBatchBuilder {
         Ok(())
     }
 
+    /// Takes back the rows of the current message; its number and its state stay.
+    pub fn take_back_message(&mut self) {
+        let current = self.messages.saturating_sub(1);
+        for open in &mut self.parts {
+            self.bytes -= open.bytes();
+            open.truncate(open.part.messages.partition_point(|message| *message < current));
+            self.bytes += open.bytes();
+        }
+    }
+
     /// The part of a table. There is one, whatever snapshots of the table the rows come with, so that rows stay in order.
     fn part(&mut self, table: &Arc<Table>) -> usize {
         if let Some(place) = self.parts.iter().position(|open| open.table.id() == table.id()) {
@@ -392,6 +402,16 @@ impl OpenPart {
             column.push_empty(Cell::Absent, rows - column.len());
             value.push(column);
             self.texts += text_bytes(value);
+        }
+    }
+
+    /// Keeps the first rows. Keys that only others had stay registered.
+    fn truncate(&mut self, rows: usize) {
+        self.part.messages.truncate(rows);
+        self.part.series.truncate(rows);
+        self.part.times.truncate(rows);
+        for (_, column) in self.part.columns.iter_mut().filter(|(_, column)| column.len() > rows) {
+            *column = column.slice(0..rows);
         }
     }
 

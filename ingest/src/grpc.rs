@@ -9,7 +9,7 @@ use sonde_query::door::grpc::principal;
 use sonde_query::{ensure_table, limits::GRPC_MESSAGE_BYTES, write_rows};
 use tonic::{Request, Response, Status};
 
-use crate::source::accepted_times;
+use crate::row::accepted_times;
 
 /// The service.
 #[derive(Clone, Debug)]

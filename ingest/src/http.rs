@@ -1,7 +1,6 @@
 //! Rows over HTTP: `POST /api/v1/write?table=t` with JSON, NDJSON or line protocol, and the addresses that Telegraf and
 //! Influx clients use, `/write` and `/api/v2/write`. 2xx means durable and visible.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
@@ -16,10 +15,10 @@ use sonde_access::{Action, Principal, allows};
 use sonde_engine::{Engine, FieldValue, Timestamp, WriteBatchBuilder};
 use sonde_query::statement::TimeUnit;
 
-use crate::decode::json::{self, Payload};
-use crate::decode::{Item, line, time_of_number};
+use crate::decode::json::{self, Shape};
+use crate::decode::{Rows, line, time_of_number};
 use crate::limits::HTTP_BODY;
-use crate::source::{Refusal, check_time, store_row, usual_tag, usual_time};
+use crate::row::{Refusal, RowBuffer, TagNames, Target, TimeName, check_time};
 
 /// The routes of this door.
 pub fn routes(engine: Engine) -> Router {
@@ -64,7 +63,7 @@ struct Body {
     table: Option<String>,
     unit: Option<TimeUnit>,
     tags: Vec<String>,
-    text: String,
+    bytes: Bytes,
     kind: BodyKind,
 }
 
@@ -119,7 +118,7 @@ async fn store(
     if !allows(principal, Action::Write) {
         return Err(Failure(StatusCode::FORBIDDEN, format!("not allowed: {} may not write", principal.name)));
     }
-    let text = plain_text(headers, body)?;
+    let bytes = plain(headers, body)?;
     let parameter = |name: &str| parameters.get(name).filter(|value| !value.is_empty());
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let unit = match parameter("precision") {
@@ -134,7 +133,7 @@ async fn store(
         table: parameter("table").cloned(),
         unit,
         tags: parameter("tags").map(|tags| tags.split(',').map(str::to_owned).collect()).unwrap_or_default(),
-        text,
+        bytes,
         kind,
     };
     // Creating tables and columns blocks, and so may the engine's queue.
@@ -173,11 +172,11 @@ fn unit(name: &str) -> Result<TimeUnit, Failure> {
     TimeUnit::from_name(short).ok_or_else(|| bad(format!("precision '{name}' is none of ns, us, ms, s")))
 }
 
-/// The body as text, decompressed where it says so.
-fn plain_text(headers: &HeaderMap, body: Bytes) -> Result<String, Failure> {
+/// The body, decompressed where it says so.
+fn plain(headers: &HeaderMap, body: Bytes) -> Result<Bytes, Failure> {
     let encoding = headers.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
-    let bytes = match encoding {
-        None | Some("identity") => body.to_vec(),
+    match encoding {
+        None | Some("identity") => Ok(body),
         Some("gzip") => {
             let mut plain = Vec::new();
             let limit = HTTP_BODY as u64;
@@ -190,112 +189,132 @@ fn plain_text(headers: &HeaderMap, body: Bytes) -> Result<String, Failure> {
                     format!("the body is larger than {limit} bytes"),
                 ));
             }
-            plain
+            Ok(plain.into())
         }
-        Some(other) => return Err(bad(format!("content encoding {other} is not known; gzip is"))),
-    };
-    String::from_utf8(bytes).map_err(|_| bad("the body is not UTF-8"))
+        Some(other) => Err(bad(format!("content encoding {other} is not known; gzip is"))),
+    }
+}
+
+/// A body on its way into a batch.
+struct Writer<'b> {
+    engine: &'b Engine,
+    body: &'b Body,
+    text: &'b str,
+    buffer: RowBuffer,
+    builder: WriteBatchBuilder,
+    /// What is wrong with the rows that were refused.
+    errors: Vec<String>,
 }
 
 /// Adds the good rows of a body; returns what is wrong with the others.
 fn build(engine: &Engine, body: &Body) -> Result<(WriteBatchBuilder, Vec<String>), Failure> {
-    let mut builder = engine.batch();
-    builder.begin_message();
-    let mut errors = Vec::new();
-    let mut note = |place: String, refusal: Refusal| match refusal {
-        Refusal::Engine(error) => Err(Failure::from(error)),
-        Refusal::Invalid(reason) => {
-            errors.push(format!("{place}: {reason}"));
-            Ok(())
-        }
-        Refusal::Passed => Ok(()),
-    };
+    let text = std::str::from_utf8(&body.bytes).map_err(|_| bad("the body is not UTF-8"))?;
+    let (buffer, builder, errors) = (RowBuffer::default(), engine.batch(), Vec::new());
+    let mut writer = Writer { engine, body, text, buffer, builder, errors };
+    writer.builder.begin_message();
     match body.kind {
-        BodyKind::Lines => {
-            for (number, text) in line::lines(&body.text) {
-                if let Err(refusal) = add_line(engine, &mut builder, body, text) {
-                    note(format!("line {number}"), refusal)?;
-                }
-            }
+        BodyKind::Lines => writer.lines()?,
+        BodyKind::NdJson => writer.nd_json()?,
+        BodyKind::Json => writer.json()?,
+    }
+    Ok((writer.builder, writer.errors))
+}
+
+impl<'b> Writer<'b> {
+    fn lines(&mut self) -> Result<(), Failure> {
+        for (number, text) in line::lines(self.text) {
+            let stored = self.line(text);
+            self.note("line", number, stored)?;
         }
-        BodyKind::NdJson => {
-            for (number, text) in body.text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-                let rows = match json::decode(text.as_bytes()) {
-                    Ok(Payload::Rows(rows)) => rows,
-                    Ok(Payload::Scalar(_)) => {
-                        note(format!("line {}", number + 1), Refusal::Invalid("no JSON object".into()))?;
-                        continue;
-                    }
-                    Err(error) => {
-                        note(format!("line {}", number + 1), Refusal::Invalid(error.0))?;
-                        continue;
-                    }
-                };
-                for items in rows {
-                    if let Err(refusal) = add_items(engine, &mut builder, body, items) {
-                        note(format!("line {}", number + 1), refusal)?;
-                    }
-                }
+        Ok(())
+    }
+
+    fn line(&mut self, text: &str) -> Result<usize, Refusal> {
+        let mut rows = self.buffer.rows();
+        let line = line::decode(text, &mut rows).map_err(|error| Refusal::Invalid(error.0))?;
+        let now = self.engine.arrival();
+        let time = match line.time {
+            None => now,
+            Some(number) => {
+                let time = time_of_number(&FieldValue::Int(number), self.body.unit);
+                let time = time.map_err(|error| Refusal::Invalid(error.0))?;
+                check_time(time, now)?;
+                time
             }
-        }
-        BodyKind::Json => {
-            let rows = match json::decode(body.text.as_bytes()).map_err(|error| bad(error.0))? {
-                Payload::Rows(rows) => rows,
-                Payload::Scalar(_) => return Err(bad("the body is no JSON object or array of them")),
+        };
+        let table = self.body.table.as_deref().unwrap_or(&line.table);
+        let target = Target { time: TimeName::Absent, tags: TagNames::First(line.tags), ..self.target(table, time) };
+        self.buffer.store(self.engine, &mut self.builder, &target, rows)
+    }
+
+    fn nd_json(&mut self) -> Result<(), Failure> {
+        for (number, text) in self.text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
+            let mut rows = self.buffer.rows();
+            let stored = match json::decode(text.as_bytes(), &mut rows) {
+                Ok(Shape::Objects) => self.objects(rows),
+                Ok(Shape::Scalar) => Err(Refusal::Invalid("no JSON object".into())),
+                Err(error) => Err(Refusal::Invalid(error.0)),
             };
-            for (number, items) in rows.into_iter().enumerate() {
-                if let Err(refusal) = add_items(engine, &mut builder, body, items) {
-                    note(format!("row {number}"), refusal)?;
-                }
+            self.note("line", number + 1, stored)?;
+        }
+        Ok(())
+    }
+
+    fn json(&mut self) -> Result<(), Failure> {
+        let mut rows = Rows::default();
+        match json::decode(self.text.as_bytes(), &mut rows) {
+            Ok(Shape::Objects) => {}
+            Ok(Shape::Scalar) => return Err(bad("the body is no JSON object or array of them")),
+            Err(error) => return Err(bad(error.0)),
+        }
+        // Each row by itself, so that a bad one costs none of the others.
+        let (mut items, ends) = rows.drain();
+        let mut start = 0;
+        for (number, end) in ends.enumerate() {
+            let mut row = self.buffer.rows();
+            items.by_ref().take(end - start).for_each(|item| row.push(item));
+            row.end_row();
+            start = end;
+            let stored = self.objects(row);
+            self.note("row", number, stored)?;
+        }
+        Ok(())
+    }
+
+    fn objects(&mut self, rows: Rows<'_>) -> Result<usize, Refusal> {
+        let Some(table) = &self.body.table else {
+            return Err(Refusal::Invalid("no table: add ?table=name".into()));
+        };
+        let target = self.target(table, self.engine.arrival());
+        self.buffer.store(self.engine, &mut self.builder, &target, rows)
+    }
+
+    fn target<'t>(&self, table: &'t str, arrival: Timestamp) -> Target<'t>
+    where
+        'b: 't,
+    {
+        let tags = &self.body.tags;
+        Target {
+            database: &self.body.database,
+            table,
+            time: TimeName::Usual,
+            unit: self.body.unit,
+            arrival,
+            tags: if tags.is_empty() { TagNames::Usual } else { TagNames::Listed(tags) },
+            fixed: &[],
+            limited_by: None,
+        }
+    }
+
+    /// Notes what was refused; fails where nothing more can be stored.
+    fn note(&mut self, what: &str, number: usize, stored: Result<usize, Refusal>) -> Result<(), Failure> {
+        match stored {
+            Ok(_) | Err(Refusal::Passed) => Ok(()),
+            Err(Refusal::Invalid(reason)) => {
+                self.errors.push(format!("{what} {number}: {reason}"));
+                Ok(())
             }
+            Err(Refusal::Engine(error)) => Err(Failure::from(error)),
         }
     }
-    Ok((builder, errors))
-}
-
-fn add_line(
-    engine: &Engine,
-    builder: &mut WriteBatchBuilder,
-    body: &Body,
-    text: &str,
-) -> Result<(), Refusal> {
-    let line = line::decode(text).map_err(|error| Refusal::Invalid(error.0))?;
-    let now = engine.arrival();
-    let time = match line.time {
-        None => now,
-        Some(number) => {
-            let time = time_of_number(&FieldValue::Int(number), body.unit);
-            let time = time.map_err(|error| Refusal::Invalid(error.0))?;
-            check_time(time, now).map_err(Refusal::Invalid)?;
-            time
-        }
-    };
-    let tags: Vec<Cow<'_, str>> = line.tags.iter().map(|(name, _)| name.clone()).collect();
-    let mut items: Vec<Item<'_>> =
-        line.tags.into_iter().map(|(name, value)| (name, FieldValue::Text(value))).collect();
-    items.extend(line.fields);
-    let table = body.table.as_deref().unwrap_or(&line.table);
-    let is_tag = |name: &str| tags.iter().any(|tag| tag == name);
-    store_row(engine, builder, (&body.database, table), time, items, &is_tag)
-}
-
-fn add_items(
-    engine: &Engine,
-    builder: &mut WriteBatchBuilder,
-    body: &Body,
-    mut items: Vec<Item<'_>>,
-) -> Result<(), Refusal> {
-    let Some(table) = &body.table else {
-        return Err(Refusal::Invalid("no table: add ?table=name".into()));
-    };
-    let now: Timestamp = engine.arrival();
-    let mut time = now;
-    if let Some(place) = items.iter().position(|(name, _)| usual_time(name)) {
-        let (_, value) = items.swap_remove(place);
-        time = time_of_number(&value, body.unit).map_err(|error| Refusal::Invalid(error.0))?;
-        check_time(time, now).map_err(Refusal::Invalid)?;
-    }
-    let is_tag =
-        |name: &str| body.tags.iter().any(|tag| tag == name) || (body.tags.is_empty() && usual_tag(name));
-    store_row(engine, builder, (&body.database, table), time, items, &is_tag)
 }

@@ -5,6 +5,7 @@
 //! - An acknowledgement follows the commit that it stands for.
 
 mod dead_letter;
+mod row;
 mod source;
 mod topics;
 

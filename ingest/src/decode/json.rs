@@ -3,29 +3,30 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use sonde_engine::{EXACT_INTEGER, FieldValue};
 
-use super::{DecodeError, Item};
+use super::{DecodeError, Rows};
 use crate::limits::JSON_DEPTH;
 
-/// A payload: one object, several, or a bare scalar.
-#[derive(Debug, PartialEq)]
-pub enum Payload<'a> {
-    /// Objects, each one row.
-    Rows(Vec<Vec<Item<'a>>>),
-    /// A number, a boolean or a string that stands alone.
-    Scalar(FieldValue<'a>),
+/// What a payload turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// An object, or an array of objects: each is a row.
+    Objects,
+    /// A number, a boolean, a string or null that stands alone: one row with one item, which has no name.
+    Scalar,
 }
 
-/// Decodes a payload; strings borrow from it where they have no escapes.
-pub fn decode(payload: &[u8]) -> Result<Payload<'_>, DecodeError> {
+/// Decodes a payload into `rows`, which is emptied first; strings borrow from it where they have no escapes.
+pub fn decode<'a>(payload: &'a [u8], rows: &mut Rows<'a>) -> Result<Shape, DecodeError> {
+    rows.clear();
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let wrong = |error: serde_json::Error| DecodeError(format!("not JSON: {error}"));
-    let decoded = Top.deserialize(&mut deserializer).map_err(wrong)?;
+    let shape = Top { rows }.deserialize(&mut deserializer).map_err(wrong)?;
     deserializer.end().map_err(wrong)?;
-    Ok(decoded)
+    Ok(shape)
 }
 
 /// A number without a declared type is a float, unless it is an integer that a float cannot hold.
@@ -44,74 +45,80 @@ fn unsigned<'a>(value: u64) -> FieldValue<'a> {
     }
 }
 
-struct Top;
+struct Top<'r, 'de> {
+    rows: &'r mut Rows<'de>,
+}
 
-impl<'de> DeserializeSeed<'de> for Top {
-    type Value = Payload<'de>;
+impl<'de> Top<'_, 'de> {
+    fn scalar(self, value: FieldValue<'de>) -> Shape {
+        self.rows.push((Cow::Borrowed(""), value));
+        self.rows.end_row();
+        Shape::Scalar
+    }
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+impl<'de> DeserializeSeed<'de> for Top<'_, 'de> {
+    type Value = Shape;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Top {
-    type Value = Payload<'de>;
+impl<'de> Visitor<'de> for Top<'_, 'de> {
+    type Value = Shape;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object, an array of objects, a number, a boolean or a string")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        let mut items = Vec::with_capacity(8);
-        Object { prefix: "", depth: 0, items: &mut items }.visit_map(map)?;
-        Ok(Payload::Rows(vec![items]))
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Shape, A::Error> {
+        Object { prefix: "", depth: 0, rows: self.rows }.visit_map(map)?;
+        self.rows.end_row();
+        Ok(Shape::Objects)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut rows = Vec::new();
-        loop {
-            let mut items = Vec::with_capacity(8);
-            match seq.next_element_seed(Object { prefix: "", depth: 0, items: &mut items })? {
-                Some(()) => rows.push(items),
-                None => return Ok(Payload::Rows(rows)),
-            }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+        while seq.next_element_seed(Object { prefix: "", depth: 0, rows: self.rows })?.is_some() {
+            self.rows.end_row();
         }
+        Ok(Shape::Objects)
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(FieldValue::Float(value)))
+    fn visit_f64<E>(self, value: f64) -> Result<Shape, E> {
+        Ok(self.scalar(FieldValue::Float(value)))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(integer(value)))
+    fn visit_i64<E>(self, value: i64) -> Result<Shape, E> {
+        Ok(self.scalar(integer(value)))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(unsigned(value)))
+    fn visit_u64<E>(self, value: u64) -> Result<Shape, E> {
+        Ok(self.scalar(unsigned(value)))
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(FieldValue::Bool(value)))
+    fn visit_bool<E>(self, value: bool) -> Result<Shape, E> {
+        Ok(self.scalar(FieldValue::Bool(value)))
     }
 
-    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(FieldValue::Text(Cow::Borrowed(value))))
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Shape, E> {
+        Ok(self.scalar(FieldValue::Text(Cow::Borrowed(value))))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(FieldValue::Text(Cow::Owned(value.to_owned()))))
+    fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
+        Ok(self.scalar(FieldValue::Text(Cow::Owned(value.to_owned()))))
     }
 
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Payload::Scalar(FieldValue::Null))
+    fn visit_unit<E>(self) -> Result<Shape, E> {
+        Ok(self.scalar(FieldValue::Null))
     }
 }
 
-/// Flattens an object into `items`.
-struct Object<'i, 'de> {
-    prefix: &'i str,
+/// Flattens an object into the current row.
+struct Object<'r, 'de> {
+    prefix: &'r str,
     depth: usize,
-    items: &'i mut Vec<Item<'de>>,
+    rows: &'r mut Rows<'de>,
 }
 
 impl<'de> DeserializeSeed<'de> for Object<'_, 'de> {
@@ -136,7 +143,7 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
         while let Some(key) = map.next_key_seed(Key)? {
             let name =
                 if self.prefix.is_empty() { key } else { Cow::Owned(format!("{}_{key}", self.prefix)) };
-            map.next_value_seed(Value { name, depth: self.depth, items: self.items })?;
+            map.next_value_seed(Value { name, depth: self.depth, rows: self.rows })?;
         }
         Ok(())
     }
@@ -169,15 +176,15 @@ impl<'de> Visitor<'de> for Key {
 }
 
 /// One value of an object.
-struct Value<'i, 'de> {
+struct Value<'r, 'de> {
     name: Cow<'de, str>,
     depth: usize,
-    items: &'i mut Vec<Item<'de>>,
+    rows: &'r mut Rows<'de>,
 }
 
 impl<'de> Value<'_, 'de> {
     fn push(self, value: FieldValue<'de>) {
-        self.items.push((self.name, value));
+        self.rows.push((self.name, value));
     }
 }
 
@@ -231,7 +238,7 @@ impl<'de> Visitor<'de> for Value<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        Object { prefix: &self.name, depth: self.depth + 1, items: self.items }.visit_map(map)
+        Object { prefix: &self.name, depth: self.depth + 1, rows: self.rows }.visit_map(map)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
@@ -248,24 +255,20 @@ impl<'de> Visitor<'de> for Value<'_, 'de> {
     }
 }
 
-/// Whether the bytes are one JSON value.
-#[must_use]
-pub fn is_json(payload: &[u8]) -> bool {
-    serde_json::from_slice::<IgnoredAny>(payload).is_ok()
-}
-
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
+    fn decoded(payload: &str) -> Result<(Shape, Rows<'_>), DecodeError> {
+        let mut rows = Rows::default();
+        decode(payload.as_bytes(), &mut rows).map(|shape| (shape, rows))
+    }
+
     fn row(payload: &str) -> Vec<(String, FieldValue<'_>)> {
-        match decode(payload.as_bytes()) {
-            Ok(Payload::Rows(mut rows)) => {
-                assert_eq!(rows.len(), 1);
-                rows.remove(0).into_iter().map(|(name, value)| (name.into_owned(), value)).collect()
-            }
-            other => panic!("{other:?}"),
-        }
+        let (shape, rows) = decoded(payload).unwrap();
+        assert_eq!((shape, rows.count()), (Shape::Objects, 1));
+        rows.iter().flatten().map(|(name, value)| (name.to_string(), value.clone())).collect()
     }
 
     #[test]
@@ -296,14 +299,16 @@ mod tests {
 
     #[test]
     fn arrays_are_rows_and_scalars_stand_alone() {
-        assert!(matches!(decode(br#"[{"a":1},{"a":2}]"#), Ok(Payload::Rows(rows)) if rows.len() == 2));
-        assert_eq!(decode(b"23.5"), Ok(Payload::Scalar(FieldValue::Float(23.5))));
-        assert!(decode(b"[1,2]").is_err() && decode(b"{\"a\":").is_err() && decode(b"{} x").is_err());
+        let (shape, rows) = decoded(r#"[{"a":1},{},{"a":2,"b":3}]"#).unwrap();
+        assert_eq!((shape, rows.iter().map(<[_]>::len).collect::<Vec<_>>()), (Shape::Objects, vec![1, 0, 2]));
+        let (shape, rows) = decoded("23.5").unwrap();
+        assert_eq!((shape, rows.iter().collect::<Vec<_>>()), (Shape::Scalar, vec![&[("".into(), FieldValue::Float(23.5))][..]]));
+        assert!(decoded("[1,2]").is_err() && decoded("{\"a\":").is_err() && decoded("{} x").is_err());
     }
 
     #[test]
     fn deep_objects_are_refused() {
         let deep = format!("{}1{}", r#"{"a":"#.repeat(40), "}".repeat(40));
-        assert!(decode(deep.as_bytes()).is_err());
+        assert!(decoded(&deep).is_err());
     }
 }

@@ -4,17 +4,15 @@ use std::borrow::Cow;
 
 use sonde_engine::FieldValue;
 
-use super::{DecodeError, Item};
+use super::{DecodeError, Rows};
 
-/// One line: a table's name, tags, fields and the time as it was written.
+/// What a line says beside its items.
 #[derive(Debug, PartialEq)]
 pub struct Line<'a> {
     /// The measurement.
     pub table: Cow<'a, str>,
-    /// Tag values.
-    pub tags: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    /// Field values.
-    pub fields: Vec<Item<'a>>,
+    /// How many of the items are tags; they come first.
+    pub tags: usize,
     /// The time, in whatever unit was agreed.
     pub time: Option<i64>,
 }
@@ -25,15 +23,16 @@ pub fn lines(body: &str) -> impl Iterator<Item = (usize, &str)> {
     numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Decodes one line.
-pub fn decode(line: &str) -> Result<Line<'_>, DecodeError> {
+/// Decodes one line into the one row of `rows`, which is emptied first: tags, then fields.
+pub fn decode<'a>(line: &'a str, rows: &mut Rows<'a>) -> Result<Line<'a>, DecodeError> {
+    rows.clear();
     let wrong =
         |what: &str| DecodeError(format!("{what} in '{}'", line.chars().take(80).collect::<String>()));
     let (table, mut rest) = take(line, [',', ' '], false);
     if table.is_empty() {
         return Err(wrong("no measurement"));
     }
-    let mut tags = Vec::with_capacity(8);
+    let mut tags = 0;
     while let Some(behind) = rest.strip_prefix(',') {
         let (key, behind) = take(behind, ['=', ' '], false);
         let behind = behind.strip_prefix('=').ok_or_else(|| wrong("a tag without a value"))?;
@@ -41,16 +40,16 @@ pub fn decode(line: &str) -> Result<Line<'_>, DecodeError> {
         if key.is_empty() || value.is_empty() {
             return Err(wrong("an empty tag"));
         }
-        tags.push((unescape(key), unescape(value)));
+        rows.push((unescape(key), FieldValue::Text(unescape(value))));
+        tags += 1;
         rest = behind;
     }
     rest = rest.trim_start_matches(' ');
-    let mut fields = Vec::with_capacity(8);
     loop {
         let (key, behind) = take(rest, ['=', ' '], false);
         let behind = behind.strip_prefix('=').filter(|_| !key.is_empty()).ok_or_else(|| wrong("no field"))?;
         let (value, behind) = take(behind, [',', ' '], true);
-        fields.push((unescape(key), field(value).ok_or_else(|| wrong("a field value that is none"))?));
+        rows.push((unescape(key), field(value).ok_or_else(|| wrong("a field value that is none"))?));
         rest = behind;
         match rest.strip_prefix(',') {
             Some(behind) => rest = behind,
@@ -61,7 +60,8 @@ pub fn decode(line: &str) -> Result<Line<'_>, DecodeError> {
         "" => None,
         digits => Some(digits.parse().map_err(|_| wrong("a time that is no integer"))?),
     };
-    Ok(Line { table: unescape(table), tags, fields, time })
+    rows.end_row();
+    Ok(Line { table: unescape(table), tags, time })
 }
 
 /// Splits at the first of `ends` that is neither escaped nor, with `quotes`, inside a string.
@@ -121,21 +121,21 @@ mod tests {
 
     #[test]
     fn a_line_is_read() {
-        let line =
-            decode(r#"cpu\ x,host=a\,b,dc=c usage=1.5,n=3i,u=4u,ok=t,s="x, \"y\" z" 1708700000000000000"#);
-        let expected = Line {
-            table: "cpu x".into(),
-            tags: vec![("host".into(), "a,b".into()), ("dc".into(), "c".into())],
-            fields: vec![
-                ("usage".into(), FieldValue::Float(1.5)),
-                ("n".into(), FieldValue::Int(3)),
-                ("u".into(), FieldValue::UInt(4)),
-                ("ok".into(), FieldValue::Bool(true)),
-                ("s".into(), FieldValue::Text("x, \"y\" z".into())),
-            ],
-            time: Some(1_708_700_000_000_000_000),
-        };
-        assert_eq!(line, Ok(expected));
+        let mut rows = Rows::default();
+        let text = r#"cpu\ x,host=a\,b,dc=c usage=1.5,n=3i,u=4u,ok=t,s="x, \"y\" z" 1708700000000000000"#;
+        let line = decode(text, &mut rows);
+        assert_eq!(line, Ok(Line { table: "cpu x".into(), tags: 2, time: Some(1_708_700_000_000_000_000) }));
+        let expected = [
+            ("host", FieldValue::Text("a,b".into())),
+            ("dc", FieldValue::Text("c".into())),
+            ("usage", FieldValue::Float(1.5)),
+            ("n", FieldValue::Int(3)),
+            ("u", FieldValue::UInt(4)),
+            ("ok", FieldValue::Bool(true)),
+            ("s", FieldValue::Text("x, \"y\" z".into())),
+        ];
+        let found: Vec<_> = rows.iter().flatten().map(|(name, value)| (name.as_ref(), value.clone())).collect();
+        assert_eq!((rows.count(), found), (1, expected.to_vec()));
     }
 
     #[test]
@@ -151,7 +151,7 @@ mod tests {
             "cpu a=\"x",
             "cpu =1",
         ] {
-            assert!(decode(line).is_err(), "{line}");
+            assert!(decode(line, &mut Rows::default()).is_err(), "{line}");
         }
     }
 

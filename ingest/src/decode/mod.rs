@@ -16,6 +16,73 @@ pub struct DecodeError(pub String);
 /// A named scalar of a payload.
 pub type Item<'a> = (Cow<'a, str>, FieldValue<'a>);
 
+/// Rows of named scalars, one after the other in one list, so that many rows need no list of their own.
+#[derive(Debug, Default)]
+pub struct Rows<'a> {
+    items: Vec<Item<'a>>,
+    /// Where each row ends in `items`.
+    ends: Vec<usize>,
+}
+
+impl<'a> Rows<'a> {
+    /// Adds an item to the current row.
+    pub fn push(&mut self, item: Item<'a>) {
+        self.items.push(item);
+    }
+
+    /// Ends the current row.
+    pub fn end_row(&mut self) {
+        self.ends.push(self.items.len());
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.ends.clear();
+    }
+
+    /// The items of each row.
+    pub fn iter(&self) -> impl Iterator<Item = &[Item<'a>]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| {
+            let row = self.items.get(start..*end).unwrap_or_default();
+            start = *end;
+            row
+        })
+    }
+
+    /// Takes all items out, row after row.
+    pub(crate) fn drain(&mut self) -> (std::vec::Drain<'_, Item<'a>>, std::vec::Drain<'_, usize>) {
+        (self.items.drain(..), self.ends.drain(..))
+    }
+
+    /// Gives the item of a payload that is a bare scalar its name.
+    pub(crate) fn name_scalar(&mut self, name: impl FnOnce(&FieldValue<'a>) -> &'static str) {
+        if let Some((slot, value)) = self.items.first_mut() {
+            *slot = Cow::Borrowed(name(value));
+        }
+    }
+
+    /// No rows, in the memory of these; what the next rows borrow from may differ.
+    pub(crate) fn recycle<'b>(mut self) -> Rows<'b> {
+        self.clear();
+        Rows { items: recycle(self.items), ends: self.ends }
+    }
+}
+
+/// An empty list in the memory of another one. Both element types must have one layout for that, as they do where they
+/// differ in lifetimes only; else it is merely an empty list.
+pub(crate) fn recycle<A, B>(mut list: Vec<A>) -> Vec<B> {
+    list.clear();
+    list.into_iter().map(|_| unreachable!("the list was emptied")).collect()
+}
+
 /// The instant that a number stands for: in `unit`, or by magnitude where none is declared. Below 1e11 it counts
 /// seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds.
 pub fn time_of_number(value: &FieldValue<'_>, unit: Option<TimeUnit>) -> Result<Timestamp, DecodeError> {
@@ -61,6 +128,15 @@ fn magnitude(number: f64) -> TimeUnit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recycled_rows_keep_their_memory() {
+        let text = String::from("x");
+        let mut rows = Rows::default();
+        (0..100).for_each(|_| rows.push((Cow::Borrowed(text.as_str()), FieldValue::Null)));
+        let again: Rows<'static> = rows.recycle();
+        assert!(again.items.is_empty() && again.items.capacity() >= 100);
+    }
 
     #[test]
     fn times_are_read_by_magnitude() {

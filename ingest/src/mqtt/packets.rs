@@ -16,7 +16,8 @@ use super::session::{Delivery, Session, Subscription};
 use super::worker::{Answer, ConnectionKey, Worker, interest};
 use crate::dead_letter::{self, DeadLetter};
 use crate::limits::{PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY, SUBSCRIPTIONS};
-use crate::source::{DEFAULT_SOURCE, Incoming, Refusal};
+use crate::row::Refusal;
+use crate::source::{DEFAULT_SOURCE, Incoming};
 
 /// A message as it comes in, from a packet or from inside.
 struct Arriving<'a> {
@@ -24,10 +25,9 @@ struct Arriving<'a> {
     payload: &'a [u8],
     qos: QoS,
     retain: bool,
-    client: &'a str,
     /// The default source does not take it: a rule published it, or it asks for a response.
     beside_default: bool,
-    /// The session that published it, for "no local".
+    /// The session that published it.
     session: Option<usize>,
 }
 
@@ -277,13 +277,11 @@ impl Worker {
             let asks = |p: Property<'_>| {
                 matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
             };
-            let client = self.sessions.get(session).map(|state| state.client_id.clone()).unwrap_or_default();
             let arriving = Arriving {
                 topic: publish.topic,
                 payload: publish.payload,
                 qos: publish.qos,
                 retain: publish.retain,
-                client: &client,
                 beside_default: publish.properties.find(asks).is_some(),
                 session: Some(session),
             };
@@ -331,7 +329,6 @@ impl Worker {
             payload: &message.payload,
             qos: message.qos,
             retain: message.retain,
-            client: "",
             beside_default: message.by_rule,
             session: None,
         };
@@ -357,15 +354,16 @@ impl Worker {
             Some(source) => {
                 let arrival = self.engine.arrival();
                 let incoming = Incoming { topic: arriving.topic, payload: arriving.payload, arrival };
-                match source.decode(&self.engine, &mut self.turn.builder, &incoming) {
+                match source.decode(&self.engine, &mut self.row_buffer, &mut self.turn.builder, &incoming) {
                     Ok(rows) => info.stats.stored(rows as u64),
                     Err(Refusal::Passed) => info.stats.stored(0),
                     Err(Refusal::Engine(error)) => return Err(error),
                     Err(Refusal::Invalid(why)) => {
                         info.stats.rejected(&why);
+                        let session = arriving.session.and_then(|session| self.sessions.get(session));
                         let letter = DeadLetter {
                             topic: arriving.topic,
-                            client: arriving.client,
+                            client: session.map_or("", |session| &session.client_id),
                             payload: arriving.payload,
                             reason: &why,
                         };

@@ -1,7 +1,7 @@
 //! The event loop. A turn reads what is there, commits it as one batch, and releases acknowledgements and deliveries
 //! of turns whose commit has become durable, in their order.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
+use foldhash::HashMap;
 use futures::channel::oneshot;
 use mio::net::TcpListener;
 use mio::{Events, Interest as Readiness, Poll, Token};
@@ -32,6 +33,7 @@ use crate::limits::{
     CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES,
     TURNS_IN_FLIGHT,
 };
+use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
 
@@ -252,6 +254,8 @@ pub(super) struct Worker {
     pub(super) turn: Turn,
     /// Reused by every look-up of the router.
     pub(super) interests: Vec<Interest>,
+    /// Reused by every row.
+    pub(super) row_buffer: RowBuffer,
     poll: Poll,
     listener: TcpListener,
     inbox: Arc<Inbox>,
@@ -292,12 +296,13 @@ impl Worker {
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
-            by_client: HashMap::new(),
+            by_client: HashMap::default(),
             router: Router::default(),
             interests: Vec::new(),
+            row_buffer: RowBuffer::default(),
             poll,
             listener,
-            topic_cache: HashMap::new(),
+            topic_cache: HashMap::default(),
             ready: VecDeque::new(),
             dirty: Vec::new(),
             committing: VecDeque::new(),
