@@ -118,7 +118,9 @@ fn write(engine: &Engine, table: &Arc<Table>, rows: usize) {
         }
         receipts.push(engine.write(builder.finish().unwrap()));
     }
-    receipts.into_iter().for_each(|receipt| drop(receipt.wait().unwrap()));
+    for receipt in receipts {
+        receipt.wait().unwrap();
+    }
 }
 
 fn scans(engine: &Engine, place: &str, rows: usize) {

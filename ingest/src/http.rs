@@ -243,7 +243,8 @@ impl<'b> Writer<'b> {
             }
         };
         let table = self.body.table.as_deref().unwrap_or(&line.table);
-        let target = Target { time: TimeName::Absent, tags: TagNames::First(line.tags), ..self.target(table, time) };
+        let target =
+            Target { time: TimeName::Absent, tags: TagNames::First(line.tags), ..self.target(table, time) };
         self.buffer.store(self.engine, &mut self.builder, &target, rows)
     }
 

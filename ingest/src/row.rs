@@ -382,7 +382,11 @@ fn make(
                 ));
             }
             if let Some(topic) = target.limited_by {
-                tracing::info!(topic, table = target.table, "first message of a topic: its rows go to a new table");
+                tracing::info!(
+                    topic,
+                    table = target.table,
+                    "first message of a topic: its rows go to a new table"
+                );
             }
             CatalogRequest::CreateTable(NewTable {
                 database: target.database.to_owned(),

@@ -198,8 +198,7 @@ impl Source {
         spec: &SourceSpec,
     ) -> Result<usize, Refusal> {
         let mut rows = buffer.rows();
-        let shape =
-            json::decode(message.payload, &mut rows).map_err(|error| Refusal::Invalid(error.0))?;
+        let shape = json::decode(message.payload, &mut rows).map_err(|error| Refusal::Invalid(error.0))?;
         if shape == Shape::Scalar {
             rows.name_scalar(|_| "value");
         }

@@ -302,7 +302,10 @@ mod tests {
         let (shape, rows) = decoded(r#"[{"a":1},{},{"a":2,"b":3}]"#).unwrap();
         assert_eq!((shape, rows.iter().map(<[_]>::len).collect::<Vec<_>>()), (Shape::Objects, vec![1, 0, 2]));
         let (shape, rows) = decoded("23.5").unwrap();
-        assert_eq!((shape, rows.iter().collect::<Vec<_>>()), (Shape::Scalar, vec![&[("".into(), FieldValue::Float(23.5))][..]]));
+        assert_eq!(
+            (shape, rows.iter().collect::<Vec<_>>()),
+            (Shape::Scalar, vec![&[("".into(), FieldValue::Float(23.5))][..]])
+        );
         assert!(decoded("[1,2]").is_err() && decoded("{\"a\":").is_err() && decoded("{} x").is_err());
     }
 

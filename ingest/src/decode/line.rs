@@ -134,7 +134,8 @@ mod tests {
             ("ok", FieldValue::Bool(true)),
             ("s", FieldValue::Text("x, \"y\" z".into())),
         ];
-        let found: Vec<_> = rows.iter().flatten().map(|(name, value)| (name.as_ref(), value.clone())).collect();
+        let found: Vec<_> =
+            rows.iter().flatten().map(|(name, value)| (name.as_ref(), value.clone())).collect();
         assert_eq!((rows.count(), found), (1, expected.to_vec()));
     }
 
