@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 . scripts/env.sh
 scripts/preflight.sh
 
-packages=(-p sonde-storage-format -p sonde-proto)
 seconds=120
 if [ "${1:-}" = --smoke ]; then
     seconds=5
@@ -17,6 +16,6 @@ export SONDE_FUZZ_SECONDS=${SONDE_FUZZ_SECONDS:-$seconds}
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-cargo test --locked "${packages[@]}" "fuzz_${1:-}" 2>&1 | tee "$log"
+cargo test --locked --workspace "fuzz_${1:-}" 2>&1 | tee "$log"
 # A run of nothing must not look like a run without findings.
 if ! grep -q '^test result: ok\. [1-9]' "$log"; then skip 1 "fuzz: no target matches fuzz_${1:-}"; fi

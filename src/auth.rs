@@ -28,6 +28,10 @@ impl Authenticator {
 
     /// The principal of a token.
     pub(crate) fn token(&self, token: &str) -> Option<Arc<Principal>> {
+        // Nothing is nobody's secret, whatever a file or the catalog holds.
+        if token.is_empty() {
+            return None;
+        }
         let wanted = digest(token);
         if same(wanted.as_bytes(), self.admin_digest.as_bytes()) {
             return Some(Arc::new(Principal::admin("admin")));

@@ -89,32 +89,37 @@ fn known(key: &str, origin: &str) -> Result<&'static str> {
     Err(wrong(format!("unknown configuration key {key} in {origin}{hint}")))
 }
 
-/// Gathers the values of all keys, the strongest origin last.
-fn gather(args: &ConfigArgs) -> Result<Values> {
-    let mut values: Values =
-        KEYS.iter().map(|(key, default, _)| (*key, ((*default).to_owned(), "default".to_owned()))).collect();
-    let file = match &args.config {
-        Some(file) => Some(file.clone()),
-        None => Some(PathBuf::from("sonde.toml")).filter(|file| file.exists()),
-    };
-    if let Some(file) = file {
-        let origin = file.display().to_string();
-        let text =
-            std::fs::read_to_string(&file).map_err(|error| wrong(format!("read {origin}: {error}")))?;
-        let table: toml::Table = toml::from_str(&text).map_err(|error| {
-            wrong(format!("{origin}: {}", error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))
-        })?;
-        let mut flat = Vec::new();
-        flatten("", &table, &mut flat);
-        for (key, value) in flat {
-            values.insert(known(&key, &origin)?, (value, origin.clone()));
-        }
+fn defaults() -> Values {
+    KEYS.iter().map(|(key, default, _)| (*key, ((*default).to_owned(), "default".to_owned()))).collect()
+}
+
+/// The file that was named, else `sonde.toml` where there is one.
+fn add_file(values: &mut Values, named: Option<&Path>) -> Result<()> {
+    let usual = || Some(PathBuf::from("sonde.toml")).filter(|file| file.exists());
+    let Some(file) = named.map(Path::to_owned).or_else(usual) else { return Ok(()) };
+    let origin = file.display().to_string();
+    let text = std::fs::read_to_string(&file).map_err(|error| wrong(format!("read {origin}: {error}")))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        wrong(format!("{origin}: {}", error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))
+    })?;
+    let mut flat = Vec::new();
+    flatten("", &table, &mut flat);
+    for (key, value) in flat {
+        values.insert(known(&key, &origin)?, (value, origin.clone()));
     }
+    Ok(())
+}
+
+fn add_environment(values: &mut Values) -> Result<()> {
     for (name, value) in std::env::vars() {
         let Some(rest) = name.strip_prefix("SONDE_").filter(|rest| rest.contains("__")) else { continue };
         let key = rest.replace("__", ".").to_ascii_lowercase();
         values.insert(known(&key, &format!("environment variable {name}"))?, (value, name));
     }
+    Ok(())
+}
+
+fn add_flags(values: &mut Values, args: &ConfigArgs) -> Result<()> {
     for set in &args.set {
         let (key, value) =
             set.split_once('=').ok_or_else(|| wrong(format!("--set {set}: expected key=value")))?;
@@ -123,7 +128,7 @@ fn gather(args: &ConfigArgs) -> Result<Values> {
     if let Some(dir) = &args.data_dir {
         values.insert("storage.data_dir", (dir.display().to_string(), "--data-dir".into()));
     }
-    Ok(values)
+    Ok(())
 }
 
 fn flatten(prefix: &str, table: &toml::Table, flat: &mut Vec<(String, String)>) {
@@ -152,9 +157,23 @@ fn scalar(value: &toml::Value) -> String {
 }
 
 impl Config {
-    /// Gathers and checks.
+    /// Gathers the values of all keys, the strongest origin last, and checks them.
     pub(crate) fn load(args: &ConfigArgs, insecure: bool) -> Result<Self> {
-        let values = gather(args)?;
+        let mut values = defaults();
+        add_file(&mut values, args.config.as_deref())?;
+        add_environment(&mut values)?;
+        add_flags(&mut values, args)?;
+        Self::check(&values, insecure)
+    }
+
+    /// The defaults and these flags alone: neither a file nor the environment has a say.
+    pub(crate) fn of_flags(args: &ConfigArgs) -> Result<Self> {
+        let mut values = defaults();
+        add_flags(&mut values, args)?;
+        Self::check(&values, false)
+    }
+
+    fn check(values: &Values, insecure: bool) -> Result<Self> {
         let get = |key: &'static str| values.get(key).map(|(value, _)| value.as_str()).unwrap_or_default();
         let data_dir = match get("storage.data_dir") {
             "" => default_data_dir()?,
@@ -196,10 +215,15 @@ impl Config {
             query_timeout: duration("query.timeout", get("query.timeout"))?,
             memory_limit,
             data_dir,
-            effective: settings(&values),
+            effective: settings(values),
         };
         config.refuse_open_doors(get("mqtt.allow_plaintext"), get("http.allow_plaintext"))?;
         Ok(config)
+    }
+
+    /// Whether commands of this user find the data directory without being told.
+    pub(crate) fn has_default_dir(&self) -> bool {
+        default_data_dir().is_ok_and(|dir| dir == self.data_dir)
     }
 
     /// A listener that others can reach needs to be asked for by name.

@@ -12,6 +12,7 @@ use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable};
 use sonde_query::{QueryEngine, QueryOptions};
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
@@ -25,6 +26,8 @@ use crate::token;
 
 /// How long open requests may go on after the stop.
 const GRACE: Duration = Duration::from_secs(5);
+/// Threads that run the cold tier's requests; most of their time they wait.
+const COLD_THREADS: usize = 2;
 
 /// The addresses that the server listens on.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,10 +44,12 @@ pub(crate) struct Server {
     pub(crate) query: QueryEngine,
     pub(crate) admin_token: String,
     mqtt: Option<Arc<Mqtt>>,
-    rules: Option<Arc<Rules>>,
+    rules: Arc<Rules>,
     stop: watch::Sender<bool>,
     doors: Vec<JoinHandle<()>>,
     endpoints: PathBuf,
+    /// Last, so that it outlives the engine.
+    _cold_runtime: ColdRuntime,
 }
 
 fn io(what: &str, error: impl std::fmt::Display) -> Failure {
@@ -63,7 +68,8 @@ fn engine_failure(error: sonde_engine::Error) -> Failure {
 pub(crate) async fn start(config: &Config) -> Result<Server> {
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| io(&format!("create {}", config.data_dir.display()), error))?;
-    let engine = open_engine(config)?;
+    let cold_runtime = ColdRuntime::start()?;
+    let engine = open_engine(config, cold_runtime.handle())?;
     sonde_ingest::prepare(&engine).map_err(engine_failure)?;
     let admin_token = token::admin(&config.data_dir)?;
     let mut options = QueryOptions::new(config.data_dir.join(path::SPILL_DIR));
@@ -75,7 +81,8 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
         Arc::new(Authenticator::new(engine.clone(), &admin_token, config.anonymous, config.insecure));
     query.register_statement(Arc::new(token::CreateToken(engine.clone())));
     query.register_table(Arc::new(FnTable::new("settings", settings_table(config.effective.clone()))));
-    let (mqtt, rules) = start_mqtt(config, &engine, &query, &authenticator)?;
+    let mqtt = start_mqtt(config, &engine, &query, &authenticator)?;
+    let rules = start_rules(&query, mqtt.as_ref())?;
     let (stop, stopped) = watch::channel(false);
     let mut server = Server {
         addresses: Addresses { mqtt: mqtt.as_ref().map(|mqtt| mqtt.address()), ..Addresses::default() },
@@ -87,6 +94,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
         rules,
         stop,
         doors: Vec::new(),
+        _cold_runtime: cold_runtime,
     };
     server.start_http(config, &authenticator, stopped.clone()).await?;
     server.start_grpc(config, &authenticator, stopped).await?;
@@ -94,7 +102,35 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     Ok(server)
 }
 
-fn open_engine(config: &Config) -> Result<Engine> {
+/// Runs the cold tier's requests. It is not the doors' runtime: scans occupy threads there while they wait for these
+/// requests, and would wait for ever once they occupy all of them.
+struct ColdRuntime(Option<Runtime>);
+
+impl ColdRuntime {
+    fn start() -> Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(COLD_THREADS).thread_name("sonde-cold").enable_all().build();
+        runtime.map(|runtime| Self(Some(runtime))).map_err(|error| io("start the cold tier's threads", error))
+    }
+
+    fn handle(&self) -> Handle {
+        match &self.0 {
+            Some(runtime) => runtime.handle().clone(),
+            None => unreachable!("it is taken out by drop alone"),
+        }
+    }
+}
+
+impl Drop for ColdRuntime {
+    fn drop(&mut self) {
+        // Not by its own drop, which blocks and must not run on a runtime's thread.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn open_engine(config: &Config, runtime: Handle) -> Result<Engine> {
     std::fs::create_dir_all(&config.cold_dir)
         .map_err(|error| io(&format!("create {}", config.cold_dir.display()), error))?;
     let store = LocalFileSystem::new_with_prefix(&config.cold_dir)
@@ -102,33 +138,33 @@ fn open_engine(config: &Config) -> Result<Engine> {
     let mut options = Options::new(&config.data_dir);
     options.memtable_bytes = config.memtable as usize;
     options.log = LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age };
-    options.cold = Some(ColdOptions {
-        store: Arc::new(store),
-        directory: Some(config.cold_dir.clone()),
-        runtime: tokio::runtime::Handle::current(),
-    });
+    options.cold =
+        Some(ColdOptions { store: Arc::new(store), directory: Some(config.cold_dir.clone()), runtime });
     Engine::open(options).map_err(engine_failure)
 }
-
-type MqttParts = (Option<Arc<Mqtt>>, Option<Arc<Rules>>);
 
 fn start_mqtt(
     config: &Config,
     engine: &Engine,
     query: &QueryEngine,
     authenticator: &Arc<Authenticator>,
-) -> Result<MqttParts> {
-    let Some(listen) = config.mqtt_listen else { return Ok((None, None)) };
+) -> Result<Option<Arc<Mqtt>>> {
+    let Some(listen) = config.mqtt_listen else { return Ok(None) };
     let who = Arc::clone(authenticator);
     let options = MqttOptions { listen, authenticate: Arc::new(move |credentials| who.mqtt(credentials)) };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt =
         Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
-    let rules =
-        sonde_ingest::rule::start(query.clone(), Arc::clone(&mqtt), tokio::runtime::Handle::current());
+    sonde_ingest::register_mqtt(query, &mqtt);
+    Ok(Some(mqtt))
+}
+
+fn start_rules(query: &QueryEngine, mqtt: Option<&Arc<Mqtt>>) -> Result<Arc<Rules>> {
+    let runtime = Handle::current();
+    let rules = sonde_ingest::rule::start(query.clone(), mqtt.cloned(), runtime);
     let rules = Arc::new(rules.map_err(|error| io("start rules", error))?);
-    sonde_ingest::register(query, &mqtt, &rules);
-    Ok((Some(mqtt), Some(rules)))
+    sonde_ingest::register_rules(query, &rules);
+    Ok(rules)
 }
 
 fn settings_table(
@@ -252,11 +288,9 @@ impl Server {
         if let Err(error) = std::fs::remove_file(&self.endpoints) {
             tracing::debug!(%error, "cannot remove endpoints.json");
         }
-        let (mqtt, rules) = (self.mqtt.clone(), self.rules.clone());
+        let (mqtt, rules) = (self.mqtt.clone(), Arc::clone(&self.rules));
         let ended = tokio::task::spawn_blocking(move || {
-            if let Some(rules) = rules {
-                rules.stop();
-            }
+            rules.stop();
             if let Some(mqtt) = mqtt {
                 mqtt.stop();
             }

@@ -237,7 +237,7 @@ impl WriteBatchBuilder {
         let Some(open) = parts.get_mut(place) else { unreachable!("part {place} was just made") };
         let others = self.bytes - open.bytes();
         if others + open.bytes_with(key, row) > BATCH_BYTES {
-            return Err(Error::Limit { what: "bytes of a batch".into(), limit: BATCH_BYTES as u64 });
+            return Err(Error::BatchFull);
         }
         let series = open.series(key, max_series)?;
         open.push(self.messages.saturating_sub(1), series, row);

@@ -63,11 +63,17 @@ impl Table {
         self.def.id
     }
 
+    /// The column of exactly this name.
+    #[must_use]
+    pub fn exact(&self, name: &str) -> Option<&ColumnDef> {
+        self.def.columns.get(*self.by_name.get(name)?)
+    }
+
     /// The column of this name: an exact match, else the only one that matches without regard to case.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&ColumnDef> {
-        if let Some(place) = self.by_name.get(name) {
-            return self.def.columns.get(*place);
+        if let Some(column) = self.exact(name) {
+            return Some(column);
         }
         let mut matches = self.def.columns.iter().filter(|column| column.name.eq_ignore_ascii_case(name));
         let first = matches.next()?;
@@ -155,11 +161,17 @@ impl Catalog {
         self.tables.get(&id)
     }
 
+    /// The table of exactly this name.
+    #[must_use]
+    pub fn exact_table(&self, database: &str, name: &str) -> Option<&Arc<Table>> {
+        self.tables.values().find(|table| table.def.name == name && table.def.database == database)
+    }
+
     /// The table of this name: an exact match, else the only one that matches without regard to case.
     #[must_use]
     pub fn table(&self, database: &str, name: &str) -> Option<&Arc<Table>> {
         let of_database = || self.tables.values().filter(|table| table.def.database == database);
-        if let Some(exact) = of_database().find(|table| table.def.name == name) {
+        if let Some(exact) = self.exact_table(database, name) {
             return Some(exact);
         }
         let mut matches = of_database().filter(|table| table.def.name.eq_ignore_ascii_case(name));

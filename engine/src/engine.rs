@@ -26,6 +26,7 @@ use crate::limits::{LOG_READ_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
 use crate::log_reader::{LogReader, LogTurn};
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
+use crate::open_chunk::OpenChunks;
 use crate::receipt::Receipt;
 use crate::recover::recover;
 use crate::scan::{Scan, ScanRequest, Snapshot, scan};
@@ -76,6 +77,7 @@ pub(crate) struct Inner {
     pub(crate) catalog: ArcSwap<Catalog>,
     pub(crate) state: StateStore,
     pub(crate) versions: Versions,
+    pub(crate) open_chunks: OpenChunks,
     pub(crate) manifest: Mutex<Manifest>,
     pub(crate) flushes: Flushes,
     pub(crate) health: Health,
@@ -105,7 +107,11 @@ impl Inner {
         if appended.is_ok() || !manifest.is_settled() {
             edit.add.iter().for_each(|chunk| chunk.keep());
         }
-        appended.map(|()| self.versions.install(edit))
+        appended.map(|()| self.versions.install(edit))?;
+        if !edit.remove.is_empty() {
+            self.open_chunks.drop_obsolete();
+        }
+        Ok(())
     }
 
     /// Asks for background work.
@@ -121,7 +127,8 @@ impl Inner {
             let manifest = self.manifest.lock();
             manifest.state.flushed_to
         };
-        let cursors_from = self.cursors.lock().values().copied().min().unwrap_or(SeqNo(u64::MAX));
+        let held = self.cursors.lock().values().copied().min();
+        let cursors_from = held.into_iter().chain(self.state.oldest_cursor()).min().unwrap_or(SeqNo(u64::MAX));
         // Oldest first, and none before its elders are gone: the log has no gap.
         while let Some(segment) = self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
             if let Err(error) = self.storage.remove(&segment.path)
@@ -209,6 +216,7 @@ impl Engine {
             catalog: ArcSwap::from_pointee(recovered.catalog),
             state: recovered.state,
             versions: Versions::new(recovered.version),
+            open_chunks: OpenChunks::default(),
             manifest: Mutex::new(recovered.manifest),
             health: Health::default(),
             segments,

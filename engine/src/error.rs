@@ -74,6 +74,9 @@ pub enum Error {
         /// How many there may be.
         limit: u64,
     },
+    /// The batch holds as much as it may: what was refused belongs into the next one.
+    #[error("more than {limit} bytes of rows in one batch", limit = crate::limits::BATCH_BYTES)]
+    BatchFull,
     /// The object store refused.
     #[error("object store: {0}")]
     Cold(String),

@@ -21,6 +21,7 @@ mod jobs;
 mod log_reader;
 mod manifest;
 mod memtable;
+mod open_chunk;
 mod receipt;
 mod recover;
 mod retention;
@@ -49,6 +50,7 @@ pub use sonde_storage_format::{
     RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef, TableId, TableKind, TableOptions,
     TimeRange, Timestamp, Values, path,
 };
+pub use state::{CURSORS, cursor_key};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use wal::LogBudget;
 pub use write::CatalogRequest;

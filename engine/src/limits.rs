@@ -18,6 +18,10 @@ pub const MEMTABLE_BYTES: usize = 1 << 30;
 pub const FROZEN_MEMTABLES: usize = 2;
 /// Chunks of one partition before they are merged.
 pub const COMPACT_CHUNKS: usize = 4;
+/// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.
+pub const OPEN_CHUNKS: usize = 16_384;
+/// Bytes of the directories of chunks that stay mapped.
+pub const OPEN_CHUNK_BYTES: usize = 64 << 20;
 /// Rows of one chunk; a merge stops growing beyond it.
 pub const CHUNK_ROWS: u64 = 64 << 20;
 /// Bytes of strings in one row group of a chunk; far below what a page and 32-bit offsets hold.

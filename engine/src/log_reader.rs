@@ -30,6 +30,8 @@ pub struct LogTurn {
     pub rows: Vec<RowsRecord>,
     /// Everything up to here has been read.
     pub position: SeqNo,
+    /// Bytes of the frames that were read.
+    pub bytes: usize,
     /// Sequence numbers that were gone from the log before they were read.
     pub lost: Option<SeqRange>,
 }
@@ -81,6 +83,7 @@ impl LogReader {
             };
             let read = self.read(segment, &bytes, published, left, &mut turn.rows, &wanted)?;
             left = left.saturating_sub(read);
+            turn.bytes += read;
         }
         turn.position = self.position;
         Ok(turn)

@@ -64,6 +64,31 @@ impl KeyOrder {
     }
 }
 
+impl KeyOrder {
+    /// The order of `keys`, which begin with this order's. Only the new ones are sorted, then both are merged.
+    fn extended(&self, keys: Vec<SeriesKey>) -> Self {
+        let key = |id: &SeriesId| keys.get(id.0 as usize);
+        let mut new: Vec<SeriesId> = (self.ranks.len() as u64..keys.len() as u64).map(SeriesId).collect();
+        new.sort_unstable_by_key(key);
+        let mut by_rank = Vec::with_capacity(keys.len());
+        let mut old = self.by_rank.as_slice();
+        for id in new {
+            let (before, behind) = old.split_at(old.partition_point(|known| key(known) < key(&id)));
+            by_rank.extend_from_slice(before);
+            by_rank.push(id);
+            old = behind;
+        }
+        by_rank.extend_from_slice(old);
+        let mut ranks = vec![0; keys.len()];
+        for (rank, id) in by_rank.iter().enumerate() {
+            if let Some(slot) = ranks.get_mut(id.0 as usize) {
+                *slot = rank as u32;
+            }
+        }
+        Self { ranks, by_rank, keys }
+    }
+}
+
 impl TableSeries {
     /// Number of series.
     pub(crate) fn len(&self) -> usize {
@@ -120,15 +145,7 @@ impl TableSeries {
             return cached;
         }
         let keys = self.inner.read().keys.clone();
-        let mut by_rank: Vec<SeriesId> = (0..keys.len() as u64).map(SeriesId).collect();
-        by_rank.sort_unstable_by_key(|id| keys.get(id.0 as usize));
-        let mut ranks = vec![0; keys.len()];
-        for (rank, id) in by_rank.iter().enumerate() {
-            if let Some(slot) = ranks.get_mut(id.0 as usize) {
-                *slot = rank as u32;
-            }
-        }
-        let order = Arc::new(KeyOrder { ranks, by_rank, keys });
+        let order = Arc::new(cached.extended(keys));
         *self.order.write() = Arc::clone(&order);
         order
     }

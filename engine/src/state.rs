@@ -8,7 +8,17 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use sonde_storage_format::{State, StateEntry};
+use sonde_storage_format::{SeqNo, State, StateEntry};
+
+/// Where each rule stands in the log. The engine makes and removes a cursor in the commit of its rule, and keeps the log
+/// behind every one; whoever runs the rules moves them.
+pub const CURSORS: &str = "rule.cursor";
+
+/// The key of a rule's cursor; its value is a sequence number, u64 little endian.
+#[must_use]
+pub fn cursor_key(database: &str, name: &str) -> Vec<u8> {
+    format!("{database}.{name}").into_bytes()
+}
 
 /// All namespaces.
 #[derive(Debug, Default)]
@@ -32,6 +42,13 @@ impl StateStore {
         let namespaces = self.0.read();
         let keys = namespaces.get(namespace).into_iter().flatten();
         keys.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// The oldest cursor of a rule.
+    pub(crate) fn oldest_cursor(&self) -> Option<SeqNo> {
+        let namespaces = self.0.read();
+        let cursors = namespaces.get(CURSORS).into_iter().flat_map(BTreeMap::values);
+        cursors.filter_map(|value| Some(SeqNo(u64::from_le_bytes(value.as_ref().try_into().ok()?)))).min()
     }
 
     /// Every key, for a checkpoint.

@@ -42,7 +42,7 @@ pub trait LogFile: Send + std::fmt::Debug {
 }
 
 /// A file's bytes, mapped read-only.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Mapped(Option<memmap2::Mmap>);
 
 impl Deref for Mapped {

@@ -10,17 +10,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
-use sonde_storage_format::{
-    ChunkId, ChunkMeta, ChunkReader, ColdFile, ColumnPages, FormatError, SeqNo, SeriesRun, TableId,
-    TimeRange, Timestamp,
-};
+use parking_lot::Mutex;
+use sonde_storage_format::{ChunkId, ChunkMeta, ColdFile, SeqNo, TableId, TimeRange, Timestamp};
 
 use crate::error::{Error, Result};
 use crate::memtable::Memtable;
-use crate::storage::{Mapped, Storage};
+use crate::open_chunk::OpenChunk;
+use crate::storage::Storage;
 
 /// A chunk file of a version.
 #[derive(Debug)]
@@ -28,25 +27,16 @@ pub(crate) struct Chunk {
     pub(crate) meta: ChunkMeta,
     path: PathBuf,
     storage: Arc<dyn Storage>,
-    file: OnceLock<OpenChunk>,
+    /// The file as readers have it open now, if any has.
+    file: Mutex<Weak<OpenChunk>>,
     /// Whether the manifest names the chunk, or may do so.
     named: AtomicBool,
-}
-
-/// A chunk that was mapped and whose directories were verified.
-#[derive(Debug)]
-pub(crate) struct OpenChunk {
-    bytes: Mapped,
-    pub(crate) series: Vec<SeriesRun>,
-    pub(crate) columns: Vec<ColumnPages>,
-    /// The first row of each row group.
-    pub(crate) starts: Vec<u64>,
 }
 
 impl Chunk {
     /// A chunk whose file is there and that nothing names yet.
     pub(crate) fn new(meta: ChunkMeta, path: PathBuf, storage: Arc<dyn Storage>) -> Self {
-        Self { meta, path, storage, file: OnceLock::new(), named: AtomicBool::new(false) }
+        Self { meta, path, storage, file: Mutex::default(), named: AtomicBool::new(false) }
     }
 
     /// Keeps the file: the manifest names the chunk now.
@@ -54,36 +44,25 @@ impl Chunk {
         self.named.store(true, Ordering::Release);
     }
 
-    /// The file, mapped on first use.
-    pub(crate) fn open(&self) -> Result<&OpenChunk> {
-        if let Some(open) = self.file.get() {
+    /// The file, mapped and its directories verified; shared with whoever has it open.
+    pub(crate) fn open(&self) -> Result<Arc<OpenChunk>> {
+        if let Some(open) = self.file.lock().upgrade() {
             return Ok(open);
         }
+        // Not under the lock: two readers may map a file twice, and none waits for the other's disk.
         let bytes = self.storage.map(&self.path).map_err(|error| Error::io("map", &self.path, &error))?;
-        let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
-        let reader = ChunkReader::open(&bytes).map_err(corrupt)?;
-        let (root, meta) = (reader.root(), &self.meta);
-        if (root.id, root.table, root.rows) != (meta.id, meta.table, meta.rows) {
-            let (structure, expected) = ("chunk root", "the chunk that the manifest names");
-            return Err(corrupt(FormatError::Invalid { structure, offset: 0, expected, found: root.id.0 }));
-        }
-        let (series, columns) = (reader.series().map_err(corrupt)?, reader.columns().map_err(corrupt)?);
-        let rows = columns.first().into_iter().flat_map(|time| &time.pages);
-        let rows = rows.map(|page| page.map_or(0, |page| u64::from(page.stats.rows)));
-        let starts = rows.scan(0, |next, rows| Some(std::mem::replace(next, *next + rows))).collect();
-        Ok(self.file.get_or_init(|| OpenChunk { bytes, series, columns, starts }))
-    }
-
-    /// Decodes a page of the file.
-    pub(crate) fn page(&self, meta: &sonde_storage_format::PageMeta) -> Result<sonde_storage_format::Column> {
-        let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
-        let reader = ChunkReader::open(&self.open()?.bytes).map_err(corrupt)?;
-        reader.page(meta).map_err(corrupt)
+        let open = OpenChunk::new(&self.path, bytes, &self.meta);
+        let open = Arc::new(open.map_err(|source| Error::Corrupt { path: self.path.clone(), source })?);
+        *self.file.lock() = Arc::downgrade(&open);
+        Ok(open)
     }
 
     /// Removes the file once its last reader has gone.
     pub(crate) fn retire(&self) {
         self.named.store(false, Ordering::Release);
+        if let Some(open) = self.file.lock().upgrade() {
+            open.retire();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, TableId, TableOptions,
+    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId, TableOptions,
     WalWriter,
 };
 
@@ -23,6 +23,7 @@ use crate::jobs::{FlushInput, Job};
 use crate::limits::{BATCH_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES, MEMTABLE_BYTES};
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
+use crate::state::{CURSORS, cursor_key};
 use crate::wal::Log;
 
 /// How long a writer waits for a flush before it is told that the disk does not keep up.
@@ -239,8 +240,12 @@ impl Writer {
         let seq = SeqRange { first: self.next_seq, last: self.next_seq };
         let mut records = self.records();
         changes.iter().for_each(|change| records.catalog(change));
+        let cursor = cursor_of(&self.inner, request, seq.last);
+        cursor.iter().for_each(|state| records.state(state));
         self.append(records, self.next_seq.plus(1))?;
         changes.iter().for_each(|change| catalog.apply(change));
+        // Before the catalog: who sees the rule finds its cursor.
+        cursor.into_iter().for_each(|state| self.inner.state.apply(state));
         self.inner.catalog.store(Arc::new(catalog));
         if let CatalogRequest::DropTable(table) = request {
             self.active.drop_table(*table);
@@ -297,6 +302,26 @@ fn gather(commands: &Receiver<Command>, group: &mut Vec<Waiting>) -> Option<Comm
     None
 }
 
+/// What becomes of a rule's cursor when the rule is made or dropped: it stands at the commit that made the rule, unless
+/// the rule replaces one of its name.
+fn cursor_of(inner: &Inner, request: &CatalogRequest, seq: SeqNo) -> Option<State> {
+    let cursor = |database: &str, name: &str, value| State {
+        namespace: CURSORS.into(),
+        key: cursor_key(database, name),
+        value,
+    };
+    match request {
+        CatalogRequest::PutObject { object, .. } if object.kind == ObjectKind::Rule => {
+            let state = cursor(&object.database, &object.name, Some(seq.0.to_le_bytes().to_vec()));
+            inner.state.get(CURSORS, &state.key).is_none().then_some(state)
+        }
+        CatalogRequest::DropObject { kind: ObjectKind::Rule, database, name } => {
+            Some(cursor(database, name, None))
+        }
+        _ => None,
+    }
+}
+
 /// What the builder cannot know: whether the tables are still there; and what state brings, which it does not check.
 fn check_batch(catalog: &Catalog, batch: &WriteBatch) -> Result<()> {
     if let Some(part) = batch.parts.iter().find(|part| catalog.table_by_id(part.table).is_none()) {
@@ -306,7 +331,7 @@ fn check_batch(catalog: &Catalog, batch: &WriteBatch) -> Result<()> {
         return Err(Error::Limit { what: "bytes of a key of state".into(), limit: KEY_BYTES as u64 });
     }
     if batch.bytes > BATCH_BYTES {
-        return Err(Error::Limit { what: "bytes of a batch".into(), limit: BATCH_BYTES as u64 });
+        return Err(Error::BatchFull);
     }
     Ok(())
 }

@@ -115,3 +115,38 @@ fn versions_grow() {
     assert_eq!((version(ObjectKind::Source), version(ObjectKind::Rule)), (4, 0));
     assert!(matches!(engine.change_catalog(drop), Err(Error::Conflict(_))));
 }
+
+/// A rule's cursor is made and removed in the rule's own commit, and survives its replacement and a crash.
+#[test]
+fn a_rule_stands_where_it_was_made() {
+    let store = Store::new();
+    let engine = store.open();
+    create(&engine, "t", DAY);
+    let key = sonde_engine::cursor_key("public", "r");
+    let cursor = |engine: &Engine| {
+        let value = engine.state(sonde_engine::CURSORS, &key)?;
+        Some(u64::from_le_bytes(value.as_ref().try_into().unwrap()))
+    };
+    let rule = |text: &str| Object {
+        kind: ObjectKind::Rule,
+        database: "public".into(),
+        name: "r".into(),
+        text: text.into(),
+    };
+    let put_rule = |engine: &Engine, text: &str| {
+        let request = CatalogRequest::PutObject { object: rule(text), replace: true };
+        engine.change_catalog(request).unwrap().last.0
+    };
+    let made = put_rule(&engine, "one");
+    put(&engine, "t", &[rec(&[("device", "d")], START, &[])]);
+    assert_eq!(cursor(&engine), Some(made));
+    put_rule(&engine, "two");
+    let engine = store.restart(engine);
+    assert_eq!(cursor(&engine), Some(made), "a replaced rule goes on");
+    let drop =
+        CatalogRequest::DropObject { kind: ObjectKind::Rule, database: "public".into(), name: "r".into() };
+    engine.change_catalog(drop).unwrap();
+    assert_eq!(cursor(&engine), None);
+    let again = put_rule(&engine, "one");
+    assert_eq!(cursor(&engine), Some(again), "one that is made again begins anew");
+}

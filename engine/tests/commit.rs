@@ -239,6 +239,34 @@ fn two_snapshots_of_a_table_in_one_batch() {
     assert_eq!(read_all(&engine, "t"), [rec(&[], START, &[("i", Value::Int(4)), ("x", Value::Int(2))])]);
 }
 
+/// A message whose last row does not fit takes its others along, those before it stay.
+#[test]
+fn a_message_is_taken_back_whole() {
+    let store = Store::new();
+    let engine = store.open();
+    let table = create(&engine, "t", DAY);
+    let field = |name: &str, value: i64| {
+        vec![(table.column(name).unwrap().id, sonde_engine::FieldValue::Int(value))]
+    };
+    let mut builder = engine.batch();
+    let row = |builder: &mut sonde_engine::WriteBatchBuilder, i: i64, name: &str| {
+        let time = sonde_engine::Timestamp::from_nanos(START + i);
+        let row = sonde_engine::Row { time, tags: &[], fields: &field(name, i) };
+        builder.row(&table, &row, None).unwrap();
+    };
+    builder.begin_message();
+    row(&mut builder, 0, "i");
+    builder.begin_message();
+    row(&mut builder, 1, "i");
+    row(&mut builder, 2, "u");
+    builder.take_back_message();
+    row(&mut builder, 3, "i");
+    let range = engine.write(builder.finish().unwrap()).wait().unwrap();
+    assert_eq!(range.last.0 - range.first.0, 1, "the message keeps its number");
+    let expected = [0, 3].map(|i| rec(&[], START + i, &[("i", Value::Int(i))]));
+    assert_eq!(read_all(&engine, "t"), expected);
+}
+
 #[test]
 fn a_closed_engine_says_so() {
     let store = Store::new();

@@ -59,7 +59,15 @@ fn store(
     for batch in reader {
         let batch = batch.map_err(wrong)?;
         let now = engine.arrival();
-        let errors = write_rows(&mut builder, &table, &batch, now, &accepted_times(now)).map_err(status)?;
+        let errors = write_rows(
+            &mut builder,
+            &table,
+            &batch,
+            &|| now,
+            &accepted_times(now),
+            sonde_query::Nulls::Absent,
+        )
+        .map_err(status)?;
         response.rows += (batch.num_rows() - errors.len()) as u64;
         let at =
             |error: sonde_query::RowError| RowError { row: before + error.row as u64, reason: error.reason };

@@ -7,28 +7,51 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Extension, Query, State};
+use axum::extract::{DefaultBodyLimit, Extension, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use sonde_access::{Action, Principal, allows};
 use sonde_engine::{Engine, FieldValue, Timestamp, WriteBatchBuilder};
 use sonde_query::statement::TimeUnit;
+use tokio::sync::Semaphore;
 
 use crate::decode::json::{self, Shape};
 use crate::decode::{Rows, line, time_of_number};
-use crate::limits::HTTP_BODY;
+use crate::limits::{HTTP_BODIES, HTTP_BODY};
 use crate::row::{Refusal, RowBuffer, TagNames, Target, TimeName, check_time};
 
 /// The routes of this door.
 pub fn routes(engine: Engine) -> Router {
+    let bodies = Arc::new(Semaphore::new(HTTP_BODIES / PERMIT_BYTES));
     Router::new()
         .route("/api/v1/write", post(write))
         .route("/write", post(influx))
         .route("/api/v2/write", post(influx))
         .layer(DefaultBodyLimit::max(HTTP_BODY))
+        .layer(from_fn_with_state(bodies, bound_bodies))
         .route("/ping", get(|| async { StatusCode::NO_CONTENT }))
         .with_state(engine)
+}
+
+/// Bytes that one permit of the bodies' semaphore stands for.
+const PERMIT_BYTES: usize = 1 << 10;
+
+/// Lets a request in while there is memory for its body; else the client is asked to come back.
+async fn bound_bodies(State(bodies): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let packed = headers.contains_key(header::CONTENT_ENCODING);
+    let bytes = length.filter(|_| !packed).unwrap_or(HTTP_BODY).min(HTTP_BODY);
+    match bodies.try_acquire_many((bytes / PERMIT_BYTES + 1) as u32) {
+        Ok(_permit) => next.run(request).await,
+        Err(_) => Failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{HTTP_BODIES} bytes of rows are being written already; try again"),
+        )
+        .into_response(),
+    }
 }
 
 type Parameters = Query<HashMap<String, String>>;
@@ -136,13 +159,17 @@ async fn store(
         bytes,
         kind,
     };
+    if sonde_query::is_reserved(&body.database) {
+        let text = format!("not allowed: database {} is the server's own", body.database);
+        return Err(Failure(StatusCode::FORBIDDEN, text));
+    }
     // Creating tables and columns blocks, and so may the engine's queue.
     let stored = tokio::task::spawn_blocking(move || {
-        let (builder, errors) = build(&engine, &body)?;
+        let (builder, refused) = build(&engine, &body)?;
         let rows = builder.finish().map(|batch| (batch.rows(), engine.write(batch)));
-        Ok::<_, Failure>((rows, errors))
+        Ok::<_, Failure>((rows, refused))
     });
-    let (rows, errors) =
+    let (rows, refused) =
         stored.await.map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
     let count = match rows {
         Some((count, receipt)) => {
@@ -151,12 +178,12 @@ async fn store(
         }
         None => 0,
     };
-    match errors.first() {
-        None => Ok(count),
-        Some(first) => {
-            let more =
-                if errors.len() > 1 { format!(" (and {} more)", errors.len() - 1) } else { String::new() };
-            Err(bad(format!("partial write: {first}{more}; {count} rows stored, {} refused", errors.len())))
+    match refused.count {
+        0 => Ok(count),
+        bad_rows => {
+            let more = if bad_rows > 1 { format!(" (and {} more)", bad_rows - 1) } else { String::new() };
+            let first = refused.first;
+            Err(bad(format!("partial write: {first}{more}; {count} rows stored, {bad_rows} refused")))
         }
     }
 }
@@ -164,6 +191,7 @@ async fn store(
 fn unit(name: &str) -> Result<TimeUnit, Failure> {
     let short = match name {
         "n" | "nanosecond" => "ns",
+        "µ" => "us",
         "u" | "microsecond" => "us",
         "millisecond" => "ms",
         "second" => "s",
@@ -202,36 +230,42 @@ struct Writer<'b> {
     text: &'b str,
     buffer: RowBuffer,
     builder: WriteBatchBuilder,
-    /// What is wrong with the rows that were refused.
-    errors: Vec<String>,
+    refused: Refused,
 }
 
-/// Adds the good rows of a body; returns what is wrong with the others.
-fn build(engine: &Engine, body: &Body) -> Result<(WriteBatchBuilder, Vec<String>), Failure> {
+/// The rows that were refused: how many, and what is wrong with the first.
+#[derive(Default)]
+struct Refused {
+    count: usize,
+    first: String,
+}
+
+/// Adds the good rows of a body; says what is wrong with the others.
+fn build(engine: &Engine, body: &Body) -> Result<(WriteBatchBuilder, Refused), Failure> {
     let text = std::str::from_utf8(&body.bytes).map_err(|_| bad("the body is not UTF-8"))?;
-    let (buffer, builder, errors) = (RowBuffer::default(), engine.batch(), Vec::new());
-    let mut writer = Writer { engine, body, text, buffer, builder, errors };
+    let (buffer, builder, refused) = (RowBuffer::default(), engine.batch(), Refused::default());
+    let mut writer = Writer { engine, body, text, buffer, builder, refused };
     writer.builder.begin_message();
     match body.kind {
         BodyKind::Lines => writer.lines()?,
         BodyKind::NdJson => writer.nd_json()?,
         BodyKind::Json => writer.json()?,
     }
-    Ok((writer.builder, writer.errors))
+    Ok((writer.builder, writer.refused))
 }
 
 impl<'b> Writer<'b> {
     fn lines(&mut self) -> Result<(), Failure> {
+        let mut rows = Rows::default();
         for (number, text) in line::lines(self.text) {
-            let stored = self.line(text);
+            let stored = self.line(text, &mut rows);
             self.note("line", number, stored)?;
         }
         Ok(())
     }
 
-    fn line(&mut self, text: &str) -> Result<usize, Refusal> {
-        let mut rows = self.buffer.rows();
-        let line = line::decode(text, &mut rows).map_err(|error| Refusal::Invalid(error.0))?;
+    fn line(&mut self, text: &'b str, rows: &mut Rows<'b>) -> Result<usize, Refusal> {
+        let line = line::decode(text, rows).map_err(|error| Refusal::Invalid(error.0))?;
         let now = self.engine.arrival();
         let time = match line.time {
             None => now,
@@ -243,16 +277,16 @@ impl<'b> Writer<'b> {
             }
         };
         let table = self.body.table.as_deref().unwrap_or(&line.table);
-        let target =
-            Target { time: TimeName::Absent, tags: TagNames::First(line.tags), ..self.target(table, time) };
+        let mut target = target(self.body, table, time);
+        (target.time, target.tags) = (TimeName::Absent, TagNames::First(line.tags));
         self.buffer.store(self.engine, &mut self.builder, &target, rows)
     }
 
     fn nd_json(&mut self) -> Result<(), Failure> {
+        let mut rows = Rows::default();
         for (number, text) in self.text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-            let mut rows = self.buffer.rows();
             let stored = match json::decode(text.as_bytes(), &mut rows) {
-                Ok(Shape::Objects) => self.objects(rows),
+                Ok(Shape::Objects) => self.objects(&mut rows),
                 Ok(Shape::Scalar) => Err(Refusal::Invalid("no JSON object".into())),
                 Err(error) => Err(Refusal::Invalid(error.0)),
             };
@@ -261,50 +295,33 @@ impl<'b> Writer<'b> {
         Ok(())
     }
 
+    /// Each object by itself, so that a bad one costs none of the others.
     fn json(&mut self) -> Result<(), Failure> {
-        let mut rows = Rows::default();
-        match json::decode(self.text.as_bytes(), &mut rows) {
-            Ok(Shape::Objects) => {}
-            Ok(Shape::Scalar) => return Err(bad("the body is no JSON object or array of them")),
-            Err(error) => return Err(bad(error.0)),
+        let text = self.text;
+        let mut number = 0;
+        let mut failure = None;
+        let shape = json::decode_each(text.as_bytes(), &mut Rows::default(), |rows| {
+            if failure.is_none() {
+                let stored = self.objects(rows);
+                failure = self.note("row", number, stored).err();
+            }
+            rows.clear();
+            number += 1;
+        });
+        match (failure, shape) {
+            (Some(failure), _) => Err(failure),
+            (None, Ok(Shape::Objects)) => Ok(()),
+            (None, Ok(Shape::Scalar)) => Err(bad("the body is no JSON object or array of them")),
+            (None, Err(error)) => Err(bad(error.0)),
         }
-        // Each row by itself, so that a bad one costs none of the others.
-        let (mut items, ends) = rows.drain();
-        let mut start = 0;
-        for (number, end) in ends.enumerate() {
-            let mut row = self.buffer.rows();
-            items.by_ref().take(end - start).for_each(|item| row.push(item));
-            row.end_row();
-            start = end;
-            let stored = self.objects(row);
-            self.note("row", number, stored)?;
-        }
-        Ok(())
     }
 
-    fn objects(&mut self, rows: Rows<'_>) -> Result<usize, Refusal> {
+    fn objects(&mut self, rows: &mut Rows<'_>) -> Result<usize, Refusal> {
         let Some(table) = &self.body.table else {
             return Err(Refusal::Invalid("no table: add ?table=name".into()));
         };
-        let target = self.target(table, self.engine.arrival());
+        let target = target(self.body, table, self.engine.arrival());
         self.buffer.store(self.engine, &mut self.builder, &target, rows)
-    }
-
-    fn target<'t>(&self, table: &'t str, arrival: Timestamp) -> Target<'t>
-    where
-        'b: 't,
-    {
-        let tags = &self.body.tags;
-        Target {
-            database: &self.body.database,
-            table,
-            time: TimeName::Usual,
-            unit: self.body.unit,
-            arrival,
-            tags: if tags.is_empty() { TagNames::Usual } else { TagNames::Listed(tags) },
-            fixed: &[],
-            limited_by: None,
-        }
     }
 
     /// Notes what was refused; fails where nothing more can be stored.
@@ -312,10 +329,27 @@ impl<'b> Writer<'b> {
         match stored {
             Ok(_) | Err(Refusal::Passed) => Ok(()),
             Err(Refusal::Invalid(reason)) => {
-                self.errors.push(format!("{what} {number}: {reason}"));
+                self.refused.count += 1;
+                if self.refused.count == 1 {
+                    self.refused.first = format!("{what} {number}: {reason}");
+                }
                 Ok(())
             }
             Err(Refusal::Engine(error)) => Err(Failure::from(error)),
         }
+    }
+}
+
+/// Rows of JSON; `arrival` is the time of those without one.
+fn target<'t>(body: &'t Body, table: &'t str, arrival: Timestamp) -> Target<'t> {
+    Target {
+        database: &body.database,
+        table,
+        time: TimeName::Usual,
+        unit: body.unit,
+        arrival,
+        tags: if body.tags.is_empty() { TagNames::Usual } else { TagNames::Listed(&body.tags) },
+        fixed: &[],
+        limited_by: None,
     }
 }

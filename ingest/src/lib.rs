@@ -48,13 +48,17 @@ impl StatementHandler for KillSession {
     }
 }
 
-/// Offers the live state of ingest to SQL.
-pub fn register(query: &QueryEngine, mqtt: &Arc<mqtt::Mqtt>, rules: &Arc<rule::Rules>) {
+/// Offers the live state of the rules to SQL.
+pub fn register_rules(query: &QueryEngine, rules: &Arc<rule::Rules>) {
+    let (rules, engine) = (Arc::clone(rules), query.engine().clone());
+    query.register_table(Arc::new(FnTable::new("rules", move || rules.batch(&engine))));
+}
+
+/// Offers the live state of the MQTT listener to SQL.
+pub fn register_mqtt(query: &QueryEngine, mqtt: &Arc<mqtt::Mqtt>) {
     let sessions = Arc::clone(mqtt);
     query.register_table(Arc::new(FnTable::new("sessions", move || sessions.sessions())));
     let topics = Arc::clone(mqtt.topics());
     query.register_table(Arc::new(FnTable::new("topics", move || topics.batch())));
-    let (rules, engine) = (Arc::clone(rules), query.engine().clone());
-    query.register_table(Arc::new(FnTable::new("rules", move || rules.batch(&engine))));
     query.register_statement(Arc::new(KillSession(Arc::clone(mqtt))));
 }

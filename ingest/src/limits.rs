@@ -40,10 +40,16 @@ pub const DEFAULT_COLUMNS: usize = 512;
 pub const DEFAULT_SERIES: usize = 100_000;
 /// Bytes of a payload that is taken as text.
 pub const TEXT_PAYLOAD: usize = 1024;
+/// Items of one row, and columns that one message may bring.
+pub const ROW_ITEMS: usize = 4096;
+/// Bytes of the name of an item, those of the objects around it included.
+pub const ITEM_NAME: usize = 255;
 /// Levels of objects inside each other in a JSON payload.
 pub const JSON_DEPTH: usize = 32;
 /// Bytes of an HTTP body that carries rows, before and after decompression.
 pub const HTTP_BODY: usize = 64 << 20;
+/// Bytes of HTTP bodies that carry rows and are being read or decoded at once; more are asked to come back later.
+pub const HTTP_BODIES: usize = 256 << 20;
 /// Rows of its table that a rule's query sees at once.
 pub const RULE_ROWS: usize = 8192;
 /// How long dead letters are kept.

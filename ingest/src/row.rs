@@ -15,15 +15,17 @@ use sonde_engine::{
 };
 use sonde_query::statement::TimeUnit;
 
-use crate::decode::{Rows, recycle, time_of_number};
-use crate::limits::{DEFAULT_COLUMNS, DEFAULT_SERIES, DEFAULT_TABLES};
+use crate::decode::{Item, Rows, recycle, time_of_number};
+use crate::limits::{DEFAULT_COLUMNS, DEFAULT_SERIES, DEFAULT_TABLES, ROW_ITEMS};
 
 /// 2000-01-01, the first time that is accepted.
 const FIRST_TIME: Timestamp = Timestamp::from_secs(946_684_800);
 /// How far ahead of the clock a time may be: 24 hours.
 const AHEAD: i64 = 86_400_000_000_000;
-/// Names that are the time where nothing says otherwise.
-const TIME_NAMES: [&str; 3] = ["ts", "time", "timestamp"];
+/// Names that are the time where nothing says otherwise; the first that a row has is.
+const TIME_NAMES: [&str; 3] = ["time", "ts", "timestamp"];
+/// How often columns are made again that others made at the same moment.
+const CATALOG_TRIES: usize = 8;
 /// Names that are tags where nothing says otherwise.
 const TAG_NAMES: [&str; 3] = ["device", "device_id", "sensor_id"];
 
@@ -50,11 +52,17 @@ pub(crate) enum TimeName<'t> {
 }
 
 impl TimeName<'_> {
-    fn is(self, name: &str) -> bool {
+    /// The place of the time among a row's items.
+    fn place(self, row: &[Item<'_>]) -> Option<usize> {
         match self {
-            Self::Usual => TIME_NAMES.contains(&name),
-            Self::Named(named) => named == name,
-            Self::Absent => false,
+            Self::Usual => {
+                let named = |(place, (name, _)): (usize, &Item<'_>)| {
+                    Some((TIME_NAMES.iter().position(|usual| usual == name)?, place))
+                };
+                row.iter().enumerate().filter_map(named).min().map(|(_, place)| place)
+            }
+            Self::Named(named) => row.iter().position(|(name, _)| name == named),
+            Self::Absent => None,
         }
     }
 }
@@ -121,48 +129,40 @@ pub(crate) struct RowBuffer {
 }
 
 impl RowBuffer {
-    /// Empty rows to decode into; `store` brings their memory back.
+    /// Empty rows to decode into; `keep` brings their memory back.
     pub(crate) fn rows<'a>(&mut self) -> Rows<'a> {
         std::mem::take(&mut self.rows).recycle()
     }
 
-    /// Adds rows to the builder's current message. Returns how many.
-    pub(crate) fn store(
-        &mut self,
-        engine: &Engine,
-        builder: &mut WriteBatchBuilder,
-        target: &Target<'_>,
-        mut rows: Rows<'_>,
-    ) -> Result<usize, Refusal> {
-        let stored = self.add(engine, builder, target, &mut rows);
+    /// Keeps the memory of rows that are done with.
+    pub(crate) fn keep(&mut self, rows: Rows<'_>) {
         self.rows = rows.recycle();
-        stored
     }
 
-    fn add(
+    /// Moves rows into the builder's current message. Returns how many.
+    pub(crate) fn store(
         &mut self,
         engine: &Engine,
         builder: &mut WriteBatchBuilder,
         target: &Target<'_>,
         rows: &mut Rows<'_>,
     ) -> Result<usize, Refusal> {
-        let catalog = engine.catalog();
-        let mut table = self.find(&catalog, target);
-        let mut missing = self.locate(table.as_deref(), target, rows)?;
-        if table.is_none() || !missing.is_empty() {
+        if rows.count() == 0 {
+            return Ok(0);
+        }
+        for _ in 0..CATALOG_TRIES {
+            let catalog = engine.catalog();
+            let table = self.find(&catalog, target);
+            let mut missing = self.locate(engine, table.as_deref(), target, rows)?;
+            if let Some(table) = table.filter(|_| missing.is_empty()) {
+                return self.push(builder, &table, target, rows);
+            }
             // Tags first, in the order in which they came: columns are found faster, and look tidier.
             missing.sort_by_key(|column| column.role != ColumnRole::Tag);
-            let made = make(engine, target, &catalog, table.as_deref(), missing)?;
-            if !self.locate(Some(&made), target, rows)?.is_empty() {
-                return Err(Refusal::Engine(sonde_engine::Error::Conflict(format!(
-                    "table {} was changed meanwhile",
-                    made.full_name()
-                ))));
-            }
-            table = Some(made);
+            make(engine, target, &catalog, missing)?;
         }
-        let Some(table) = table else { unreachable!("a table that was missing was made") };
-        self.push(builder, &table, target, rows)
+        let changing = format!("table {} changes all the time; send the rows again", target.table);
+        Err(Refusal::Engine(sonde_engine::Error::Conflict(changing)))
     }
 
     fn find(&mut self, catalog: &Arc<Catalog>, target: &Target<'_>) -> Option<Arc<Table>> {
@@ -173,7 +173,7 @@ impl RowBuffer {
         {
             return Some(Arc::clone(table));
         }
-        let table = catalog.table(target.database, target.table)?;
+        let table = catalog.exact_table(target.database, target.table)?;
         self.last = Some((Arc::clone(catalog), Arc::clone(table)));
         Some(Arc::clone(table))
     }
@@ -182,6 +182,7 @@ impl RowBuffer {
     /// a value does not fit its column or a row has no field.
     fn locate(
         &mut self,
+        engine: &Engine,
         table: Option<&Table>,
         target: &Target<'_>,
         rows: &Rows<'_>,
@@ -193,18 +194,23 @@ impl RowBuffer {
             note_missing(table, name, true, &FieldValue::Null, &mut missing);
         }
         for row in rows.iter() {
-            let (mut time, mut has_field) = (None, false);
+            let time_place = target.time.place(row);
+            let mut has_field = false;
             for (place, (name, value)) in row.iter().enumerate() {
-                let found = if time.is_none() && target.time.is(name) {
-                    time = Some(row_time(value, target)?);
+                let found = if Some(place) == time_place {
                     Place::Time
                 } else if target.fixed.iter().any(|(fixed, _)| fixed == name) {
                     Place::Nothing
-                } else if let Some(column) = table.and_then(|table| table.column(name)) {
-                    place_of(column, value)?
+                } else if let Some(column) = table.and_then(|table| table.exact(name)) {
+                    place_of(column, value, target.tags, place)?
                 } else {
                     let is_tag = target.tags.has(place, name);
                     note_missing(table, name, is_tag, value, &mut missing);
+                    if missing.len() > ROW_ITEMS {
+                        return Err(Refusal::Invalid(format!(
+                            "more than {ROW_ITEMS} columns that are not there"
+                        )));
+                    }
                     has_field |= !is_tag && *value != FieldValue::Null;
                     Place::Nothing
                 };
@@ -214,7 +220,12 @@ impl RowBuffer {
             if !has_field {
                 return Err(Refusal::Invalid("there is no field: nothing but tags and time".into()));
             }
-            self.times.push(time.unwrap_or(target.arrival));
+            self.times.push(match time_place.and_then(|place| row.get(place)) {
+                Some((_, value)) => row_time(value, target)?,
+                // Rows of one message are points of their own.
+                None if self.times.is_empty() => target.arrival,
+                None => engine.arrival(),
+            });
         }
         Ok(missing)
     }
@@ -247,7 +258,7 @@ impl RowBuffer {
             }
             start = end;
             for (name, value) in target.fixed {
-                match table.column(name).map(|column| (column.role, column.id)) {
+                match table.exact(name).map(|column| (column.role, column.id)) {
                     Some((ColumnRole::Tag, id)) => tags.push((id, Cow::Borrowed(*value))),
                     Some((_, id)) => fields.push((id, FieldValue::Text(Cow::Borrowed(value)))),
                     None => unreachable!("column {name} was located or made"),
@@ -272,7 +283,11 @@ impl RowBuffer {
 
 fn refusal(error: sonde_engine::Error, target: &Target<'_>) -> Refusal {
     match error {
-        sonde_engine::Error::Limit { .. } => Refusal::Invalid(format!("{error}{}", hint(target))),
+        // The only limit that a row meets here and a source lifts is that of the series.
+        sonde_engine::Error::Limit { limit, .. } if limit == DEFAULT_SERIES as u64 => {
+            Refusal::Invalid(format!("{error}{}", hint(target)))
+        }
+        sonde_engine::Error::Limit { .. } => Refusal::Invalid(error.to_string()),
         sonde_engine::Error::Row(reason) => Refusal::Invalid(reason),
         other => Refusal::Engine(other),
     }
@@ -301,8 +316,16 @@ fn row_time(value: &FieldValue<'_>, target: &Target<'_>) -> Result<Timestamp, Re
     Ok(time)
 }
 
-fn place_of(column: &ColumnDef, value: &FieldValue<'_>) -> Result<Place, Refusal> {
+fn place_of(
+    column: &ColumnDef,
+    value: &FieldValue<'_>,
+    tags: TagNames<'_>,
+    place: usize,
+) -> Result<Place, Refusal> {
     match column.role {
+        ColumnRole::Tag if matches!(tags, TagNames::First(count) if place >= count) => {
+            Err(Refusal::Invalid(format!("field {} has the name of a tag", column.name)))
+        }
         ColumnRole::Tag => Ok(Place::Tag(column.id)),
         ColumnRole::Field if value.fits(column.kind) => Ok(Place::Field(column.id)),
         ColumnRole::Field => Err(Refusal::Invalid(type_conflict(column, value).to_string())),
@@ -318,7 +341,7 @@ fn note_missing(
     value: &FieldValue<'_>,
     missing: &mut Vec<NewColumn>,
 ) {
-    let known = table.is_some_and(|table| table.column(name).is_some());
+    let known = table.is_some_and(|table| table.exact(name).is_some());
     if known || missing.iter().any(|column| column.name == name) {
         return;
     }
@@ -341,41 +364,41 @@ fn tag_text(value: FieldValue<'_>) -> Option<Cow<'_, str>> {
 /// The statement that would lift the default source's limits for a topic.
 fn hint(target: &Target<'_>) -> String {
     let Some(topic) = target.limited_by else { return String::new() };
-    let filter = topic.split('/').next().unwrap_or_default();
-    format!("; CREATE SOURCE {filter} ON MQTT '{filter}/#' FORMAT JSON INTO {} lifts it", target.table)
+    let level = topic.split('/').next().unwrap_or_default();
+    let (name, filter) = (target.table.replace('"', "\"\""), level.replace('\'', "''"));
+    format!("; CREATE SOURCE \"{name}\" ON MQTT '{filter}/#' FORMAT JSON INTO \"{name}\" lifts it")
 }
 
-/// Makes the table, or gives it the columns that it lacks, where it is open.
+/// Makes the table, or gives it the columns that it lacks, where it is open. It blocks for one commit, once for each
+/// table and column. What someone else made at the same moment is no error: the caller looks again.
 fn make(
     engine: &Engine,
     target: &Target<'_>,
     catalog: &Catalog,
-    known: Option<&Table>,
     missing: Vec<NewColumn>,
-) -> Result<Arc<Table>, Refusal> {
+) -> Result<(), Refusal> {
     if let Some(column) = missing.iter().find(|column| column.name == TIME_NAME) {
         return Err(Refusal::Invalid(format!("column {} is the time", column.name)));
     }
     let over = |text: String| Err(Refusal::Invalid(text + &hint(target)));
+    let known = catalog.exact_table(target.database, target.table);
+    let count = known.map_or(1, |table| table.def().columns.len()) + missing.len();
+    if target.limited_by.is_some() && count > DEFAULT_COLUMNS {
+        return over(format!(
+            "table {} would have {count} columns, the limit is {DEFAULT_COLUMNS}",
+            target.table
+        ));
+    }
     let request = match known {
         Some(table) if !table.def().open => {
             let names: Vec<&str> = missing.iter().map(|column| column.name.as_str()).collect();
             let reason = format!("table {} has no column {}", table.full_name(), names.join(", "));
             return Err(Refusal::Invalid(reason));
         }
-        Some(table) => {
-            let count = table.def().columns.len() + missing.len();
-            if target.limited_by.is_some() && count > DEFAULT_COLUMNS {
-                return over(format!(
-                    "table {} would have {count} columns, the limit is {DEFAULT_COLUMNS}",
-                    target.table
-                ));
-            }
-            CatalogRequest::AddColumns(table.id(), missing)
-        }
+        Some(table) => CatalogRequest::AddColumns(table.id(), missing),
         None => {
-            let count = catalog.tables().filter(|table| table.def().database == target.database).count();
-            if target.limited_by.is_some() && count >= DEFAULT_TABLES {
+            let tables = catalog.tables().filter(|table| table.def().database == target.database).count();
+            if target.limited_by.is_some() && tables >= DEFAULT_TABLES {
                 return over(format!(
                     "table {} would be one of more than {DEFAULT_TABLES} tables",
                     target.table
@@ -398,19 +421,10 @@ fn make(
             })
         }
     };
-    change(engine, target, request)
-}
-
-/// Changes the catalog, which blocks for one commit: it happens once for each table and column.
-fn change(engine: &Engine, target: &Target<'_>, request: CatalogRequest) -> Result<Arc<Table>, Refusal> {
     match engine.change_catalog(request) {
-        Ok(_) => {}
-        // Someone else made it at the same moment: what is there now is looked at by the caller's checks.
-        Err(sonde_engine::Error::Conflict(_)) => {}
-        Err(sonde_engine::Error::Row(reason)) => return Err(Refusal::Invalid(reason)),
-        Err(error @ sonde_engine::Error::Limit { .. }) => return Err(Refusal::Invalid(error.to_string())),
-        Err(error) => return Err(Refusal::Engine(error)),
+        Ok(_) | Err(sonde_engine::Error::Conflict(_)) => Ok(()),
+        Err(sonde_engine::Error::Row(reason)) => Err(Refusal::Invalid(reason)),
+        Err(error @ sonde_engine::Error::Limit { .. }) => Err(Refusal::Invalid(error.to_string())),
+        Err(error) => Err(Refusal::Engine(error)),
     }
-    let catalog = engine.catalog();
-    catalog.require_table(target.database, target.table).map(Arc::clone).map_err(Refusal::Engine)
 }

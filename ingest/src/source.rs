@@ -10,6 +10,7 @@ use sonde_engine::{CatalogRequest, Engine, FieldValue, Object, ObjectKind, Times
 use sonde_proto::mqtt::{MAX_LEVELS, filter_matches};
 use sonde_query::statement::{SourceSpec, parse_source};
 
+use crate::decode::Rows;
 use crate::decode::json::{self, Shape};
 use crate::limits::TEXT_PAYLOAD;
 use crate::row::{Refusal, RowBuffer, TagNames, Target, TimeName};
@@ -124,6 +125,11 @@ pub(crate) struct Incoming<'a> {
     pub(crate) arrival: Timestamp,
 }
 
+/// Whether a payload is the bare scalar null.
+fn is_null(rows: &Rows<'_>) -> bool {
+    rows.iter().flatten().any(|(_, value)| *value == FieldValue::Null)
+}
+
 /// The name of a bare scalar's column.
 fn scalar_name(value: &FieldValue<'_>) -> &'static str {
     match value {
@@ -133,39 +139,45 @@ fn scalar_name(value: &FieldValue<'_>) -> &'static str {
     }
 }
 
+/// Where decoded rows go.
+pub(crate) struct Sink<'s> {
+    pub(crate) engine: &'s Engine,
+    pub(crate) buffer: &'s mut RowBuffer,
+    pub(crate) builder: &'s mut WriteBatchBuilder,
+}
+
+impl Sink<'_> {
+    fn store(&mut self, target: &Target<'_>, rows: &mut Rows<'_>) -> Result<usize, Refusal> {
+        self.buffer.store(self.engine, self.builder, target, rows)
+    }
+}
+
 impl Source {
     /// Adds the rows of a message to the builder's current message. Returns how many.
-    pub(crate) fn decode(
-        &self,
-        engine: &Engine,
-        buffer: &mut RowBuffer,
-        builder: &mut WriteBatchBuilder,
-        message: &Incoming<'_>,
-    ) -> Result<usize, Refusal> {
-        match &self.kind {
-            Kind::Default => self.decode_default(engine, buffer, builder, message),
-            Kind::Json { spec, .. } => self.decode_json(engine, buffer, builder, message, spec),
-        }
+    pub(crate) fn decode(&self, mut sink: Sink<'_>, message: &Incoming<'_>) -> Result<usize, Refusal> {
+        let mut rows = sink.buffer.rows();
+        let stored = match &self.kind {
+            Kind::Default => self.store_default(&mut sink, message, &mut rows),
+            Kind::Json { spec, .. } => self.store_json(&mut sink, message, spec, &mut rows),
+        };
+        sink.buffer.keep(rows);
+        stored
     }
 
-    fn decode_default(
+    fn store_default<'m>(
         &self,
-        engine: &Engine,
-        buffer: &mut RowBuffer,
-        builder: &mut WriteBatchBuilder,
-        message: &Incoming<'_>,
+        sink: &mut Sink<'_>,
+        message: &Incoming<'m>,
+        rows: &mut Rows<'m>,
     ) -> Result<usize, Refusal> {
         let table = message.topic.split('/').next().unwrap_or_default();
         if table.is_empty() || message.payload.is_empty() {
             return Err(Refusal::Passed);
         }
         let Ok(text) = std::str::from_utf8(message.payload) else { return Err(Refusal::Passed) };
-        let mut rows = buffer.rows();
-        match json::decode(message.payload, &mut rows) {
+        match json::decode(message.payload, rows) {
             Ok(Shape::Objects) => {}
-            Ok(Shape::Scalar) if rows.iter().flatten().any(|(_, value)| *value == FieldValue::Null) => {
-                return Err(Refusal::Passed);
-            }
+            Ok(Shape::Scalar) if is_null(rows) => return Err(Refusal::Passed),
             Ok(Shape::Scalar) => rows.name_scalar(scalar_name),
             Err(error) if text.trim_start().starts_with(['{', '[']) || text.len() > TEXT_PAYLOAD => {
                 return Err(Refusal::Invalid(error.0));
@@ -186,20 +198,21 @@ impl Source {
             fixed: &[("topic", message.topic)],
             limited_by: Some(message.topic),
         };
-        buffer.store(engine, builder, &target, rows)
+        sink.store(&target, rows)
     }
 
-    fn decode_json(
+    fn store_json<'m>(
         &self,
-        engine: &Engine,
-        buffer: &mut RowBuffer,
-        builder: &mut WriteBatchBuilder,
-        message: &Incoming<'_>,
+        sink: &mut Sink<'_>,
+        message: &Incoming<'m>,
         spec: &SourceSpec,
+        rows: &mut Rows<'m>,
     ) -> Result<usize, Refusal> {
-        let mut rows = buffer.rows();
-        let shape = json::decode(message.payload, &mut rows).map_err(|error| Refusal::Invalid(error.0))?;
+        let shape = json::decode(message.payload, rows).map_err(|error| Refusal::Invalid(error.0))?;
         if shape == Shape::Scalar {
+            if is_null(rows) {
+                return Err(Refusal::Invalid("the payload is null".into()));
+            }
             rows.name_scalar(|_| "value");
         }
         let mut fixed = [("", ""); MAX_LEVELS];
@@ -221,6 +234,6 @@ impl Source {
             fixed: fixed.get(..count).unwrap_or_default(),
             limited_by: None,
         };
-        buffer.store(engine, builder, &target, rows)
+        sink.store(&target, rows)
     }
 }

@@ -23,5 +23,5 @@ pub mod system;
 pub use answer::Answer;
 pub use context::{QueryEngine, QueryOptions, Request, StatementHandler, SystemTable};
 pub use error::{Error, Result};
-pub use rows::{RowError, ensure_table, write_rows};
+pub use rows::{Nulls, is_reserved, RowError, ensure_table, write_rows};
 pub use running::QueryInfo;

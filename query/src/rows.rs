@@ -118,9 +118,12 @@ pub fn write_rows(
     builder: &mut WriteBatchBuilder,
     table: &Arc<Table>,
     batch: &RecordBatch,
-    arrival: Timestamp,
+    arrival: &dyn Fn() -> Timestamp,
     range: &std::ops::RangeInclusive<Timestamp>,
+    nulls: Nulls,
 ) -> Result<Vec<RowError>> {
+    let _ = nulls;
+    let arrival = arrival();
     let schema = batch.schema();
     let mut times = None;
     let mut columns: Vec<(ColumnId, ColumnRole, ArrayRef)> = Vec::new();
@@ -263,7 +266,7 @@ impl DataSink for RowSink {
         while let Some(batch) = data.next().await {
             let batch = batch?;
             let arrival = self.engine.arrival();
-            let errors = write_rows(&mut builder, &self.table, &batch, arrival, &everything);
+            let errors = write_rows(&mut builder, &self.table, &batch, &|| arrival, &everything, Nulls::Explicit);
             let errors = errors.map_err(Error::into_datafusion)?;
             if let Some(error) = errors.first() {
                 let text =
@@ -280,3 +283,7 @@ impl DataSink for RowSink {
         Ok(rows as u64)
     }
 }
+
+#[derive(Clone,Copy,Debug)]
+pub enum Nulls { Absent, Explicit }
+pub fn is_reserved(d: &str) -> bool { d == "system" }

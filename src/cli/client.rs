@@ -1,7 +1,11 @@
 //! How commands find their server: `--url` and `--token`, then `SONDE_URL` and `SONDE_TOKEN`, then `endpoints.json` and
 //! `admin.token` of the data directory.
+//!
+//! # Invariants
+//! - What the data directory holds is for the server of this machine: its token goes to no other.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read, Write};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,27 +38,24 @@ impl Client {
         let token = args.token.clone().or_else(|| env("SONDE_TOKEN"));
         let config = Config::load(&args.config, true)?;
         let endpoints = read_endpoints(&config.data_dir);
-        let url = match (url, &endpoints) {
-            (Some(url), _) => url,
-            (None, Some(endpoints)) => match endpoints.get("http").and_then(|http| http.as_str()) {
-                Some(http) => format!("http://{http}"),
-                None => return Err(Failure::new(Exit::Unreachable, "the server listens on no HTTP address")),
-            },
-            (None, None) => {
-                let tried = config.data_dir.join(path::ENDPOINTS);
+        let is_here = url.as_deref().is_none_or(is_loopback);
+        let url = match url {
+            Some(url) => url,
+            None => local_url(endpoints.as_ref(), &config.data_dir)?,
+        };
+        let token = match token {
+            Some(token) => Some(token),
+            None if is_here => read_token(&config.data_dir),
+            None => {
                 return Err(Failure::new(
-                    Exit::Unreachable,
+                    Exit::Auth,
                     format!(
-                        "no server found: neither --url nor SONDE_URL is given, and there is no {}; start one with `sonde serve`",
-                        tried.display()
+                        "{url} needs a token, by --token or SONDE_TOKEN: the one of this machine's data directory is not sent to others"
                     ),
                 ));
             }
         };
-        let token = token.or_else(|| {
-            let file = std::fs::read_to_string(config.data_dir.join(path::ADMIN_TOKEN)).ok()?;
-            Some(file.trim().to_owned())
-        });
+        let endpoints = endpoints.filter(|_| is_here);
         let mqtt = endpoints.and_then(|endpoints| Some(endpoints.get("mqtt")?.as_str()?.to_owned()));
         Ok(Self::new(url, token, mqtt))
     }
@@ -97,15 +98,26 @@ impl Client {
         reply.ok()
     }
 
+    /// Runs a statement whose answer is small; its rows.
+    pub(crate) fn sql_rows(&self, sql: &str) -> Result<Vec<Vec<serde_json::Value>>> {
+        let mut text = String::new();
+        self.sql(sql, "application/json", None)?.read_to_string(&mut text).map_err(cut_off)?;
+        let answer: Answer = serde_json::from_str(&text)
+            .map_err(|error| Failure::new(Exit::Failed, format!("the answer cannot be read: {error}")))?;
+        Ok(answer.rows)
+    }
+
     /// Runs a statement; the one text that it answers with.
     pub(crate) fn sql_text(&self, sql: &str) -> Result<String> {
-        let mut text = String::new();
-        self.sql(sql, "application/json", None)?.read_to_string(&mut text)?;
-        let answer: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|error| Failure::new(Exit::Failed, format!("the answer is no JSON: {error}")))?;
-        let cell = answer.pointer("/rows/0/0").cloned().unwrap_or_default();
+        let cell = self.sql_rows(sql)?.into_iter().flatten().next().unwrap_or_default();
         Ok(cell.as_str().map_or_else(|| cell.to_string(), str::to_owned))
     }
+}
+
+/// What is read of an answer in JSON.
+#[derive(serde::Deserialize)]
+struct Answer {
+    rows: Vec<Vec<serde_json::Value>>,
 }
 
 impl Reply {
@@ -115,7 +127,7 @@ impl Reply {
             return Ok(self.body);
         }
         let mut text = String::new();
-        self.body.read_to_string(&mut text)?;
+        self.body.read_to_string(&mut text).map_err(cut_off)?;
         let parsed: Option<serde_json::Value> = serde_json::from_str(&text).ok();
         let said = parsed.and_then(|value| Some(value.get("error")?.as_str()?.to_owned()));
         let exit = if matches!(self.status, 401 | 403) { Exit::Auth } else { Exit::Failed };
@@ -126,4 +138,108 @@ impl Reply {
 fn read_endpoints(data_dir: &Path) -> Option<serde_json::Value> {
     let text = std::fs::read_to_string(data_dir.join(path::ENDPOINTS)).ok()?;
     serde_json::from_str(&text).ok()
+}
+
+/// The address that `endpoints.json` has.
+fn local_url(endpoints: Option<&serde_json::Value>, data_dir: &Path) -> Result<String> {
+    let Some(endpoints) = endpoints else {
+        let tried = data_dir.join(path::ENDPOINTS);
+        return Err(Failure::new(
+            Exit::Unreachable,
+            format!(
+                "no server found: neither --url nor SONDE_URL is given, and there is no {}; start one with `sonde serve`",
+                tried.display()
+            ),
+        ));
+    };
+    match endpoints.get("http").and_then(|http| http.as_str()) {
+        Some(http) => Ok(format!("http://{http}")),
+        None => Err(Failure::new(Exit::Unreachable, "the server listens on no HTTP address")),
+    }
+}
+
+fn read_token(data_dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data_dir.join(path::ADMIN_TOKEN)).ok()?;
+    Some(text.trim().to_owned()).filter(|token| !token.is_empty())
+}
+
+/// Whether an address is one of this machine. It is parsed as the HTTP client parses it, so that both see one host.
+fn is_loopback(url: &str) -> bool {
+    let Ok(uri) = url.parse::<http::Uri>() else { return false };
+    let host = uri.host().unwrap_or_default();
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// What it means that the body of an answer cannot be read to its end.
+pub(crate) fn cut_off(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, format!("the answer was cut off: {error}"))
+}
+
+/// Copies the body of an answer; returns its bytes. `unwritten` says what it means that they cannot be written.
+pub(crate) fn copy_body(
+    body: &mut dyn Read,
+    out: &mut dyn Write,
+    unwritten: impl Fn(std::io::Error) -> Failure,
+) -> Result<u64> {
+    let mut chunk = vec![0; 64 << 10];
+    let mut copied = 0;
+    loop {
+        let len = match body.read(&mut chunk) {
+            Ok(0) => return Ok(copied),
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(cut_off(error)),
+        };
+        out.write_all(chunk.get(..len).unwrap_or_default()).map_err(&unwritten)?;
+        copied += len as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_of_this_machine_stays_here() {
+        for (url, here) in [
+            ("http://127.0.0.1:7480", true),
+            ("http://127.9.9.9", true),
+            ("http://localhost:7480/", true),
+            ("http://[::1]:7480", true),
+            ("http://[::ffff:127.0.0.1]:7480", true),
+            ("http://10.0.0.5:7480", false),
+            ("https://example.com", false),
+            ("http://127.0.0.1@example.com", false),
+            ("http://127.0.0.1.example.com", false),
+            ("http://localhost.example.com", false),
+            ("", false),
+        ] {
+            assert_eq!(is_loopback(url), here, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_breaks_off_is_the_servers_failure_and_a_full_disk_is_not() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                Err(ErrorKind::UnexpectedEof.into())
+            }
+        }
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let exit = |body: &mut dyn Read, out: &mut dyn Write| {
+            copy_body(body, out, Failure::from).map_err(|failure| failure.exit)
+        };
+        assert_eq!(exit(&mut &b"rows"[..], &mut Vec::<u8>::new()), Ok(4));
+        assert_eq!(exit(&mut Broken, &mut Vec::<u8>::new()), Err(Exit::Failed));
+        assert_eq!(exit(&mut &b"rows"[..], &mut Broken), Err(Exit::Io));
+    }
 }

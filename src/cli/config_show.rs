@@ -1,5 +1,6 @@
 //! `sonde config show`.
 
+use super::output::say;
 use super::{ConfigArgs, Result};
 use crate::config::Config;
 
@@ -7,9 +8,12 @@ pub(super) fn run(args: &ConfigArgs, effective: bool) -> Result<()> {
     let config = Config::load(args, true)?;
     for setting in &config.effective {
         if effective {
-            println!("{} = \"{}\"  # {} ({})", setting.key, setting.value, setting.help, setting.origin);
+            say(format_args!(
+                "{} = \"{}\"  # {} ({})",
+                setting.key, setting.value, setting.help, setting.origin
+            ))?;
         } else if setting.origin != "default" {
-            println!("{} = \"{}\"", setting.key, setting.value);
+            say(format_args!("{} = \"{}\"", setting.key, setting.value))?;
         }
     }
     Ok(())

@@ -29,13 +29,84 @@ pub(super) struct Recording {
 }
 
 /// What the answers must add up to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Expected {
-    pub(super) plant_rows: usize,
-    pub(super) plant_sum: f64,
-    pub(super) motion_rows: usize,
-    pub(super) machine_rows: usize,
-    pub(super) alerts: usize,
+    pub(super) plant: TableTotals,
+    pub(super) motion: TableTotals,
+    pub(super) machines: TableTotals,
+    pub(super) alerts: TableTotals,
+}
+
+impl Default for Expected {
+    fn default() -> Self {
+        Self {
+            plant: TableTotals::new("plant", &PLANT_FIELDS),
+            motion: TableTotals::new("motion", &["x", "y", "z"]),
+            machines: TableTotals::new("machines", &["value"]),
+            alerts: TableTotals::new("alerts", &["collector"]),
+        }
+    }
+}
+
+impl Expected {
+    /// All tables.
+    pub(super) fn tables(&self) -> [&TableTotals; 4] {
+        [&self.plant, &self.motion, &self.machines, &self.alerts]
+    }
+
+    /// Rows of the messages; those of the rule are not among them.
+    pub(super) fn published_rows(&self) -> usize {
+        self.plant.rows + self.motion.rows + self.machines.rows
+    }
+}
+
+/// The rows of a table, and what each of its numeric fields adds up to.
+#[derive(Clone, Debug)]
+pub(super) struct TableTotals {
+    pub(super) table: &'static str,
+    pub(super) rows: usize,
+    pub(super) fields: Vec<FieldTotal>,
+}
+
+/// What a numeric field adds up to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FieldTotal {
+    pub(super) name: &'static str,
+    pub(super) sum: f64,
+    /// What the values add up to without their signs.
+    magnitude: f64,
+}
+
+impl TableTotals {
+    fn new(table: &'static str, fields: &[&'static str]) -> Self {
+        let field = |name: &&'static str| FieldTotal { name: *name, sum: 0.0, magnitude: 0.0 };
+        Self { table, rows: 0, fields: fields.iter().map(field).collect() }
+    }
+
+    /// Adds a row, its values in the order of the fields.
+    fn add(&mut self, values: &[f64]) {
+        assert_eq!(values.len(), self.fields.len(), "a row of {} has a value for each field", self.table);
+        self.rows += 1;
+        for (field, value) in self.fields.iter_mut().zip(values) {
+            field.sum += value;
+            field.magnitude += value.abs();
+        }
+    }
+}
+
+impl FieldTotal {
+    /// Whether a sum is this one, as near as the order of additions allows: that error grows with the values, also
+    /// where they cancel each other out.
+    pub(super) fn agrees(&self, sum: f64) -> bool {
+        (sum - self.sum).abs() <= self.magnitude * 1e-9
+    }
+}
+
+impl Recording {
+    /// Messages of all devices.
+    pub(super) fn messages(&self) -> usize {
+        self.devices.iter().map(|device| device.messages.len()).sum()
+    }
 }
 
 fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
@@ -136,15 +207,25 @@ fn plants(recording: &mut Recording, now: i64) -> Result<()> {
             }
             payload.push('}');
             let [collector, ..] = row.fields;
-            recording.expected.plant_rows += 1;
-            recording.expected.plant_sum += collector;
-            recording.expected.alerts += usize::from(collector > 105.0 && collector < 800.0);
+            recording.expected.plant.add(&row.fields);
+            if collector > 105.0 && collector < 800.0 {
+                recording.expected.alerts.add(&[collector]);
+            }
             recording.values += row.fields.len();
             messages.push((format!("plant/{name}/state"), payload));
         }
         recording.devices.push(Device { name, messages });
     }
     Ok(())
+}
+
+/// Cells as numbers.
+fn numbers<const N: usize>(cells: [&str; N]) -> Option<[f64; N]> {
+    let mut numbers = [0.0; N];
+    for (number, cell) in numbers.iter_mut().zip(cells) {
+        *number = cell.parse().ok()?;
+    }
+    Some(numbers)
 }
 
 fn motion(recording: &mut Recording, now: i64) -> Result<()> {
@@ -156,12 +237,13 @@ fn motion(recording: &mut Recording, now: i64) -> Result<()> {
         let mut messages = Vec::with_capacity(rows.len());
         for row in &rows {
             let (Some(at), Some([x, y, z])) = (seconds(row), row.get(first..first + 3)) else { continue };
+            let [x, y, z] = [x, y, z].map(|cell| cell.trim());
+            let Some(values) = numbers([x, y, z]) else { continue };
             let nanos = now - ((last - at) * 1e9).round() as i64;
-            let payload =
-                format!("{{\"ts\":{nanos},\"x\":{},\"y\":{},\"z\":{}}}", x.trim(), y.trim(), z.trim());
+            let payload = format!("{{\"ts\":{nanos},\"x\":{x},\"y\":{y},\"z\":{z}}}");
             messages.push((format!("acme/lab/imu/imu-1/{sensor}"), payload));
-            recording.expected.motion_rows += 1;
-            recording.values += 3;
+            recording.expected.motion.add(&values);
+            recording.values += values.len();
         }
         recording.devices.push(Device { name: format!("imu-1-{sensor}"), messages });
     }
@@ -175,6 +257,9 @@ fn machine(recording: &mut Recording, now: i64) -> Result<()> {
         text.lines().skip(1).filter_map(|line| line.split_once(',')).map(|(_, value)| value.trim()).collect();
     let mut messages = Vec::with_capacity(values.len());
     for (back, value) in values.iter().rev().enumerate() {
+        let Some(number) = numbers([*value]) else { continue };
+        recording.expected.machines.add(&number);
+        recording.values += number.len();
         let seconds = now / 1_000_000_000 - back as i64 * 300;
         messages.push((
             "machines/press".to_owned(),
@@ -182,8 +267,6 @@ fn machine(recording: &mut Recording, now: i64) -> Result<()> {
         ));
     }
     messages.reverse();
-    recording.expected.machine_rows = messages.len();
-    recording.values += messages.len();
     recording.devices.push(Device { name: "press-1".into(), messages });
     Ok(())
 }

@@ -4,9 +4,13 @@ mod apply;
 mod client;
 mod config_show;
 mod demo;
+mod demo_checks;
 mod demo_data;
+mod demo_end;
+mod demo_summary;
 mod export;
 mod mqtt_client;
+mod output;
 mod pub_tail;
 mod serve;
 mod sql;
@@ -20,8 +24,12 @@ use clap::{Args, Parser, Subcommand};
 /// What the process ends with, by `docs/cli.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
+    /// Nobody reads standard output any more, which is no failure.
+    Unread = 0,
     /// Failed.
     Failed = 1,
+    /// The arguments are wrong.
+    Usage = 2,
     /// The data is damaged or wrong.
     BadData = 65,
     /// The server cannot be reached.
@@ -32,6 +40,8 @@ pub(crate) enum Exit {
     Auth = 77,
     /// The configuration is wrong.
     Config = 78,
+    /// Ctrl-C or SIGTERM came.
+    Interrupted = 130,
 }
 
 /// An error with the exit code that says so.
@@ -73,7 +83,7 @@ enum Command {
     Sql(SqlArgs),
     /// Write a query's rows to a Parquet file.
     Export(ExportArgs),
-    /// Apply a file of CREATE statements; what exists already is passed over.
+    /// Apply a file of CREATE statements; what exists already as they define it is passed over.
     Apply(ApplyArgs),
     /// Show messages as they are published.
     Tail(TailArgs),
@@ -119,13 +129,13 @@ pub(crate) struct DemoArgs {
     /// End after the summary: exit 0 if every check holds, else 1.
     #[arg(long)]
     pub(crate) once: bool,
-    /// Print the summary as JSON.
+    /// Print the summary as one line of JSON; everything else goes to standard error.
     #[arg(long)]
     pub(crate) json: bool,
     /// Add this to every port, for when ports are taken.
     #[arg(long, default_value_t = 0)]
     pub(crate) port_offset: u16,
-    /// Keep the data here instead of in a directory that goes with the demo.
+    /// Keep the data here, in a new or empty directory, instead of in one that goes with the demo.
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
 }
@@ -219,9 +229,12 @@ enum TokenCommand {
 pub(crate) struct TokenArgs {
     #[command(flatten)]
     pub(crate) server: ServerArgs,
-    /// Its name, for logs.
-    #[arg(long, default_value = "device")]
-    pub(crate) name: String,
+    /// Its name, for logs; `device-` and a random number where it is not given.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Replace the token of this name, which is not accepted any more from then on.
+    #[arg(long, requires = "name")]
+    pub(crate) replace: bool,
     /// A topic filter that it may publish to.
     #[arg(long)]
     pub(crate) publish: Vec<String>,
@@ -268,6 +281,7 @@ pub(crate) fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { exit: Exit::Unread, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("sonde: {}", failure.text);
             ExitCode::from(failure.exit as u8)

@@ -5,7 +5,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use sonde_proto::mqtt::{
-    Ack, Connect, Filter, Packet, Properties, Publish, QoS, RetainHandling, Subscribe, Version, decode,
+    Ack, Connect, Filter, Packet, Properties, Publish, QoS, ReasonCode, RetainHandling, Subscribe, Version,
+    decode,
 };
 
 use super::{Exit, Failure, Result};
@@ -23,14 +24,98 @@ pub(crate) struct MqttClient {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Message { topic: String, payload: Vec<u8>, qos: QoS, packet_id: u16 },
-    PubAck(u16),
-    PubRec(u16),
-    PubComp(u16),
+    PubAck(ReasonCode),
+    PubRec(u16, ReasonCode),
+    PubRel(u16),
+    PubComp(ReasonCode),
     Other,
+}
+
+impl Event {
+    fn of(packet: &Packet<'_>) -> Self {
+        match packet {
+            Packet::Publish(publish) => Self::Message {
+                topic: publish.topic.to_owned(),
+                payload: publish.payload.to_vec(),
+                qos: publish.qos,
+                packet_id: publish.packet_id,
+            },
+            Packet::PubAck(ack) => Self::PubAck(ack.reason),
+            Packet::PubRec(ack) => Self::PubRec(ack.packet_id, ack.reason),
+            Packet::PubRel(ack) => Self::PubRel(ack.packet_id),
+            Packet::PubComp(ack) => Self::PubComp(ack.reason),
+            _ => Self::Other,
+        }
+    }
+
+    /// Fails where it says that the server did not take a message of ours.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::PubAck(reason) | Self::PubRec(_, reason) | Self::PubComp(reason) if reason.is_error() => {
+                Err(refused("the message", *reason))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn failed(text: impl Into<String>) -> Failure {
     Failure::new(Exit::Failed, text)
+}
+
+fn broken(error: std::io::Error) -> Failure {
+    failed(format!("the connection to the server broke: {error}"))
+}
+
+fn refused(what: &str, reason: ReasonCode) -> Failure {
+    let exit = match reason {
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED => Exit::Auth,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("the server refused {what}: {} (0x{:02x})", meaning(reason), reason.0))
+}
+
+/// What a reason code means, in the words of the standard's table 2-6.
+fn meaning(reason: ReasonCode) -> &'static str {
+    match reason.0 {
+        0x00 => "normal disconnection",
+        0x80 => "unspecified error",
+        0x81 => "malformed packet",
+        0x82 => "protocol error",
+        0x83 => "implementation specific error",
+        0x84 => "unsupported protocol version",
+        0x85 => "client identifier not valid",
+        0x86 => "bad user name or password",
+        0x87 => "not authorized",
+        0x88 => "server unavailable",
+        0x89 => "server busy",
+        0x8a => "banned",
+        0x8b => "server shutting down",
+        0x8c => "bad authentication method",
+        0x8d => "keep alive timeout",
+        0x8e => "session taken over",
+        0x8f => "topic filter invalid",
+        0x90 => "topic name invalid",
+        0x91 => "packet identifier in use",
+        0x92 => "packet identifier not found",
+        0x93 => "receive maximum exceeded",
+        0x94 => "topic alias invalid",
+        0x95 => "packet too large",
+        0x96 => "message rate too high",
+        0x97 => "quota exceeded",
+        0x98 => "administrative action",
+        0x99 => "payload format invalid",
+        0x9a => "retain not supported",
+        0x9b => "QoS not supported",
+        0x9c => "use another server",
+        0x9d => "server moved",
+        0x9e => "shared subscriptions not supported",
+        0x9f => "connection rate exceeded",
+        0xa0 => "maximum connect time",
+        0xa1 => "subscription identifiers not supported",
+        0xa2 => "wildcard subscriptions not supported",
+        _ => "a reason that the standard does not name",
+    }
 }
 
 impl MqttClient {
@@ -54,10 +139,7 @@ impl MqttClient {
         connect.encode(&mut client.output);
         client.flush()?;
         client.wait(|packet| match packet {
-            Packet::ConnAck(ack) if ack.reason.is_error() => Some(Err(Failure::new(
-                Exit::Auth,
-                format!("the server refused the connection: reason 0x{:02x}", ack.reason.0),
-            ))),
+            Packet::ConnAck(ack) if ack.reason.is_error() => Some(Err(refused("the connection", ack.reason))),
             Packet::ConnAck(_) => Some(Ok(())),
             _ => None,
         })??;
@@ -77,9 +159,7 @@ impl MqttClient {
         self.flush()?;
         self.wait(|packet| match packet {
             Packet::SubAck(ack) => Some(match ack.reasons.first() {
-                Some(reason) if *reason >= 0x80 => {
-                    Err(failed(format!("the subscription was refused: 0x{reason:02x}")))
-                }
+                Some(reason) if *reason >= 0x80 => Err(refused("the subscription", ReasonCode(*reason))),
                 _ => Ok(()),
             }),
             _ => None,
@@ -93,12 +173,13 @@ impl MqttClient {
         publish.encode(Version::V5, &mut self.output);
     }
 
-    /// Puts the acknowledgement of a message, or PUBREL, into the output buffer.
+    /// Puts what answers a message, PUBREC or PUBREL into the output buffer.
     pub(crate) fn acknowledge(&mut self, event: &Event) {
         let packet = match event {
             Event::Message { qos: QoS::AtLeastOnce, packet_id, .. } => Packet::PubAck(Ack::of(*packet_id)),
             Event::Message { qos: QoS::ExactlyOnce, packet_id, .. } => Packet::PubRec(Ack::of(*packet_id)),
-            Event::PubRec(packet_id) => Packet::PubRel(Ack::of(*packet_id)),
+            Event::PubRec(packet_id, _) => Packet::PubRel(Ack::of(*packet_id)),
+            Event::PubRel(packet_id) => Packet::PubComp(Ack::of(*packet_id)),
             _ => return,
         };
         packet.encode(Version::V5, &mut self.output);
@@ -106,7 +187,7 @@ impl MqttClient {
 
     /// Writes what is in the output buffer.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        self.socket.write_all(&self.output)?;
+        self.socket.write_all(&self.output).map_err(broken)?;
         self.output.clear();
         Ok(())
     }
@@ -119,21 +200,7 @@ impl MqttClient {
     /// The next packet; `None` where nothing came in time.
     pub(crate) fn next(&mut self) -> Result<Option<Event>> {
         loop {
-            if let Some(event) = self.take(|packet| {
-                Some(match packet {
-                    Packet::Publish(publish) => Event::Message {
-                        topic: publish.topic.to_owned(),
-                        payload: publish.payload.to_vec(),
-                        qos: publish.qos,
-                        packet_id: publish.packet_id,
-                    },
-                    Packet::PubAck(ack) => Event::PubAck(ack.packet_id),
-                    Packet::PubRec(ack) => Event::PubRec(ack.packet_id),
-                    Packet::PubRel(ack) => Event::PubComp(ack.packet_id),
-                    Packet::PubComp(ack) => Event::PubComp(ack.packet_id),
-                    _ => Event::Other,
-                })
-            })? {
+            if let Some(event) = self.take(|packet| Some(Event::of(packet)))? {
                 return Ok(Some(event));
             }
             if !self.fill()? {
@@ -161,9 +228,11 @@ impl MqttClient {
                 .map_err(|error| failed(format!("from the server: {error}")))?
             {
                 Some((Packet::Disconnect(disconnect), _)) => {
+                    let reason = disconnect.reason;
                     return Err(failed(format!(
-                        "the server closed the connection: reason 0x{:02x}",
-                        disconnect.reason.0
+                        "the server closed the connection: {} (0x{:02x})",
+                        meaning(reason),
+                        reason.0
                     )));
                 }
                 Some((packet, len)) => {
@@ -187,7 +256,7 @@ impl MqttClient {
                 Ok(true)
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(broken(error)),
         }
     }
 }

@@ -6,6 +6,7 @@ use sonde_proto::mqtt::{QoS, validate_topic};
 
 use super::client::Client;
 use super::mqtt_client::{Event, MqttClient};
+use super::output::unwritten;
 use super::{Exit, Failure, PubArgs, Result, ServerArgs, TailArgs};
 
 fn connect(args: &ServerArgs) -> Result<MqttClient> {
@@ -13,7 +14,7 @@ fn connect(args: &ServerArgs) -> Result<MqttClient> {
     let Some(mqtt) = &client.mqtt else {
         return Err(Failure::new(
             Exit::Unreachable,
-            "the MQTT address is not known: give the server's --data-dir, whose endpoints.json has it",
+            "the MQTT address is not known: the endpoints.json of the server's --data-dir has it, on the server's machine",
         ));
     };
     let id = format!("sonde-cli-{}", std::process::id());
@@ -31,14 +32,13 @@ pub(super) fn publish(args: &PubArgs) -> Result<()> {
         return Ok(());
     }
     loop {
-        match client.next()? {
-            Some(Event::PubAck(_) | Event::PubComp(_)) => return Ok(()),
-            Some(event) => {
-                client.acknowledge(&event);
-                client.flush()?;
-            }
-            None => {}
+        let Some(event) = client.next()? else { continue };
+        event.check()?;
+        if matches!(event, Event::PubAck(_) | Event::PubComp(_)) {
+            return Ok(());
         }
+        client.acknowledge(&event);
+        client.flush()?;
     }
 }
 
@@ -49,8 +49,8 @@ pub(super) fn tail(args: &TailArgs) -> Result<()> {
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         if let Some(Event::Message { topic, payload, .. }) = client.next()? {
-            writeln!(out, "{topic} {}", String::from_utf8_lossy(&payload))?;
-            out.flush()?;
+            let written = writeln!(out, "{topic} {}", String::from_utf8_lossy(&payload));
+            written.and_then(|()| out.flush()).map_err(unwritten)?;
             left -= 1;
         }
     }

@@ -1,5 +1,6 @@
 //! `sonde serve`.
 
+use super::output::{say, shell_path};
 use super::{ConfigArgs, Result};
 use crate::config::Config;
 use crate::{serve, telemetry};
@@ -16,7 +17,8 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let server = serve::start(&config).await?;
-        print_banner(&config, &server);
+        // A server serves, whether or not somebody reads this.
+        let _ = say(banner(&config, &server));
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
             result = tokio::signal::ctrl_c() => {
@@ -28,32 +30,37 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
     })
 }
 
-fn print_banner(config: &Config, server: &serve::Server) {
+fn banner(config: &Config, server: &serve::Server) -> String {
     let mib = |bytes: u64| bytes >> 20;
-    println!("SondeDB {}", env!("CARGO_PKG_VERSION"));
+    let mut lines = vec![format!("SondeDB {}", env!("CARGO_PKG_VERSION"))];
     let addresses = server.addresses;
     for (name, address) in
         [("MQTT", addresses.mqtt), ("HTTP", addresses.http), ("gRPC, Flight SQL", addresses.grpc)]
     {
-        match address {
-            Some(address) => println!("  {name:<17} {address}"),
-            None => println!("  {name:<17} off"),
-        }
+        let address = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
+        lines.push(format!("  {name:<17} {address}"));
     }
-    println!("  data              {}", config.data_dir.display());
-    println!(
+    lines.push(format!("  data              {}", config.data_dir.display()));
+    lines.push(format!(
         "  memory            {} MiB: queries {} MiB, rows before a flush {} MiB",
         mib(config.memory_limit),
         mib(config.query_memory),
         mib(config.memtable)
-    );
+    ));
     if config.insecure {
-        println!(
+        lines.push(
             "  INSECURE          no authentication on any door: everyone who reaches a port may do everything"
+                .to_owned(),
         );
     }
-    println!("Try:");
-    println!("  sonde pub sensors/temp '{{\"device\":\"d1\",\"value\":23.5}}'");
-    println!("  sonde sql -c 'SELECT * FROM sensors'");
-    println!("  sonde tail 'sensors/#'");
+    let place = if config.has_default_dir() {
+        String::new()
+    } else {
+        format!(" --data-dir {}", shell_path(&config.data_dir))
+    };
+    lines.push("Try:".to_owned());
+    lines.push(format!("  sonde pub{place} sensors/temp '{{\"device\":\"d1\",\"value\":23.5}}'"));
+    lines.push(format!("  sonde sql{place} -c 'SELECT * FROM sensors'"));
+    lines.push(format!("  sonde tail{place} 'sensors/#'"));
+    lines.join("\n")
 }

@@ -8,7 +8,8 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
 use clap::ValueEnum;
 
-use super::client::Client;
+use super::client::{Client, copy_body, cut_off};
+use super::output::unwritten;
 use super::{Exit, Failure, Result, SqlArgs};
 
 /// How an answer is shown.
@@ -49,42 +50,43 @@ pub(super) fn run(args: &SqlArgs) -> Result<()> {
 }
 
 fn answer(client: &Client, sql: &str, args: &SqlArgs) -> Result<()> {
-    let mut body = client.sql(sql, args.format.accept(), args.database.as_deref())?;
-    let mut out: Box<dyn Write> = match &args.output {
-        Some(file) => Box::new(File::create(file)?),
-        None => {
-            let binary = matches!(args.format, OutputFormat::Arrow | OutputFormat::Parquet);
-            if binary && std::io::stdout().is_terminal() {
-                return Err(Failure::new(
-                    Exit::Failed,
-                    "this format is not for a terminal: add --output FILE",
-                ));
-            }
-            Box::new(std::io::stdout().lock())
-        }
-    };
-    match args.format {
-        OutputFormat::Table => writeln!(out, "{}", table(body)?)?,
-        _ => {
-            std::io::copy(&mut body, &mut out)?;
-        }
+    let body = client.sql(sql, args.format.accept(), args.database.as_deref())?;
+    if let Some(path) = &args.output {
+        let unwritten =
+            |error: std::io::Error| Failure::new(Exit::Io, format!("write {}: {error}", path.display()));
+        let mut file = File::create(path).map_err(unwritten)?;
+        return write_answer(body, args.format, &mut file, unwritten);
     }
-    out.flush()?;
-    Ok(())
+    let binary = matches!(args.format, OutputFormat::Arrow | OutputFormat::Parquet);
+    if binary && std::io::stdout().is_terminal() {
+        return Err(Failure::new(Exit::Failed, "this format is not for a terminal: add --output FILE"));
+    }
+    write_answer(body, args.format, &mut std::io::stdout().lock(), unwritten)
+}
+
+fn write_answer(
+    mut body: Box<dyn Read>,
+    format: OutputFormat,
+    out: &mut dyn Write,
+    unwritten: impl Fn(std::io::Error) -> Failure,
+) -> Result<()> {
+    if format == OutputFormat::Table {
+        writeln!(out, "{}", table(body)?).map_err(&unwritten)?;
+    } else {
+        copy_body(&mut body, out, &unwritten)?;
+    }
+    out.flush().map_err(&unwritten)
 }
 
 fn table(body: Box<dyn Read>) -> Result<String> {
-    let wrong = |error: arrow::error::ArrowError| {
-        Failure::new(Exit::Failed, format!("the answer was cut off: {error}"))
-    };
-    let reader = StreamReader::try_new(body, None).map_err(wrong)?;
+    let reader = StreamReader::try_new(body, None).map_err(cut_off)?;
     let schema = reader.schema();
-    let mut batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>().map_err(wrong)?;
+    let mut batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>().map_err(cut_off)?;
     if batches.is_empty() {
         batches.push(RecordBatch::new_empty(schema));
     }
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-    let table = pretty_format_batches(&batches).map_err(wrong)?;
+    let table = pretty_format_batches(&batches).map_err(cut_off)?;
     Ok(format!("{table}\n({rows} rows)"))
 }
 
@@ -94,8 +96,8 @@ fn prompt(client: &Client, args: &SqlArgs) -> Result<()> {
     let mut statement = String::new();
     let show_prompt = |text: &str| -> Result<()> {
         if interactive {
-            print!("{text}");
-            std::io::stdout().flush()?;
+            let mut out = std::io::stdout().lock();
+            write!(out, "{text}").and_then(|()| out.flush()).map_err(unwritten)?;
         }
         Ok(())
     };

@@ -9,14 +9,16 @@
 //! - Comparing two keys' bytes compares their tag values as UTF-8 bytes, absent first.
 //! - Adding a tag to a table changes no key: missing values at the end mean absent.
 
+use std::sync::Arc;
+
 use crate::cursor::{FormatError, Result};
 
 const ABSENT: u8 = 0;
 const PRESENT: u8 = 1;
 
-/// The encoded tag values of a series.
+/// The encoded tag values of a series; clones share them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SeriesKey(Box<[u8]>);
+pub struct SeriesKey(Arc<[u8]>);
 
 impl SeriesKey {
     /// Encodes tag values given in ColumnId order.
@@ -24,7 +26,7 @@ impl SeriesKey {
     pub fn encode<'a>(tags: impl IntoIterator<Item = Option<&'a str>>) -> Self {
         let mut bytes = Vec::new();
         Self::encode_into(tags, &mut bytes);
-        Self(bytes.into_boxed_slice())
+        Self(bytes.into())
     }
 
     /// Encodes into a buffer that the caller reuses; what it held is replaced.

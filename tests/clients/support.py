@@ -34,14 +34,14 @@ def unique(prefix="t"):
 
 
 def wait_until(condition, what, seconds=20):
-    """The first true value of `condition()`. Fails with `what` after the deadline."""
+    """The first true value of `condition()`. Fails with `what`, a text or what makes one, after the deadline."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {seconds} s in vain: {what}")
+            pytest.fail(f"waited {seconds} s in vain: {what() if callable(what) else what}")
         time.sleep(0.02)
 
 
@@ -53,11 +53,25 @@ def tool(name):
     return path
 
 
-def run(*command, env=None):
-    """Runs a client to its end; its standard output."""
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=CLIENT_SECONDS)
-    assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stdout
+def run(*command, env=None, code=0, input=None, cwd=None):
+    """Runs a client to its end, which must be the exit code `code`; its standard output, or what it says of its failure."""
+    done = subprocess.run(
+        command, env=env, input=input, cwd=cwd, capture_output=True, text=True, timeout=CLIENT_SECONDS
+    )
+    assert done.returncode == code, f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stderr if code else done.stdout
+
+
+def wait_rows(server, query, expected, seconds=20):
+    """Waits until a query has these rows; its table may have yet to be made."""
+    answer = None
+
+    def holds():
+        nonlocal answer
+        answer = server.post_sql(query)
+        return answer.status == 200 and answer.json["rows"] == expected
+
+    wait_until(holds, lambda: f"{query}: {expected}, and the last answer was {answer}", seconds)
 
 
 class Answer:
@@ -87,25 +101,44 @@ class Answer:
 
 
 class Server:
-    """One `sonde serve` on its own data directory, on ports that it chooses itself."""
+    """One `sonde serve` on its own data directory, on ports that it chooses itself, with further `settings`."""
 
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, settings=(), insecure=False):
         self.binary = binary
-        self.data_dir = Path(directory) / "data"
-        self.log = Path(directory) / "server.log"
+        self.directory = Path(directory)
+        self.data_dir = self.directory / "data"
+        self.log = self.directory / "server.log"
+        self.settings, self.insecure = settings, insecure
         self.process = None
+
+    @property
+    def command(self):
+        """What starts it."""
+        command = [self.binary, "serve", "--data-dir", str(self.data_dir)]
+        for setting in (*(f"{door}.listen=127.0.0.1:0" for door in ("mqtt", "http", "grpc")), *self.settings):
+            command += ["--set", setting]
+        return command + ["--insecure"] * self.insecure
 
     def start(self):
         # A killed server leaves its addresses behind; only those of this start count.
         (self.data_dir / "endpoints.json").unlink(missing_ok=True)
-        command = [self.binary, "serve", "--data-dir", self.data_dir]
-        for door in ("mqtt", "http", "grpc"):
-            command += ["--set", f"{door}.listen=127.0.0.1:0"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.environment())
         self.endpoints = wait_until(self._read_endpoints, "the server's endpoints.json", START_SECONDS)
         self.token = (self.data_dir / "admin.token").read_text().strip()
         return self
+
+    def fails_to_start(self, code):
+        """Starts and ends by itself with this exit code; what it says."""
+        with subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True, env=self.environment()) as process:
+            endpoints = self.data_dir / "endpoints.json"
+            wait_until(lambda: process.poll() is not None or endpoints.exists(), "the end of the server", START_SECONDS)
+            if process.poll() is None:
+                process.kill()
+                pytest.fail("the server did start")
+            said = process.stderr.read()
+        assert process.returncode == code, f"the server ended with {process.returncode}: {said}"
+        return said
 
     def _read_endpoints(self):
         if self.process.poll() is not None:
@@ -177,10 +210,23 @@ class Server:
         assert answer.status == 200, f"{query}: {answer}"
         return answer.json["rows"]
 
-    def cli(self, *arguments):
-        """Runs a client command of the binary, which finds the server by its data directory."""
-        command, *rest = arguments
-        return run(self.binary, command, "--data-dir", str(self.data_dir), *rest, env=self.environment())
+    def cli(self, *arguments, **how):
+        """Runs a client command of the binary, which finds the server by its data directory; `how` as for `run`."""
+        return run(self.binary, *arguments, "--data-dir", str(self.data_dir), env=self.environment(), **how)
+
+    def write(self, table, rows, **parameters):
+        """Stores rows over HTTP: dictionaries, or a text of line protocol, whose table stands in its lines."""
+        if isinstance(rows, str):
+            path, body, kind = "/api/v1/write?", rows, "text/plain"
+        else:
+            path, body, kind = f"/api/v1/write?table={table}", json.dumps(rows), "application/json"
+        path += "".join(f"&{name}={value}" for name, value in parameters.items())
+        answer = self.http("POST", path, body, Content_Type=kind)
+        assert answer.status == 200, answer
+
+    def create_token(self, *grants, name=None):
+        """A token that may do what the flags of `sonde token create` say."""
+        return self.cli("token", "create", "--name", name or unique("token"), *grants).strip()
 
 
 @contextmanager
@@ -188,8 +234,8 @@ def servers(binary, factory):
     """Makes servers, and at the end stops those that still run, each of which must end with exit code 0."""
     made = []
 
-    def make():
-        made.append(Server(binary, factory.mktemp("sonde")))
+    def make(*settings, insecure=False):
+        made.append(Server(binary, factory.mktemp("sonde"), settings, insecure))
         return made[-1].start()
 
     try:

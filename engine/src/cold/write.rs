@@ -12,11 +12,12 @@ use parquet::arrow::AsyncArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use sonde_storage_format::{Cell, Cells, ColdFile, ColumnRole, SeqNo, TimeRange, Values};
+use sonde_storage_format::{Cell, Cells, ColdFile, Column, ColumnRole, SeqNo, TimeRange, Values};
 
 use crate::catalog::Table;
 use crate::cold::{ColdOptions, TIME_NS, day_name, schema, store_error};
 use crate::error::{Error, Result};
+use crate::limits::GROUP_TEXT_BYTES;
 use crate::scan::ScanContext;
 use crate::scan::batch::{field_array, tag_array};
 use crate::scan::merge::{Merge, Window};
@@ -71,11 +72,17 @@ fn upload(
     let properties = properties(&context.table);
     let mut writer =
         AsyncArrowWriter::try_new(sink, Arc::clone(&schema), Some(properties)).map_err(store_error)?;
-    let mut rows = 0;
+    let (mut rows, mut text) = (0, 0);
     loop {
         rows += window.rows() as u64;
+        text += window.columns.iter().map(text_bytes).sum::<usize>();
         let batch = to_batch(context, &schema, window)?;
         options.runtime.block_on(writer.write(&batch)).map_err(store_error)?;
+        if text >= GROUP_TEXT_BYTES {
+            // Readers decode a row group's strings with 32-bit offsets.
+            options.runtime.block_on(writer.flush()).map_err(store_error)?;
+            text = 0;
+        }
         match merge.next_window()? {
             Some(next) => window = next,
             None => break,
@@ -83,6 +90,13 @@ fn upload(
     }
     options.runtime.block_on(writer.finish()).map_err(store_error)?;
     Ok(Some((rows, writer.bytes_written() as u64)))
+}
+
+fn text_bytes(column: &Column) -> usize {
+    match &column.values {
+        Values::Text(texts) => texts.byte_len(),
+        _ => 0,
+    }
 }
 
 fn properties(table: &Table) -> WriterProperties {

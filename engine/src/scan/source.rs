@@ -9,10 +9,11 @@ use crate::cold::read::ColdSource;
 use crate::engine::Inner;
 use crate::error::Result;
 use crate::memtable::PartitionBlocks;
+use crate::open_chunk::OpenChunk;
 use crate::scan::ScanContext;
 use crate::scan::merge::{RowRef, Window, assemble, kinds};
 use crate::scan::prune::{Group, Layer};
-use crate::version::{Chunk, OpenChunk};
+use crate::version::Chunk;
 
 /// A sorted source.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group
     let source = |layer: &Layer| {
         Ok(match layer {
             Layer::Memory(partition) => Source::Memory(Some(Box::new(sort_blocks(context, partition)))),
-            Layer::Chunk(chunk) => Source::Chunk(ChunkSource::new(context, chunk, alone)),
+            Layer::Chunk(chunk) => Source::Chunk(ChunkSource::kept(inner, context, chunk, alone)?),
             Layer::Cold(file) => Source::Cold(Box::new(ColdSource::open(inner, context, file)?)),
         })
     };
@@ -73,6 +74,8 @@ pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) ->
 pub(crate) struct ChunkSource {
     context: Arc<ScanContext>,
     chunk: Arc<Chunk>,
+    /// From the first window on.
+    open: Option<Arc<OpenChunk>>,
     /// No other source overlaps: a page's value range may rule its rows out.
     alone: bool,
     group: usize,
@@ -86,17 +89,26 @@ struct Run {
 
 impl ChunkSource {
     pub(crate) fn new(context: &Arc<ScanContext>, chunk: &Arc<Chunk>, alone: bool) -> Self {
-        Self { context: Arc::clone(context), chunk: Arc::clone(chunk), alone, group: 0 }
+        Self { context: Arc::clone(context), chunk: Arc::clone(chunk), open: None, alone, group: 0 }
+    }
+
+    /// Of a chunk that stays open for the next scan.
+    fn kept(inner: &Inner, context: &Arc<ScanContext>, chunk: &Arc<Chunk>, alone: bool) -> Result<Self> {
+        let open = chunk.open()?;
+        inner.open_chunks.keep(&open);
+        Ok(Self { open: Some(open), ..Self::new(context, chunk, alone) })
     }
 
     fn next_window(&mut self) -> Result<Option<Window>> {
-        let chunk = Arc::clone(&self.chunk);
-        let open = chunk.open()?;
+        let open = match &self.open {
+            Some(open) => Arc::clone(open),
+            None => Arc::clone(self.open.insert(self.chunk.open()?)),
+        };
         let groups = open.columns.first().map_or(0, |time| time.pages.len());
         while self.group < groups {
             let group = self.group;
             self.group += 1;
-            if let Some(window) = self.read_group(open, group)? {
+            if let Some(window) = self.read_group(&open, group)? {
                 return Ok(Some(window));
             }
         }
@@ -120,7 +132,7 @@ impl ChunkSource {
         if runs.is_empty() {
             return Ok(None);
         }
-        let Values::Int(times) = self.chunk.page(&time_page)?.values else { return Ok(None) };
+        let Values::Int(times) = open.page(&time_page)?.values else { return Ok(None) };
         if first < time.start || last >= time.end {
             for run in &mut runs {
                 let of_run = times.get(run.rows.clone()).unwrap_or_default();
@@ -159,7 +171,7 @@ impl ChunkSource {
         let Some(page) = pages.and_then(|column| column.pages.get(group).copied().flatten()) else {
             return Ok(Column::absent(kind, wanted));
         };
-        let column = self.chunk.page(&page)?;
+        let column = open.page(&page)?;
         if whole {
             return Ok(column);
         }

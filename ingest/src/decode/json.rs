@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use sonde_engine::{EXACT_INTEGER, FieldValue};
 
 use super::{DecodeError, Rows};
-use crate::limits::JSON_DEPTH;
+use crate::limits::{ITEM_NAME, JSON_DEPTH, ROW_ITEMS};
 
 /// What a payload turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,20 @@ pub enum Shape {
 
 /// Decodes a payload into `rows`, which is emptied first; strings borrow from it where they have no escapes.
 pub fn decode<'a>(payload: &'a [u8], rows: &mut Rows<'a>) -> Result<Shape, DecodeError> {
+    decode_each(payload, rows, |_| {})
+}
+
+/// The same, and calls `each` at the end of every object, which may take the rows out, so that they never are all in
+/// memory. What was taken before an error is the caller's to discard.
+pub fn decode_each<'a>(
+    payload: &'a [u8],
+    rows: &mut Rows<'a>,
+    each: impl FnMut(&mut Rows<'a>),
+) -> Result<Shape, DecodeError> {
     rows.clear();
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let wrong = |error: serde_json::Error| DecodeError(format!("not JSON: {error}"));
-    let shape = Top { rows }.deserialize(&mut deserializer).map_err(wrong)?;
+    let shape = Top { rows, each }.deserialize(&mut deserializer).map_err(wrong)?;
     deserializer.end().map_err(wrong)?;
     Ok(shape)
 }
@@ -45,11 +55,12 @@ fn unsigned<'a>(value: u64) -> FieldValue<'a> {
     }
 }
 
-struct Top<'r, 'de> {
+struct Top<'r, 'de, F> {
     rows: &'r mut Rows<'de>,
+    each: F,
 }
 
-impl<'de> Top<'_, 'de> {
+impl<'de, F> Top<'_, 'de, F> {
     fn scalar(self, value: FieldValue<'de>) -> Shape {
         self.rows.push((Cow::Borrowed(""), value));
         self.rows.end_row();
@@ -57,7 +68,7 @@ impl<'de> Top<'_, 'de> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Top<'_, 'de> {
+impl<'de, F: FnMut(&mut Rows<'de>)> DeserializeSeed<'de> for Top<'_, 'de, F> {
     type Value = Shape;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
@@ -65,22 +76,24 @@ impl<'de> DeserializeSeed<'de> for Top<'_, 'de> {
     }
 }
 
-impl<'de> Visitor<'de> for Top<'_, 'de> {
+impl<'de, F: FnMut(&mut Rows<'de>)> Visitor<'de> for Top<'_, 'de, F> {
     type Value = Shape;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object, an array of objects, a number, a boolean or a string")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Shape, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, map: A) -> Result<Shape, A::Error> {
         Object { prefix: "", depth: 0, rows: self.rows }.visit_map(map)?;
         self.rows.end_row();
+        (self.each)(self.rows);
         Ok(Shape::Objects)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Shape, A::Error> {
         while seq.next_element_seed(Object { prefix: "", depth: 0, rows: self.rows })?.is_some() {
             self.rows.end_row();
+            (self.each)(self.rows);
         }
         Ok(Shape::Objects)
     }
@@ -141,6 +154,12 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
             return Err(A::Error::custom(format!("more than {JSON_DEPTH} objects inside each other")));
         }
         while let Some(key) = map.next_key_seed(Key)? {
+            if self.prefix.len() + 1 + key.len() > ITEM_NAME {
+                return Err(A::Error::custom(format!("a key of more than {ITEM_NAME} bytes")));
+            }
+            if self.rows.row_len() >= ROW_ITEMS {
+                return Err(A::Error::custom(format!("more than {ROW_ITEMS} values in one object")));
+            }
             let name =
                 if self.prefix.is_empty() { key } else { Cow::Owned(format!("{}_{key}", self.prefix)) };
             map.next_value_seed(Value { name, depth: self.depth, rows: self.rows })?;
@@ -307,6 +326,25 @@ mod tests {
             (Shape::Scalar, vec![&[("".into(), FieldValue::Float(23.5))][..]])
         );
         assert!(decoded("[1,2]").is_err() && decoded("{\"a\":").is_err() && decoded("{} x").is_err());
+    }
+
+    #[test]
+    fn what_would_swell_is_refused() {
+        let long = "k".repeat(200);
+        assert!(decoded(&format!(r#"{{"{long}":{{"{long}":1}}}}"#)).is_err());
+        assert!(decoded(&format!(r#"{{"{long}":{{"a":1}}}}"#)).is_ok());
+        let many: Vec<String> = (0..5000).map(|i| format!("\"k{i}\":1")).collect();
+        assert!(decoded(&format!("{{{}}}", many.join(","))).is_err());
+    }
+
+    #[test]
+    fn rows_can_be_taken_one_by_one() {
+        let (mut rows, mut most) = (Rows::default(), 0);
+        let shape = decode_each(br#"[{"a":1},{"a":2},{"a":3}]"#, &mut rows, |rows| {
+            most = most.max(rows.count());
+            rows.clear();
+        });
+        assert_eq!((shape, most), (Ok(Shape::Objects), 1));
     }
 
     #[test]

@@ -17,10 +17,45 @@ pub struct Line<'a> {
     pub time: Option<i64>,
 }
 
-/// The lines of a body that hold something, with their numbers from 1.
+/// The lines of a body that hold something, with the number of their first line from 1. A string of a field may hold
+/// line breaks.
 pub fn lines(body: &str) -> impl Iterator<Item = (usize, &str)> {
-    let numbered = body.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
-    numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+    let (mut rest, mut next) = (body, 1);
+    let split = std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (line, behind) = rest.split_at(end_of_line(rest));
+        let number = next;
+        next += 1 + line.bytes().filter(|byte| *byte == b'\n').count();
+        rest = behind.strip_prefix('\n').unwrap_or(behind);
+        Some((number, line.trim()))
+    });
+    split.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// Where the first line ends: at a line break outside of a field's string. As Influx does it: quotes mean something
+/// behind the first space that is not escaped.
+fn end_of_line(text: &str) -> usize {
+    let plain = text.find('\n').unwrap_or(text.len());
+    let line = text.get(..plain).unwrap_or(text);
+    if !line.contains('"') || line.trim_start().starts_with('#') {
+        return plain;
+    }
+    let start = text.len() - text.trim_start().len();
+    let (mut fields, mut quoted, mut escaped) = (false, false, false);
+    for (at, byte) in text.bytes().enumerate().skip(start) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b' ' => fields = true,
+            b'"' if fields => quoted = !quoted,
+            b'\n' if !quoted => return at,
+            _ => {}
+        }
+    }
+    // A string that never ends costs its own line only.
+    if quoted { plain } else { text.len() }
 }
 
 /// Decodes one line into the one row of `rows`, which is emptied first: tags, then fields.
@@ -159,5 +194,14 @@ mod tests {
     #[test]
     fn comments_and_blank_lines_are_passed_over() {
         assert_eq!(lines("# x\n\n a b=1 \n").collect::<Vec<_>>(), [(3, "a b=1")]);
+    }
+
+    #[test]
+    fn a_string_may_hold_line_breaks() {
+        let body = "a s=\"x\ny v=9 \\\" \nz\" 1\nb,t=\"q c=1\nd s=\"open\ne f=1";
+        let found: Vec<_> = lines(body).collect();
+        let expected =
+            [(1, "a s=\"x\ny v=9 \\\" \nz\" 1"), (4, "b,t=\"q c=1"), (5, "d s=\"open"), (6, "e f=1")];
+        assert_eq!(found, expected);
     }
 }

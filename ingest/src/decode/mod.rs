@@ -1,5 +1,7 @@
 //! Payloads as rows: one file per format, each giving named scalars that the source maps to columns.
 
+#[cfg(test)]
+mod fuzz;
 pub mod json;
 pub mod line;
 
@@ -33,6 +35,11 @@ impl<'a> Rows<'a> {
     /// Ends the current row.
     pub fn end_row(&mut self) {
         self.ends.push(self.items.len());
+    }
+
+    /// Number of items in the row that has not ended.
+    pub(crate) fn row_len(&self) -> usize {
+        self.items.len() - self.ends.last().copied().unwrap_or_default()
     }
 
     /// Number of rows.

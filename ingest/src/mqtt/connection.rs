@@ -9,6 +9,7 @@ use sonde_access::Principal;
 use sonde_proto::mqtt::Version;
 
 use super::message::Message;
+use super::router::SessionKey;
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(super) enum Phase {
     /// The client was let in.
     Open {
         /// Its session's place in the session table.
-        session: usize,
+        session: SessionKey,
         /// Who it is.
         principal: Arc<Principal>,
     },
@@ -45,8 +46,12 @@ pub(super) struct Connection {
     pub(super) out: Vec<u8>,
     /// Whether the socket may have more to read.
     pub(super) readable: bool,
+    /// Whether its CONNACK is in `out`: nothing may come before it.
+    pub(super) greeted: bool,
     /// Whether it is to be closed once `out` is written.
     pub(super) closing: bool,
+    /// Whether its last packet is in `out`: nothing may come behind it.
+    pub(super) sealed: bool,
 }
 
 /// What a read found.
@@ -74,7 +79,9 @@ impl Connection {
             partial: Vec::new(),
             out: Vec::new(),
             readable: false,
+            greeted: false,
             closing: false,
+            sealed: false,
         }
     }
 
@@ -133,7 +140,7 @@ impl Connection {
     }
 
     /// The session's place, once the client was let in.
-    pub(super) fn session(&self) -> Option<usize> {
+    pub(super) fn session(&self) -> Option<SessionKey> {
         match &self.phase {
             Phase::Open { session, .. } => Some(*session),
             Phase::Opening => None,

@@ -5,12 +5,18 @@
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod connect;
 mod connection;
+mod delivery;
+mod listener;
 mod message;
 mod packets;
+mod publish;
 mod retained;
 mod router;
 mod session;
+mod subscribe;
+mod turn;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};
@@ -20,8 +26,8 @@ use futures::channel::oneshot;
 use parking_lot::Mutex;
 use sonde_access::Principal;
 
+pub use listener::{Mqtt, MqttStats, start};
 pub use message::Message;
-pub use worker::{Mqtt, start};
 
 /// Who a client is, from what it sent; `None` where it may not come in.
 pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
@@ -55,8 +61,8 @@ impl std::fmt::Debug for MqttOptions {
 /// What others ask of the event loop.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Publish a message; answered when it is as durable as its QoS asks for.
-    Publish(Message, oneshot::Sender<sonde_engine::Result<()>>),
+    /// Publish messages; answered when they are as durable as their QoS asks for.
+    Publish(Vec<Message>, oneshot::Sender<sonde_engine::Result<()>>),
     /// End a session and its connection; answered with whether there was one.
     Kill(String, std::sync::mpsc::Sender<bool>),
     /// What the sessions are.

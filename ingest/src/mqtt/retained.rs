@@ -45,12 +45,24 @@ impl Retained {
             }
             return Some(State { namespace: NAMESPACE.into(), key, value: None });
         }
-        if self.bytes + message.bytes() > RETAINED_BYTES {
+        let old = self.messages.get(message.topic.as_ref()).map_or(0, Message::bytes);
+        if self.bytes - old + message.bytes() > RETAINED_BYTES {
             return None;
         }
         let value = Some(message.encode());
         self.put(message.clone());
         Some(State { namespace: NAMESPACE.into(), key, value })
+    }
+
+    /// Takes a topic's message as the state store has it, after a commit that failed.
+    pub(super) fn restore(&mut self, engine: &Engine, topic: &str) {
+        if let Some(newer) = self.messages.remove(topic) {
+            self.bytes -= newer.bytes();
+        }
+        let stored = engine.state(NAMESPACE, topic.as_bytes());
+        if let Some(message) = stored.and_then(|value| Message::decode(&value)) {
+            self.put(message);
+        }
     }
 
     /// The messages that a new subscription gets.

@@ -56,10 +56,23 @@ pub(super) enum InFlight {
     Released(u64),
 }
 
+impl InFlight {
+    /// The delivery's number.
+    pub(super) fn number(&self) -> u64 {
+        match self {
+            Self::Sent(delivery) => delivery.number,
+            Self::Released(number) => *number,
+        }
+    }
+}
+
 /// A client's session.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) client_id: String,
+    /// Which of the sessions that this client has had; part of the keys of its records, so that what an earlier one
+    /// left behind is never taken for its own.
+    incarnation: u64,
     /// Seconds that it is kept after its connection; 0 ends it with the connection.
     pub(super) expiry: u32,
     pub(super) connection: Option<usize>,
@@ -79,9 +92,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(client_id: &str) -> Self {
+    pub(super) fn new(client_id: &str, incarnation: u64) -> Self {
         Self {
             client_id: client_id.to_owned(),
+            incarnation,
             expiry: 0,
             connection: None,
             left_at: None,
@@ -104,6 +118,7 @@ impl Session {
     fn key(&self, rest: &[u8]) -> Vec<u8> {
         let mut key = self.client_id.as_bytes().to_vec();
         key.push(0);
+        key.extend_from_slice(&self.incarnation.to_be_bytes());
         key.extend_from_slice(rest);
         key
     }
@@ -111,6 +126,7 @@ impl Session {
     /// The record of expiry and subscriptions; `None` as value where the session is not durable.
     pub(super) fn record(&self) -> State {
         let mut value = self.expiry.to_le_bytes().to_vec();
+        value.extend_from_slice(&self.incarnation.to_le_bytes());
         for (filter, subscription) in &self.subscriptions {
             value.push(subscription.to_byte());
             value.extend_from_slice(&(filter.len() as u16).to_le_bytes());
@@ -125,10 +141,7 @@ impl Session {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let mut records = vec![gone(SESSIONS, self.client_id.as_bytes().to_vec())];
         records.extend(self.received.iter().map(|id| gone(RECEIVED, self.key(&id.to_be_bytes()))));
-        let sent = self.in_flight.values().map(|in_flight| match in_flight {
-            InFlight::Sent(delivery) => delivery.number,
-            InFlight::Released(number) => *number,
-        });
+        let sent = self.in_flight.values().map(InFlight::number);
         let waiting = self.queue.iter().map(|delivery| delivery.number);
         records.extend(sent.chain(waiting).map(|number| gone(QUEUE, self.key(&number.to_be_bytes()))));
         records
@@ -156,12 +169,31 @@ impl Session {
     pub(super) fn enqueue(&mut self, delivery: Delivery) -> Result<(), Delivery> {
         let bytes = delivery.message.bytes();
         if self.queue.len() >= QUEUED_MESSAGES || self.queue_bytes + bytes > QUEUED_BYTES {
-            self.dropped += 1;
+            self.count_dropped();
             return Err(delivery);
         }
         self.queue_bytes += bytes;
         self.queue.push_back(delivery);
         Ok(())
+    }
+
+    /// Counts a message that the client will not get; said in the log ever more seldom.
+    pub(super) fn count_dropped(&mut self) {
+        self.dropped += 1;
+        if self.dropped.is_power_of_two() {
+            tracing::warn!(
+                client = self.client_id,
+                dropped = self.dropped,
+                "messages for an MQTT client were dropped"
+            );
+        }
+    }
+
+    /// Ends a delivery that cannot be sent. Returns its number.
+    pub(super) fn give_up(&mut self, packet_id: u16) -> Option<u64> {
+        let number = self.in_flight.remove(&packet_id)?.number();
+        self.count_dropped();
+        Some(number)
     }
 
     /// Whether the queue takes another message of this size.
@@ -235,52 +267,67 @@ impl Session {
     }
 }
 
-/// The durable sessions of the state store, with everything that waits for them.
-pub(super) fn recover(engine: &Engine) -> Vec<Session> {
+/// What the state store has of sessions.
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    /// The durable sessions, with everything that waits for them.
+    pub(super) sessions: Vec<Session>,
+    /// Removals of records whose session is gone.
+    pub(super) orphans: Vec<State>,
+}
+
+/// Reads the durable sessions from the state store.
+pub(super) fn recover(engine: &Engine) -> Recovered {
     let mut sessions: HashMap<String, Session> = HashMap::new();
+    let mut orphans = Vec::new();
+    let mut orphan =
+        |namespace: &str, key| orphans.push(State { namespace: namespace.into(), key, value: None });
     for (key, value) in engine.state_entries(SESSIONS) {
-        let Ok(client_id) = String::from_utf8(key) else { continue };
-        let mut session = Session::new(&client_id);
-        if read_session(&mut session, &value).is_some() {
-            session.left_at = Some(0);
-            sessions.insert(client_id, session);
+        let session = std::str::from_utf8(&key).ok().and_then(|client| read_session(client, &value));
+        match session {
+            Some(session) => drop(sessions.insert(session.client_id.clone(), session)),
+            None => orphan(SESSIONS, key),
         }
     }
     for (key, _) in engine.state_entries(RECEIVED) {
-        if let Some((session, id)) = owner(&mut sessions, &key)
-            && let Ok(id) = id.try_into()
-        {
-            session.received.insert(u16::from_be_bytes(id));
+        let found = owner(&mut sessions, &key).and_then(|(session, id)| Some((session, id.try_into().ok()?)));
+        match found {
+            Some((session, id)) => drop(session.received.insert(u16::from_be_bytes(id))),
+            None => orphan(RECEIVED, key),
         }
     }
     // Keys sort by client and number, so each queue comes back in its order.
     for (key, value) in engine.state_entries(QUEUE) {
-        if let Some((session, number)) = owner(&mut sessions, &key)
-            && let Ok(number) = number.try_into()
-            && let Some(delivery) = read_delivery(u64::from_be_bytes(number), &value)
-            && session.enqueue(delivery).is_err()
-        {
-            tracing::warn!(
-                client = session.client_id,
-                "a message that waited was dropped: the queue is full"
-            );
+        let kept = owner(&mut sessions, &key).is_some_and(|(session, number)| {
+            let delivery =
+                number.try_into().ok().and_then(|number| read_delivery(u64::from_be_bytes(number), &value));
+            delivery.is_some_and(|delivery| session.enqueue(delivery).is_ok())
+        });
+        if !kept {
+            orphan(QUEUE, key);
         }
     }
-    sessions.into_values().collect()
+    Recovered { sessions: sessions.into_values().collect(), orphans }
 }
 
+/// The session that a record belongs to, and the rest of its key.
 fn owner<'s, 'k>(
     sessions: &'s mut HashMap<String, Session>,
     key: &'k [u8],
 ) -> Option<(&'s mut Session, &'k [u8])> {
     let end = key.iter().position(|byte| *byte == 0)?;
     let (client, rest) = key.split_at(end);
-    Some((sessions.get_mut(std::str::from_utf8(client).ok()?)?, rest.get(1..)?))
+    let (incarnation, rest) = rest.get(1..)?.split_first_chunk::<8>()?;
+    let session = sessions.get_mut(std::str::from_utf8(client).ok()?)?;
+    (session.incarnation == u64::from_be_bytes(*incarnation)).then_some((session, rest))
 }
 
-fn read_session(session: &mut Session, value: &[u8]) -> Option<()> {
-    let (expiry, mut rest) = value.split_first_chunk::<4>()?;
+fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
+    let (expiry, rest) = value.split_first_chunk::<4>()?;
+    let (incarnation, mut rest) = rest.split_first_chunk::<8>()?;
+    let mut session = Session::new(client_id, u64::from_le_bytes(*incarnation));
     session.expiry = u32::from_le_bytes(*expiry);
+    session.left_at = Some(0);
     while let Some((byte, behind)) = rest.split_first() {
         let (len, behind) = behind.split_first_chunk::<2>()?;
         let (filter, behind) = behind.split_at_checked(u16::from_le_bytes(*len).into())?;
@@ -288,7 +335,7 @@ fn read_session(session: &mut Session, value: &[u8]) -> Option<()> {
         session.subscriptions.insert(filter, Subscription::from_byte(*byte)?);
         rest = behind;
     }
-    Some(())
+    Some(session)
 }
 
 fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
@@ -308,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_qos_2_delivery_takes_four_steps() {
-        let mut session = Session::new("c");
+        let mut session = Session::new("c", 1);
         assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
         let (id, _) = session.next_to_send().unwrap();
         assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
@@ -320,7 +367,7 @@ mod tests {
 
     #[test]
     fn no_more_is_in_flight_than_the_client_takes() {
-        let mut session = Session::new("c");
+        let mut session = Session::new("c", 1);
         session.send_maximum = 2;
         for number in 0..4 {
             assert!(session.enqueue(delivery(number, QoS::AtLeastOnce)).is_ok());
@@ -333,12 +380,12 @@ mod tests {
 
     #[test]
     fn the_record_reads_back() {
-        let mut session = Session::new("c");
+        let mut session = Session::new("c", 1);
         session.expiry = 60;
         let subscription = Subscription { qos: QoS::AtLeastOnce, no_local: true, retain_as_published: false };
         session.subscriptions.insert("a/+".into(), subscription);
-        let mut again = Session::new("c");
-        assert!(read_session(&mut again, &session.record().value.unwrap()).is_some());
-        assert_eq!((again.expiry, again.subscriptions), (60, session.subscriptions));
+        let again = read_session("c", &session.record().value.unwrap()).unwrap();
+        assert_eq!((again.incarnation, again.expiry), (1, 60));
+        assert_eq!(again.subscriptions, session.subscriptions);
     }
 }

@@ -3,235 +3,45 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll as TaskPoll, Waker};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use arrow::record_batch::RecordBatch;
 use foldhash::HashMap;
-use futures::channel::oneshot;
 use mio::net::TcpListener;
 use mio::{Events, Interest as Readiness, Poll, Token};
-use parking_lot::Mutex;
 use slab::Slab;
-use sonde_engine::{Engine, Receipt, Table, WriteBatchBuilder};
-use sonde_proto::mqtt::{Disconnect, Packet, Publish, QoS, ReasonCode, Version, decode};
-use sonde_query::system::BatchBuilder;
+use sonde_engine::{Engine, Table};
+use sonde_proto::mqtt::{Disconnect, QoS, ReasonCode, Version, decode};
 
 use super::connection::{Connection, Phase, ReadResult};
+use super::listener::MqttStats;
 use super::message::Message;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
-use super::session::{self, Delivery, InFlight, Session};
-use super::{Authenticate, Command, Inbox, MqttOptions, SessionInfo};
+use super::session::{self, Session};
+use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn};
+use super::{Authenticate, Command, Inbox, SessionInfo};
 use crate::limits::{
-    CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES,
-    TURNS_IN_FLIGHT,
+    CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
 };
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
 
-const LISTENER: Token = Token(usize::MAX);
-const INBOX: Token = Token(usize::MAX - 1);
+pub(super) const LISTENER: Token = Token(usize::MAX);
+pub(super) const INBOX: Token = Token(usize::MAX - 1);
 /// How long the loop sleeps when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Counters of the listener.
-#[derive(Debug, Default)]
-pub struct MqttStats {
-    /// Messages received.
-    pub received: AtomicU64,
-    /// Messages sent to subscribers.
-    pub sent: AtomicU64,
-    /// Messages that a full queue or a slow reader cost.
-    pub dropped: AtomicU64,
-    /// Connections that are open.
-    pub connections: AtomicU64,
-    /// Connections that were closed for a malformed packet or a broken rule.
-    pub protocol_errors: AtomicU64,
-    /// Publishes and subscriptions that were not allowed.
-    pub denied: AtomicU64,
-}
-
-/// A running listener.
-#[derive(Debug)]
-pub struct Mqtt {
-    address: SocketAddr,
-    inbox: Arc<Inbox>,
-    stats: Arc<MqttStats>,
-    topics: Arc<Topics>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// Starts the listener: sessions are recovered and routable before the first client is let in.
-pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::Result<Mqtt> {
-    let poll = Poll::new()?;
-    let mut listener = TcpListener::bind(options.listen)?;
-    let address = listener.local_addr()?;
-    poll.registry().register(&mut listener, LISTENER, Readiness::READABLE)?;
-    let waker = mio::Waker::new(poll.registry(), INBOX)?;
-    let inbox = Arc::new(Inbox { commands: Mutex::new(Vec::new()), waker });
-    let stats = Arc::new(MqttStats::default());
-    let dead_letters = crate::dead_letter::table(engine).map_err(io::Error::other)?;
-    let (engine, loop_inbox, loop_stats, loop_topics) =
-        (engine.clone(), Arc::clone(&inbox), Arc::clone(&stats), Arc::clone(&topics));
-    let thread = std::thread::Builder::new().name("sonde-mqtt".into()).spawn(move || {
-        let shared = Shared { inbox: loop_inbox, stats: loop_stats, topics: loop_topics, dead_letters };
-        Worker::new(engine, poll, listener, options.authenticate, shared).run();
-    })?;
-    Ok(Mqtt { address, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
-}
-
-impl Mqtt {
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its counters.
-    #[must_use]
-    pub fn stats(&self) -> &MqttStats {
-        &self.stats
-    }
-
-    /// What became of the messages of each topic.
-    #[must_use]
-    pub fn topics(&self) -> &Arc<Topics> {
-        &self.topics
-    }
-
-    /// Publishes a message; resolves once it is as durable as its targets ask for.
-    pub async fn publish(&self, message: Message) -> sonde_engine::Result<()> {
-        let (reply, answer) = oneshot::channel();
-        self.inbox.send(Command::Publish(message, reply));
-        answer.await.unwrap_or(Err(sonde_engine::Error::Closed))
-    }
-
-    /// Ends a session and its connection; `false` where there is none of this client.
-    #[must_use]
-    pub fn kill_session(&self, client: &str) -> bool {
-        let (reply, answer) = std::sync::mpsc::channel();
-        self.inbox.send(Command::Kill(client.to_owned(), reply));
-        answer.recv_timeout(TICK * 5).unwrap_or(false)
-    }
-
-    /// `system.sessions`.
-    pub fn sessions(&self) -> sonde_query::Result<RecordBatch> {
-        let (reply, answer) = std::sync::mpsc::channel();
-        self.inbox.send(Command::List(reply));
-        let sessions = answer
-            .recv_timeout(TICK * 5)
-            .map_err(|_| sonde_query::Error::Internal("the MQTT listener does not answer".into()))?;
-        let mut rows = BatchBuilder::new();
-        for session in sessions {
-            rows.text("client", Some(&session.client));
-            rows.text("state", Some(if session.peer.is_some() { "connected" } else { "away" }));
-            rows.text("principal", session.principal.as_deref());
-            rows.text("peer", session.peer.map(|peer| peer.to_string()).as_deref());
-            rows.uint("expiry_seconds", session.expiry.into());
-            rows.uint("subscriptions", session.subscriptions as u64);
-            rows.uint("in_flight", session.in_flight as u64);
-            rows.uint("queued", session.queued as u64);
-            rows.uint("dropped", session.dropped);
-            rows.end_row();
-        }
-        rows.finish(&[
-            ("client", "s"),
-            ("state", "s"),
-            ("principal", "s"),
-            ("peer", "s"),
-            ("expiry_seconds", "u"),
-            ("subscriptions", "u"),
-            ("in_flight", "u"),
-            ("queued", "u"),
-            ("dropped", "u"),
-        ])
-    }
-
-    /// Closes every connection and ends the loop.
-    pub fn stop(&self) {
-        self.inbox.send(Command::Stop);
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the MQTT event loop panicked");
-        }
-    }
-}
-
 /// What the loop shares with the rest of the process.
-struct Shared {
-    inbox: Arc<Inbox>,
-    stats: Arc<MqttStats>,
-    topics: Arc<Topics>,
-    dead_letters: Arc<Table>,
-}
-
-/// Something to write to a connection once the turn is durable.
-#[derive(Debug)]
-pub(super) enum Answer {
-    PubAck(u16, ReasonCode),
-    PubRec(u16, ReasonCode),
-    PubRel(u16, ReasonCode),
-    PubComp(u16, ReasonCode),
-    SubAck(u16, Vec<u8>),
-    UnsubAck(u16, Vec<u8>),
-    /// The bytes of the CONNACK; what is in flight is sent again behind it.
-    ConnAck(Vec<u8>),
-    /// An error, in 5.0 with its reason; the connection is closed behind it.
-    Close(ReasonCode),
-}
-
-/// A connection, and which of those that had its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ConnectionKey {
-    pub(super) place: usize,
-    pub(super) generation: u64,
-}
-
-/// What one pass over the readable connections gathered.
-pub(super) struct Turn {
-    pub(super) builder: WriteBatchBuilder,
-    pub(super) answers: Vec<(ConnectionKey, Answer)>,
-    pub(super) deliveries: Vec<(SessionKey, Delivery)>,
-    /// QoS 2 numbers that were taken, to be given back where the commit fails.
-    pub(super) received: Vec<(SessionKey, u16)>,
-    pub(super) replies: Vec<oneshot::Sender<sonde_engine::Result<()>>>,
-}
-
-impl Turn {
-    fn new(engine: &Engine) -> Self {
-        Self {
-            builder: engine.batch(),
-            answers: Vec::new(),
-            deliveries: Vec::new(),
-            received: Vec::new(),
-            replies: Vec::new(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.builder.is_empty()
-            && self.answers.is_empty()
-            && self.deliveries.is_empty()
-            && self.replies.is_empty()
-    }
-}
-
-/// A turn whose commit is outstanding; without a receipt there is nothing to commit.
-struct Committing {
-    receipt: Option<Receipt>,
-    answers: Vec<(ConnectionKey, Answer)>,
-    deliveries: Vec<(SessionKey, Delivery)>,
-    received: Vec<(SessionKey, u16)>,
-    replies: Vec<oneshot::Sender<sonde_engine::Result<()>>>,
+pub(super) struct Shared {
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) stats: Arc<MqttStats>,
+    pub(super) topics: Arc<Topics>,
+    pub(super) dead_letters: Arc<Table>,
 }
 
 /// What is known of a topic, until the sources change.
@@ -240,7 +50,7 @@ pub(super) struct TopicInfo {
     pub(super) stats: Arc<TopicStats>,
 }
 
-/// The event loop's state; `packets.rs` has what each packet does to it.
+/// The event loop's state. What each packet does to it is in `packets.rs` and the files of the packets.
 pub(super) struct Worker {
     pub(super) engine: Engine,
     pub(super) authenticate: Authenticate,
@@ -258,14 +68,17 @@ pub(super) struct Worker {
     pub(super) row_buffer: RowBuffer,
     poll: Poll,
     listener: TcpListener,
+    /// Whether clients may wait that could not be accepted.
+    accept_again: bool,
     inbox: Arc<Inbox>,
-    waker: Waker,
+    pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
     sources: Sources,
     ready: VecDeque<usize>,
-    dirty: Vec<usize>,
-    committing: VecDeque<Committing>,
+    /// Connections that may have something to write.
+    pub(super) dirty: Vec<usize>,
+    pub(super) committing: VecDeque<Committing>,
     buffer: Vec<u8>,
     started: Instant,
     swept_at: u64,
@@ -275,7 +88,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    fn new(
+    pub(super) fn new(
         engine: Engine,
         poll: Poll,
         listener: TcpListener,
@@ -302,6 +115,7 @@ impl Worker {
             row_buffer: RowBuffer::default(),
             poll,
             listener,
+            accept_again: false,
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
             dirty: Vec::new(),
@@ -313,7 +127,9 @@ impl Worker {
             stopping: false,
             engine,
         };
-        for session in session::recover(&worker.engine) {
+        let recovered = session::recover(&worker.engine);
+        recovered.orphans.into_iter().for_each(|record| worker.turn.builder.state(record));
+        for session in recovered.sessions {
             worker.add_session(session);
         }
         worker
@@ -342,7 +158,7 @@ impl Worker {
         self.next_number
     }
 
-    fn run(mut self) {
+    pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         while !self.stopping {
             let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
@@ -352,6 +168,10 @@ impl Worker {
             {
                 tracing::error!(%error, "the MQTT event loop cannot wait for events");
                 return;
+            }
+            let began = Instant::now();
+            if std::mem::take(&mut self.accept_again) {
+                self.accept();
             }
             for event in &events {
                 match event.token() {
@@ -375,7 +195,9 @@ impl Worker {
             self.submit_turn();
             self.release_turns();
             self.write_dirty();
-            self.sweep();
+            if began.elapsed() < TICK {
+                self.sweep();
+            } // Else what clients sent meanwhile is not read yet, and their silence is ours.
         }
         self.close_all();
     }
@@ -386,8 +208,9 @@ impl Worker {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // Out of descriptors, or the client has gone: the next event tries again.
+                    // Out of descriptors, or the client has gone. Those behind it bring no event: they are tried again.
                     tracing::warn!(%error, "cannot accept an MQTT connection");
+                    self.accept_again = true;
                     return;
                 }
             };
@@ -446,7 +269,8 @@ impl Worker {
         connection.readable = false;
         let found = connection.read(buffer);
         let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
-        if filled > connection.partial.len() {
+        // Until CONNECT the time runs from the beginning, however slowly bytes trickle.
+        if filled > connection.partial.len() && connection.session().is_some() {
             connection.heard_at = now;
         }
         let ended = matches!(found, ReadResult::Closed(_));
@@ -486,6 +310,9 @@ impl Worker {
                 Ok(Some((packet, len))) => {
                     done += len;
                     self.handle_packet(key, &packet);
+                    if self.turn.builder.bytes() >= TURN_BYTES {
+                        self.submit_turn();
+                    }
                 }
                 Ok(None) => return done,
                 Err(error) => {
@@ -523,135 +350,6 @@ impl Worker {
         info
     }
 
-    /// Hands the turn to the engine.
-    fn submit_turn(&mut self) {
-        if self.turn.is_empty() {
-            return;
-        }
-        let turn = std::mem::replace(&mut self.turn, Turn::new(&self.engine));
-        let receipt = turn.builder.finish().map(|batch| self.engine.write(batch));
-        self.committing.push_back(Committing {
-            receipt,
-            answers: turn.answers,
-            deliveries: turn.deliveries,
-            received: turn.received,
-            replies: turn.replies,
-        });
-    }
-
-    /// Releases the turns that are durable, oldest first.
-    fn release_turns(&mut self) {
-        let waker = self.waker.clone();
-        while let Some(turn) = self.committing.front_mut() {
-            let result = match &mut turn.receipt {
-                None => Ok(()),
-                Some(receipt) => match Pin::new(receipt).poll(&mut Context::from_waker(&waker)) {
-                    TaskPoll::Pending => return,
-                    TaskPoll::Ready(result) => result.map(drop),
-                },
-            };
-            let Some(turn) = self.committing.pop_front() else { return };
-            match result {
-                Ok(()) => self.release(turn),
-                Err(error) => self.fail(turn, &error),
-            }
-        }
-    }
-
-    fn release(&mut self, turn: Committing) {
-        for (key, answer) in turn.answers {
-            self.answer(key, answer);
-        }
-        for (session, delivery) in turn.deliveries {
-            self.deliver(session, delivery);
-        }
-        turn.replies.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
-    }
-
-    /// The commit was refused: nobody is acknowledged, and every client of the turn is sent away to try again.
-    fn fail(&mut self, turn: Committing, error: &sonde_engine::Error) {
-        tracing::warn!(%error, clients = turn.answers.len(), "MQTT messages could not be stored; their clients are closed");
-        for (session, packet_id) in turn.received {
-            if let Some(session) = self.sessions.get_mut(session) {
-                session.received.remove(&packet_id);
-            }
-        }
-        for (key, _) in turn.answers {
-            self.answer(key, Answer::Close(ReasonCode::SERVER_UNAVAILABLE));
-        }
-        turn.replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
-    }
-
-    fn answer(&mut self, key: ConnectionKey, answer: Answer) {
-        let Some((generation, connection)) = self.connections.get_mut(key.place) else { return };
-        if *generation != key.generation {
-            return;
-        }
-        super::packets::encode_answer(&answer, connection.version, &mut connection.out);
-        self.dirty.push(key.place);
-        match answer {
-            Answer::ConnAck(_) => {
-                if let Some(session) = connection.session() {
-                    self.resend(session);
-                    self.pump(session);
-                }
-            }
-            Answer::Close(_) => connection.closing = true,
-            _ => {}
-        }
-    }
-
-    /// Sends again what was in flight when the last connection of the session ended.
-    fn resend(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.get(key) else { return };
-        let Some((_, connection)) = session.connection.and_then(|place| self.connections.get_mut(place))
-        else {
-            return;
-        };
-        for (packet_id, in_flight) in &session.in_flight {
-            match in_flight {
-                InFlight::Sent(delivery) => write_publish(connection, *packet_id, delivery, true),
-                InFlight::Released(_) => super::packets::encode_answer(
-                    &Answer::PubRel(*packet_id, ReasonCode::SUCCESS),
-                    connection.version,
-                    &mut connection.out,
-                ),
-            }
-        }
-    }
-
-    fn deliver(&mut self, key: SessionKey, delivery: Delivery) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if delivery.qos == QoS::AtMostOnce && session.connection.is_none() {
-            return;
-        }
-        if let Err(refused) = session.enqueue(delivery) {
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            if session.is_durable() && refused.qos != QoS::AtMostOnce {
-                let record = session.dequeue_record(refused.number);
-                self.turn.builder.state(record);
-            }
-        }
-        self.pump(key);
-    }
-
-    /// Writes what waits for a session and may be sent.
-    pub(super) fn pump(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(place) = session.connection else { return };
-        let Some((_, connection)) = self.connections.get_mut(place) else { return };
-        while let Some((packet_id, delivery)) = session.next_to_send() {
-            if delivery.qos == QoS::AtMostOnce && connection.out.len() > OUT_BYTES {
-                self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                session.dropped += 1;
-                continue;
-            }
-            write_publish(connection, packet_id, &delivery, false);
-            self.stats.sent.fetch_add(1, Ordering::Relaxed);
-        }
-        self.dirty.push(place);
-    }
-
     /// Marks a connection as having something to write.
     pub(super) fn touch(&mut self, place: usize) {
         self.dirty.push(place);
@@ -669,15 +367,6 @@ impl Worker {
                 self.close(place);
             }
         }
-    }
-
-    /// Whether no answer to the connection waits for a commit.
-    fn is_answered(&self, place: usize) -> bool {
-        let generation = self.connections.get(place).map(|(generation, _)| *generation);
-        let waits = |answers: &[(ConnectionKey, Answer)]| {
-            answers.iter().any(|(key, _)| key.place == place && Some(key.generation) == generation)
-        };
-        !waits(&self.turn.answers) && !self.committing.iter().any(|turn| waits(&turn.answers))
     }
 
     /// Ends a connection: its will is published, and its session ends or waits.
@@ -700,7 +389,9 @@ impl Worker {
         }
         if let (Some(will), Phase::Open { principal, .. }) = (connection.will.take(), &connection.phase) {
             let principal = Arc::clone(principal);
-            self.publish_internal(&will, Some(&principal));
+            if let Err(error) = self.publish_internal(&will, Some(&principal)) {
+                tracing::warn!(%error, topic = %will.topic, "a will could not be stored");
+            }
         }
     }
 
@@ -712,17 +403,17 @@ impl Worker {
         if session.is_durable() {
             session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
         }
-        self.turn.deliveries.retain(|(session, _)| *session != key);
-        self.committing.iter_mut().for_each(|turn| turn.deliveries.retain(|(session, _)| *session != key));
+        for delivery in self.withdraw(key) {
+            if session.is_durable() && delivery.qos != QoS::AtMostOnce {
+                self.turn.builder.state(session.dequeue_record(delivery.number));
+            }
+        }
     }
 
     fn serve_inbox(&mut self) {
         for command in self.inbox.take() {
             match command {
-                Command::Publish(message, reply) => {
-                    self.publish_internal(&message, None);
-                    self.turn.replies.push(reply);
-                }
+                Command::Publish(messages, reply) => self.publish_all(&messages, reply),
                 Command::Kill(client, reply) => {
                     let key = self.by_client.get(&client).copied();
                     if let Some(key) = key {
@@ -739,6 +430,21 @@ impl Worker {
                 Command::Stop => self.stopping = true,
             }
         }
+    }
+
+    /// Publishes what a rule says; answered with the turn that holds the last of it.
+    fn publish_all(&mut self, messages: &[Message], reply: Reply) {
+        for message in messages {
+            if let Err(error) = self.publish_internal(message, None) {
+                // Whoever asked has gone.
+                let _ = reply.send(Err(error));
+                return;
+            }
+            if self.turn.builder.bytes() >= TURN_BYTES {
+                self.submit_turn();
+            }
+        }
+        self.turn.replies.push(reply);
     }
 
     fn list(&self) -> Vec<SessionInfo> {
@@ -777,7 +483,12 @@ impl Worker {
             let late = match connection.phase {
                 Phase::Opening => quiet > CONNECT_TIME.as_secs(),
                 // While we do not read, silence is not the client's fault.
-                Phase::Open { .. } => reading && connection.keep_alive > 0 && quiet > connection.keep_alive,
+                Phase::Open { .. } => {
+                    reading
+                        && !connection.readable
+                        && connection.keep_alive > 0
+                        && quiet > connection.keep_alive
+                }
             };
             if late {
                 silent.push(ConnectionKey { place, generation: *generation });
@@ -827,24 +538,5 @@ pub(super) fn interest(session: SessionKey, subscription: session::Subscription)
         qos: subscription.qos,
         no_local: subscription.no_local,
         retain_as_published: subscription.retain_as_published,
-    }
-}
-
-/// Appends a PUBLISH, unless it is larger than the client takes.
-fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Delivery, dup: bool) {
-    let message = &delivery.message;
-    let start = connection.out.len();
-    let publish = Publish {
-        dup: dup && delivery.qos != QoS::AtMostOnce,
-        qos: delivery.qos,
-        retain: delivery.retain,
-        topic: &message.topic,
-        packet_id,
-        properties: sonde_proto::mqtt::Properties::from_encoded(&message.properties),
-        payload: &message.payload,
-    };
-    Packet::Publish(publish).encode(connection.version, &mut connection.out);
-    if connection.out.len() - start > connection.packet_maximum {
-        connection.out.truncate(start);
     }
 }

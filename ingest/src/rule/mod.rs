@@ -17,19 +17,21 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parking_lot::Mutex;
 use sonde_engine::{
-    Column, ColumnRole, Engine, LogReader, ObjectKind, RowsRecord, SeqNo, State, Table, Timestamp,
-    WriteBatch, arrow_schema, field_array,
+    CURSORS, Column, ColumnRole, Engine, LogReader, ObjectKind, RowsRecord, SeqNo, State, Table, Timestamp,
+    WriteBatch, WriteBatchBuilder, arrow_schema, cursor_key, field_array,
 };
 use sonde_proto::mqtt::{QoS, validate_topic};
 use sonde_query::door::format::nd_json;
 use sonde_query::statement::{RuleAction, RuleSpec, Template, parse_rule};
 use sonde_query::system::BatchBuilder;
-use sonde_query::{QueryEngine, ensure_table, write_rows};
+use sonde_query::{Nulls, QueryEngine, ensure_table, write_rows};
 
+use crate::dead_letter::{self, DeadLetter};
 use crate::limits::RULE_ROWS;
 use crate::mqtt::{Message, Mqtt};
 
-const CURSORS: &str = "rule.cursor";
+/// Bytes of log that a rule may read without rows of its table before its cursor is saved.
+const UNSAVED_BYTES: usize = 16 << 20;
 /// How long the runner waits for rows before it looks at the catalog again.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a rule that failed rests before it is tried again.
@@ -55,8 +57,12 @@ pub struct Rules {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Starts the runner.
-pub fn start(query: QueryEngine, mqtt: Arc<Mqtt>, runtime: tokio::runtime::Handle) -> std::io::Result<Rules> {
+/// Starts the runner. Without a listener there is nobody to publish to, and rules that publish wait.
+pub fn start(
+    query: QueryEngine,
+    mqtt: Option<Arc<Mqtt>>,
+    runtime: tokio::runtime::Handle,
+) -> std::io::Result<Rules> {
     let statuses = Arc::new(Statuses::default());
     let stopping = Arc::new(AtomicBool::new(false));
     let mut runner = Runner {
@@ -123,6 +129,8 @@ struct Rule {
     text: String,
     spec: RuleSpec,
     reader: LogReader,
+    /// Bytes of log that were read since the cursor was saved.
+    unsaved: usize,
     /// Until when a rule that failed rests.
     rests_until: Option<std::time::Instant>,
 }
@@ -132,12 +140,8 @@ impl Rule {
         (self.database.clone(), self.name.clone())
     }
 
-    fn hold_name(&self) -> String {
-        format!("rule {}.{}", self.database, self.name)
-    }
-
     fn cursor_record(&self, position: SeqNo) -> State {
-        let key = format!("{}.{}", self.database, self.name).into_bytes();
+        let key = cursor_key(&self.database, &self.name);
         State { namespace: CURSORS.into(), key, value: Some(position.0.to_le_bytes().to_vec()) }
     }
 }
@@ -145,7 +149,7 @@ impl Rule {
 struct Runner {
     engine: Engine,
     query: QueryEngine,
-    mqtt: Arc<Mqtt>,
+    mqtt: Option<Arc<Mqtt>>,
     runtime: tokio::runtime::Handle,
     statuses: Arc<Statuses>,
     rules: Vec<Rule>,
@@ -207,9 +211,9 @@ impl Runner {
                         text: object.text.clone(),
                         spec,
                         reader: LogReader::new(position),
+                        unsaved: 0,
                         rests_until: None,
                     };
-                    self.engine.hold_log(&rule.hold_name(), position);
                     self.rules.push(rule);
                 }
                 Err(error) => {
@@ -217,32 +221,14 @@ impl Runner {
                 }
             }
         }
-        known.iter().filter(|gone| !self.rules.iter().any(|rule| rule.key() == gone.key())).for_each(
-            |gone| {
-                self.engine.release_log(&gone.hold_name());
-            },
-        );
         self.version = Some(version);
     }
 
-    /// Where a rule stands: its saved cursor, else here and now, which is saved.
+    /// Where a rule stands: its saved cursor, which is made with the rule.
     fn cursor(&self, database: &str, name: &str) -> SeqNo {
-        let key = format!("{database}.{name}");
-        let saved = self.engine.state(CURSORS, key.as_bytes());
-        if let Some(position) = saved.and_then(|value| value.as_ref().try_into().ok().map(u64::from_le_bytes))
-        {
-            return SeqNo(position);
-        }
-        let now = self.engine.published();
-        let record = State {
-            namespace: CURSORS.into(),
-            key: key.into_bytes(),
-            value: Some(now.0.to_le_bytes().to_vec()),
-        };
-        if let Err(error) = self.engine.write(WriteBatch::of_state(vec![record])).wait() {
-            tracing::warn!(rule = name, %error, "cannot save a rule's first cursor");
-        }
-        now
+        let saved = self.engine.state(CURSORS, &cursor_key(database, name));
+        let position = saved.and_then(|value| value.as_ref().try_into().ok().map(u64::from_le_bytes));
+        position.map_or_else(|| self.engine.published(), SeqNo)
     }
 
     /// Runs a rule over the next rows of its table, and moves its cursor.
@@ -251,68 +237,77 @@ impl Runner {
         let table =
             catalog.require_table(rule.spec.from.database_or(&rule.database), &rule.spec.from.name)?;
         let start = rule.reader.position();
+        let outcome = self.step(rule, table);
+        if outcome.is_err() {
+            // The same rows are read again.
+            rule.reader = LogReader::new(start);
+        }
+        outcome
+    }
+
+    fn step(&self, rule: &mut Rule, table: &Arc<Table>) -> Result<(), Failure> {
+        let start = rule.reader.position();
         let turn = self.engine.read_log(&mut rule.reader, |id| id == table.id())?;
         if turn.position == start && turn.lost.is_none() {
             return Ok(());
         }
-        let result = self.apply(rule, table, &turn.rows, turn.position);
-        match result {
-            Ok(matches) => {
-                rule.rests_until = None;
-                self.engine.hold_log(&rule.hold_name(), turn.position);
-                let mut statuses = self.statuses.lock();
-                let status = statuses.entry(rule.key()).or_default();
-                status.cursor = turn.position.0;
-                status.matches += matches;
-                if let Some(lost) = turn.lost {
-                    status.lost += lost.last.0 - lost.first.0 + 1;
-                    tracing::warn!(
-                        rule = rule.name,
-                        first = lost.first.0,
-                        last = lost.last.0,
-                        "the log went before the rule had read it"
-                    );
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // The same rows are read again.
-                rule.reader = LogReader::new(start);
-                Err(error)
-            }
+        rule.unsaved += turn.bytes;
+        let done = self.apply(rule, table, &turn.rows, turn.position)?;
+        rule.rests_until = None;
+        let mut statuses = self.statuses.lock();
+        let status = statuses.entry(rule.key()).or_default();
+        status.cursor = turn.position.0;
+        status.matches += done.matches;
+        status.errors += done.refused;
+        if let Some(reason) = done.reason {
+            status.last_error = Some(reason);
         }
+        if let Some(lost) = turn.lost {
+            status.lost += lost.last.0 - lost.first.0 + 1;
+            let (first, last) = (lost.first.0, lost.last.0);
+            tracing::warn!(rule = rule.name, first, last, "the log went before the rule had read it");
+        }
+        Ok(())
     }
 
     fn apply(
         &self,
-        rule: &Rule,
+        rule: &mut Rule,
         table: &Arc<Table>,
         rows: &[RowsRecord],
         position: SeqNo,
-    ) -> Result<u64, Failure> {
+    ) -> Result<Done, Failure> {
+        let mut done = Done::default();
+        if rows.is_empty() {
+            // Nothing of the table: the cursor is saved with the next rows, or after a while.
+            if rule.unsaved >= UNSAVED_BYTES {
+                self.engine.write(WriteBatch::of_state(vec![rule.cursor_record(position)])).wait()?;
+                rule.unsaved = 0;
+            }
+            return Ok(done);
+        }
         let mut results = Vec::new();
         for batch in to_batches(&self.engine, table, rows)? {
             results.extend(self.runtime.block_on(self.query.run_rule(&rule.spec, &rule.database, batch))?);
         }
         results.retain(|batch| batch.num_rows() > 0);
-        let matches = results.iter().map(|batch| batch.num_rows() as u64).sum();
-        if rows.is_empty() {
-            // Nothing of the table: the cursor is saved with the next rows, or read again after a restart.
-            return Ok(0);
-        }
+        done.matches = results.iter().map(|batch| batch.num_rows() as u64).sum();
+        let mut builder = self.engine.batch();
+        builder.begin_message();
+        let mut letters = Letters { engine: &self.engine, rule, done: &mut done };
         for action in &rule.spec.actions {
             if let RuleAction::Publish { topic, qos, retain } = action {
                 let qos = QoS::from_bits(*qos).unwrap_or_default();
-                results.iter().try_for_each(|batch| self.publish(rule, batch, topic, qos, *retain))?;
+                for batch in &results {
+                    self.publish(&mut builder, &mut letters, batch, topic, (qos, *retain))?;
+                }
             }
         }
-        let mut builder = self.engine.batch();
-        builder.begin_message();
         for action in &rule.spec.actions {
             if let RuleAction::Insert { table } = action {
                 let database = table.database_or(&rule.database);
                 for batch in &results {
-                    self.insert(&mut builder, (database, &table.name), batch)?;
+                    self.insert(&mut builder, &mut letters, (database, &table.name), batch)?;
                 }
             }
         }
@@ -320,12 +315,14 @@ impl Runner {
         if let Some(batch) = builder.finish() {
             self.engine.write(batch).wait()?;
         }
-        Ok(matches)
+        rule.unsaved = 0;
+        Ok(done)
     }
 
     fn insert(
         &self,
-        builder: &mut sonde_engine::WriteBatchBuilder,
+        builder: &mut WriteBatchBuilder,
+        letters: &mut Letters<'_>,
         target: (&str, &str),
         batch: &RecordBatch,
     ) -> Result<(), Failure> {
@@ -337,27 +334,30 @@ impl Runner {
             .filter(|field| field.data_type().is_string())
             .map(|f| f.name().clone())
             .collect::<Vec<_>>();
-        let known = self.engine.catalog().table(database, name).is_some();
+        let known = self.engine.catalog().exact_table(database, name).is_some();
         // A table that the rule makes has the strings of its query as tags; one that exists stays as it is.
         let tags = if known { Vec::new() } else { strings };
         let table = ensure_table(&self.engine, database, name, &batch.schema(), &tags)?;
         let everything = Timestamp::MIN..=Timestamp::from_nanos(i64::MAX - 1);
-        let errors = write_rows(builder, &table, batch, self.engine.arrival(), &everything)?;
-        match errors.first() {
-            None => Ok(()),
-            Some(error) => Err(format!("INSERT INTO {name}: {}", error.reason).into()),
+        let arrival = || self.engine.arrival();
+        let errors = write_rows(builder, &table, batch, &arrival, &everything, Nulls::Absent)?;
+        for error in errors {
+            let payload = nd_json(&batch.slice(error.row, 1))?;
+            letters.write(builder, &payload, &format!("INSERT INTO {name}: {}", error.reason))?;
         }
+        Ok(())
     }
 
     fn publish(
         &self,
-        rule: &Rule,
+        builder: &mut WriteBatchBuilder,
+        letters: &mut Letters<'_>,
         batch: &RecordBatch,
         topic: &Template,
-        qos: QoS,
-        retain: bool,
+        (qos, retain): (QoS, bool),
     ) -> Result<(), Failure> {
         const OPTIONS: FormatOptions<'static> = FormatOptions::new();
+        let mqtt = self.mqtt.as_ref().ok_or("PUBLISH needs the MQTT listener, and mqtt.listen is empty")?;
         let payloads = nd_json(batch)?;
         let schema = batch.schema();
         let formatters: Vec<ArrayFormatter<'_>> = batch
@@ -365,6 +365,7 @@ impl Runner {
             .iter()
             .map(|array| ArrayFormatter::try_new(array.as_ref(), &OPTIONS))
             .collect::<Result<_, _>>()?;
+        let mut messages = Vec::with_capacity(batch.num_rows());
         for (row, payload) in payloads.split(|byte| *byte == b'\n').take(batch.num_rows()).enumerate() {
             let value = |name: &str| {
                 let place = schema.index_of(name).ok();
@@ -374,13 +375,48 @@ impl Runner {
             };
             let topic = topic.fill(value);
             if let Err(error) = validate_topic(&topic) {
-                tracing::warn!(rule = rule.name, topic, %error, "a rule's row was not published");
+                letters.write(builder, payload, &format!("PUBLISH TO '{topic}': {error}"))?;
                 continue;
             }
             let mut message = Message::new(&topic, payload, qos, retain);
             message.by_rule = true;
-            self.runtime.block_on(self.mqtt.publish(message))?;
+            messages.push(message);
         }
+        Ok(self.runtime.block_on(mqtt.publish(messages))?)
+    }
+}
+
+/// What came of one turn of a rule.
+#[derive(Default)]
+struct Done {
+    matches: u64,
+    /// Rows that an action refused: they are dead letters.
+    refused: u64,
+    /// Why the last of them was.
+    reason: Option<String>,
+}
+
+/// Where the rows go that an action of a rule refuses: to the dead letters, in the commit that moves the cursor.
+struct Letters<'r> {
+    engine: &'r Engine,
+    rule: &'r Rule,
+    done: &'r mut Done,
+}
+
+impl Letters<'_> {
+    fn write(
+        &mut self,
+        builder: &mut WriteBatchBuilder,
+        payload: &[u8],
+        reason: &str,
+    ) -> Result<(), Failure> {
+        let table = dead_letter::table(self.engine)?;
+        let topic = format!("rule {}.{}", self.rule.database, self.rule.name);
+        let payload = payload.trim_ascii_end();
+        let letter = DeadLetter { topic: &topic, client: "", payload, reason };
+        dead_letter::write(self.engine, &table, builder, &letter)?;
+        self.done.refused += 1;
+        self.done.reason = Some(reason.to_owned());
         Ok(())
     }
 }

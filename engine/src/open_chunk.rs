@@ -1,0 +1,160 @@
+//! Chunk files that are open: mapped, their directories verified. A bounded number stays open for the next reader.
+//!
+//! # Invariants
+//! - A chunk that nobody reads and that is not kept is unmapped: a process may have a limited number of mappings
+//!   (Linux: `vm.max_map_count`, 65,530 by default).
+//! - What a reader holds stays mapped until the reader goes, kept or not.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use sonde_storage_format::{
+    ChunkMeta, ChunkReader, Column, ColumnPages, FormatError, PageMeta, SeriesRun,
+};
+
+use crate::error::{Error, Result};
+use crate::limits::{OPEN_CHUNK_BYTES, OPEN_CHUNKS};
+use crate::storage::Mapped;
+
+/// A chunk that was mapped and whose directories were verified.
+#[derive(Debug)]
+pub(crate) struct OpenChunk {
+    path: PathBuf,
+    bytes: Mapped,
+    pub(crate) series: Vec<SeriesRun>,
+    pub(crate) columns: Vec<ColumnPages>,
+    /// The first row of each row group.
+    pub(crate) starts: Vec<u64>,
+    /// Whether it was read since the cache looked last.
+    used: AtomicBool,
+    /// Whether the cache has it.
+    kept: AtomicBool,
+    /// Whether its file is to go once nobody has it open.
+    obsolete: AtomicBool,
+}
+
+impl OpenChunk {
+    /// Verifies the root and the directories of a chunk that should be `meta`'s.
+    pub(crate) fn new(path: &Path, bytes: Mapped, meta: &ChunkMeta) -> Result<Self, FormatError> {
+        let reader = ChunkReader::open(&bytes)?;
+        let root = reader.root();
+        if (root.id, root.table, root.rows) != (meta.id, meta.table, meta.rows) {
+            let (structure, expected) = ("chunk root", "the chunk that the manifest names");
+            return Err(FormatError::Invalid { structure, offset: 0, expected, found: root.id.0 });
+        }
+        let (series, columns) = (reader.series()?, reader.columns()?);
+        let rows = columns.first().into_iter().flat_map(|time| &time.pages);
+        let rows = rows.map(|page| page.map_or(0, |page| u64::from(page.stats.rows)));
+        let starts = rows.scan(0, |next, rows| Some(std::mem::replace(next, *next + rows))).collect();
+        let (used, kept, obsolete) = (AtomicBool::new(true), AtomicBool::default(), AtomicBool::default());
+        Ok(Self { path: path.to_path_buf(), bytes, series, columns, starts, used, kept, obsolete })
+    }
+
+    /// Its file is to go: it is not worth keeping open.
+    pub(crate) fn retire(&self) {
+        self.obsolete.store(true, Ordering::Relaxed);
+    }
+
+    /// Decodes a page.
+    pub(crate) fn page(&self, meta: &PageMeta) -> Result<Column> {
+        let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
+        let reader = ChunkReader::open(&self.bytes).map_err(corrupt)?;
+        reader.page(meta).map_err(corrupt)
+    }
+
+    /// About what its directories take in memory.
+    fn directory_bytes(&self) -> usize {
+        let pages: usize = self.columns.iter().map(|column| column.pages.len()).sum();
+        size_of_val(self.series.as_slice()) + pages * size_of::<Option<PageMeta>>() + 8 * self.starts.len()
+    }
+}
+
+/// Open chunks that stay open, oldest first; one that was read since its turn came last gets another (the clock
+/// algorithm).
+#[derive(Debug, Default)]
+pub(crate) struct OpenChunks(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    chunks: VecDeque<Arc<OpenChunk>>,
+    bytes: usize,
+}
+
+impl OpenChunks {
+    /// Keeps a chunk open, and lets others go where there are too many.
+    pub(crate) fn keep(&self, open: &Arc<OpenChunk>) {
+        open.used.store(true, Ordering::Relaxed);
+        if open.kept.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut gone = Vec::new();
+        {
+            let mut kept = self.0.lock();
+            if open.kept.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            kept.bytes += open.directory_bytes();
+            kept.chunks.push_back(Arc::clone(open));
+            while kept.chunks.len() > OPEN_CHUNKS || kept.bytes > OPEN_CHUNK_BYTES {
+                let Some(oldest) = kept.chunks.pop_front() else { break };
+                if oldest.used.swap(false, Ordering::Relaxed) && kept.chunks.len() > 1 {
+                    kept.chunks.push_back(oldest);
+                    continue;
+                }
+                oldest.kept.store(false, Ordering::Relaxed);
+                kept.bytes -= oldest.directory_bytes();
+                gone.push(oldest);
+            }
+        }
+        // Unmapped here, not under the lock.
+        drop(gone);
+    }
+
+    /// Lets chunks go whose files are to go: a mapping holds the disk space of a removed file.
+    pub(crate) fn drop_obsolete(&self) {
+        let mut kept = self.0.lock();
+        let (gone, stay): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut kept.chunks)
+            .into_iter()
+            .partition(|open| open.obsolete.load(Ordering::Relaxed));
+        kept.chunks = stay;
+        kept.bytes -= gone.iter().map(|open| open.directory_bytes()).sum::<usize>();
+        drop(kept);
+        drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open() -> Arc<OpenChunk> {
+        let starts = vec![0; OPEN_CHUNK_BYTES / 8 / 4];
+        Arc::new(OpenChunk {
+            path: PathBuf::new(),
+            bytes: Mapped::default(),
+            series: Vec::new(),
+            columns: Vec::new(),
+            starts,
+            used: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
+            obsolete: AtomicBool::new(false),
+        })
+    }
+
+    #[test]
+    fn the_cache_is_bounded_and_what_is_read_stays() {
+        let cache = OpenChunks::default();
+        let chunks: Vec<_> = (0..8).map(|_| open()).collect();
+        for chunk in &chunks {
+            cache.keep(chunk);
+            chunks.iter().take(1).for_each(|first| cache.keep(first));
+        }
+        let kept: Vec<bool> = chunks.iter().map(|chunk| Arc::strong_count(chunk) == 2).collect();
+        assert_eq!(kept.iter().filter(|kept| **kept).count(), 4, "{kept:?}");
+        assert_eq!(kept.first(), Some(&true), "the one that is read again and again");
+        assert_eq!(kept.last(), Some(&true), "the newest");
+    }
+}

@@ -1,0 +1,311 @@
+//! PUBLISH and its acknowledgements: store, retain, route.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sonde_access::{Action, Principal, allows};
+use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
+
+use super::message::Message;
+use super::router::SessionKey;
+use super::session::Delivery;
+use super::turn::{Answer, ConnectionKey, Undo};
+use super::worker::{TopicInfo, Worker};
+use crate::dead_letter::{self, DeadLetter};
+use crate::limits::{RECEIVE_MAXIMUM, TURN_BYTES};
+use crate::row::Refusal;
+use crate::source::{DEFAULT_SOURCE, Incoming, Sink, Source};
+
+/// A message as it comes in, from a packet or from inside.
+struct Arriving<'a> {
+    topic: &'a str,
+    payload: &'a [u8],
+    qos: QoS,
+    retain: bool,
+    /// The default source does not take it: a rule published it, or it asks for a response.
+    beside_default: bool,
+    /// The session that published it.
+    session: Option<SessionKey>,
+}
+
+impl Worker {
+    pub(super) fn publish(
+        &mut self,
+        key: ConnectionKey,
+        session: SessionKey,
+        principal: &Arc<Principal>,
+        publish: &Publish<'_>,
+    ) {
+        self.stats.received.fetch_add(1, Ordering::Relaxed);
+        let alias =
+            publish.properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
+        if alias.is_some() {
+            // None were offered in CONNACK.
+            return self.refuse(key, ReasonCode::TOPIC_ALIAS_INVALID);
+        }
+        if publish
+            .properties
+            .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
+            .is_some()
+        {
+            return self.refuse(key, ReasonCode::PROTOCOL_ERROR);
+        }
+        let id = publish.packet_id;
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        let mut taken = false;
+        if publish.qos == QoS::ExactlyOnce {
+            if state.received.contains(&id) {
+                // Sent again, or still on its way: the message is stored once.
+                return self.turn.answers.push((key, Answer::PubRec(id, ReasonCode::SUCCESS)));
+            }
+            if state.received.len() >= RECEIVE_MAXIMUM.into() {
+                return self.refuse(key, ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
+            }
+            taken = true;
+        }
+        let v5 =
+            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let outcome = if allows(principal, Action::Publish(publish.topic)) {
+            let asks = |p: Property<'_>| {
+                matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
+            };
+            let arriving = Arriving {
+                topic: publish.topic,
+                payload: publish.payload,
+                qos: publish.qos,
+                retain: publish.retain,
+                beside_default: publish.properties.find(asks).is_some(),
+                session: Some(session),
+            };
+            self.take(&arriving, || Message::of(publish))
+        } else {
+            self.stats.denied.fetch_add(1, Ordering::Relaxed);
+            Ok(ReasonCode::NOT_AUTHORIZED)
+        };
+        let reason = match outcome {
+            Ok(reason) => reason,
+            Err(error) => {
+                tracing::warn!(%error, "an MQTT message could not be stored; its client is closed");
+                return self.refuse(key, ReasonCode::SERVER_UNAVAILABLE);
+            }
+        };
+        // 3.1.1 can only acknowledge.
+        let reason = if v5 { reason } else { ReasonCode::SUCCESS };
+        match publish.qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => self.turn.answers.push((key, Answer::PubAck(id, reason))),
+            QoS::ExactlyOnce => {
+                if taken
+                    && !reason.is_error()
+                    && let Some(state) = self.sessions.get_mut(session)
+                {
+                    state.received.insert(id);
+                    self.turn.undo.push(Undo::Received(session, id));
+                    if state.is_durable() {
+                        self.turn.builder.state(state.received_record(id, true));
+                    }
+                }
+                self.turn.answers.push((key, Answer::PubRec(id, reason)));
+            }
+        }
+    }
+
+    /// Publishes a message that no packet carries: a will, or what a rule says.
+    pub(super) fn publish_internal(
+        &mut self,
+        message: &Message,
+        principal: Option<&Principal>,
+    ) -> sonde_engine::Result<()> {
+        if principal.is_some_and(|principal| !allows(principal, Action::Publish(&message.topic))) {
+            self.stats.denied.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        let arriving = Arriving {
+            topic: &message.topic,
+            payload: &message.payload,
+            qos: message.qos,
+            retain: message.retain,
+            beside_default: message.by_rule,
+            session: None,
+        };
+        self.take(&arriving, || message.clone()).map(drop)
+    }
+
+    /// Stores a message, keeps it where it is to be retained, and notes who gets it. What has to be durable is in the
+    /// turn's batch when this returns, or in one before it.
+    fn take(
+        &mut self,
+        arriving: &Arriving<'_>,
+        copy: impl Fn() -> Message,
+    ) -> sonde_engine::Result<ReasonCode> {
+        let info = self.topic(arriving.topic);
+        let source = info.source.as_ref();
+        let source = source.filter(|source| !(arriving.beside_default && source.name == DEFAULT_SOURCE));
+        let mut reason = match source {
+            Some(source) => self.store(arriving, source, &info)?,
+            None => {
+                self.turn.builder.begin_message();
+                info.stats.stored(0);
+                ReasonCode::SUCCESS
+            }
+        };
+        let mut message = None;
+        if arriving.retain {
+            let copied = copy();
+            match self.retained.update(&copied) {
+                Some(record) => {
+                    self.turn.builder.state(record);
+                    self.turn.undo.push(Undo::Retained(arriving.topic.to_owned()));
+                }
+                None => {
+                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(
+                        topic = arriving.topic,
+                        "not retained: there is no room for more retained messages"
+                    );
+                    reason = ReasonCode::QUOTA_EXCEEDED;
+                }
+            }
+            message = Some(copied);
+        }
+        self.route(arriving, message, &copy);
+        Ok(reason)
+    }
+
+    /// Turns a message into rows, or into a dead letter.
+    fn store(
+        &mut self,
+        arriving: &Arriving<'_>,
+        source: &Source,
+        info: &TopicInfo,
+    ) -> sonde_engine::Result<ReasonCode> {
+        let arrival = self.engine.arrival();
+        let incoming = Incoming { topic: arriving.topic, payload: arriving.payload, arrival };
+        let decode = |worker: &mut Self| {
+            worker.turn.builder.begin_message();
+            let Self { engine, row_buffer: buffer, turn, .. } = worker;
+            source.decode(Sink { engine, buffer, builder: &mut turn.builder }, &incoming)
+        };
+        let mut outcome = decode(self);
+        if matches!(outcome, Err(Refusal::Engine(sonde_engine::Error::BatchFull))) {
+            // What came before it fills the batch: the message begins the next one.
+            self.submit_turn();
+            outcome = decode(self);
+        }
+        let why = match outcome {
+            Ok(rows) => {
+                info.stats.stored(rows as u64);
+                return Ok(ReasonCode::SUCCESS);
+            }
+            Err(Refusal::Passed) => {
+                info.stats.stored(0);
+                return Ok(ReasonCode::SUCCESS);
+            }
+            Err(Refusal::Invalid(why)) => why,
+            Err(Refusal::Engine(error @ sonde_engine::Error::BatchFull)) => {
+                self.submit_turn();
+                self.turn.builder.begin_message();
+                error.to_string()
+            }
+            Err(Refusal::Engine(error)) => return Err(error),
+        };
+        info.stats.rejected(&why);
+        if matches!(self.write_dead_letter(arriving, &why), Err(sonde_engine::Error::BatchFull)) {
+            self.submit_turn();
+            self.turn.builder.begin_message();
+            self.write_dead_letter(arriving, &why)?;
+        }
+        Ok(if source.reject_invalid { ReasonCode::PAYLOAD_FORMAT_INVALID } else { ReasonCode::SUCCESS })
+    }
+
+    fn write_dead_letter(&mut self, arriving: &Arriving<'_>, reason: &str) -> sonde_engine::Result<()> {
+        let session = arriving.session.and_then(|session| self.sessions.get(session));
+        let client = session.map_or("", |session| session.client_id.as_str());
+        let letter = DeadLetter { topic: arriving.topic, client, payload: arriving.payload, reason };
+        dead_letter::write(&self.engine, &self.dead_letters, &mut self.turn.builder, &letter)
+    }
+
+    /// Notes the deliveries of a message; those to durable sessions are in a batch when this returns.
+    fn route(&mut self, arriving: &Arriving<'_>, mut message: Option<Message>, copy: &impl Fn() -> Message) {
+        let mut interests = std::mem::take(&mut self.interests);
+        self.router.matches(arriving.topic, &mut interests);
+        for found in &interests {
+            if found.no_local && arriving.session == Some(found.session) {
+                continue;
+            }
+            if self.turn.builder.bytes() >= TURN_BYTES {
+                // Many durable subscribers of a large message: their copies go out with several batches.
+                self.submit_turn();
+            }
+            let message = message.get_or_insert_with(copy).clone();
+            let qos = found.qos.min(arriving.qos);
+            let number = self.next_number();
+            let Some(session) = self.sessions.get_mut(found.session) else { continue };
+            if session.connection.is_none() && (qos == QoS::AtMostOnce || !session.is_durable()) {
+                continue;
+            }
+            let delivery =
+                Delivery { number, message, qos, retain: found.retain_as_published && arriving.retain };
+            if qos != QoS::AtMostOnce && session.is_durable() {
+                if !session.has_room(&delivery.message) {
+                    session.count_dropped();
+                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                self.turn.builder.state(session.queue_record(&delivery));
+            }
+            self.turn.deliveries.push((found.session, delivery));
+        }
+        self.interests = interests;
+    }
+
+    pub(super) fn puback(&mut self, session: SessionKey, packet_id: u16) {
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        if let Some(number) = state.acknowledged(packet_id) {
+            self.done(session, number);
+        }
+    }
+
+    pub(super) fn pubcomp(&mut self, session: SessionKey, packet_id: u16) {
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        if let Some(number) = state.completed(packet_id) {
+            self.done(session, number);
+        }
+    }
+
+    /// A delivery is done with: its record goes, and the next one may be sent.
+    fn done(&mut self, session: SessionKey, number: u64) {
+        if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
+            let record = state.dequeue_record(number);
+            self.dequeue(record);
+        }
+        self.pump(session);
+    }
+
+    pub(super) fn pubrec(&mut self, key: ConnectionKey, session: SessionKey, ack: &Ack<'_>) {
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        let known = state.received_by_client(ack.packet_id);
+        if ack.reason.is_error() {
+            // The client does not want it: the exchange is over, without a PUBREL.
+            if let Some(number) = state.completed(ack.packet_id) {
+                self.done(session, number);
+            }
+            return;
+        }
+        let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };
+        self.turn.answers.push((key, Answer::PubRel(ack.packet_id, reason)));
+    }
+
+    pub(super) fn pubrel(&mut self, key: ConnectionKey, session: SessionKey, packet_id: u16) {
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        let known = state.received.remove(&packet_id);
+        if known {
+            if state.is_durable() {
+                self.turn.builder.state(state.received_record(packet_id, false));
+            }
+            self.turn.undo.push(Undo::Released(session, packet_id));
+        }
+        let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };
+        self.turn.answers.push((key, Answer::PubComp(packet_id, reason)));
+    }
+}

@@ -1,0 +1,235 @@
+//! A turn of the event loop: what it gathered, its commit, and what is released once that is durable.
+//!
+//! # Invariants
+//! - Turns are released in their order; the answers of one leave together.
+//! - A turn whose commit failed leaves memory as the state store has it, and no client of it hears anything more.
+
+use std::pin::Pin;
+use std::task::{Context, Poll as TaskPoll};
+
+use futures::channel::oneshot;
+use sonde_engine::{Engine, Receipt, State, WriteBatchBuilder};
+use sonde_proto::mqtt::ReasonCode;
+
+use super::packets::encode_answer;
+use super::router::SessionKey;
+use super::session::Delivery;
+use super::worker::Worker;
+
+/// Something to write to a connection once the turn is durable.
+#[derive(Debug)]
+pub(super) enum Answer {
+    PubAck(u16, ReasonCode),
+    PubRec(u16, ReasonCode),
+    PubRel(u16, ReasonCode),
+    PubComp(u16, ReasonCode),
+    SubAck(u16, Vec<u8>),
+    UnsubAck(u16, Vec<u8>),
+    /// The bytes of the CONNACK; what is in flight is sent again behind it.
+    ConnAck(Vec<u8>),
+    /// A CONNACK that says why not; the connection is closed behind it.
+    Refused(ReasonCode),
+    /// An error, in 5.0 with its reason; the connection is closed behind it.
+    Close(ReasonCode),
+}
+
+/// A connection, and which of those that had its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ConnectionKey {
+    pub(super) place: usize,
+    pub(super) generation: u64,
+}
+
+/// What memory already says and the state store does not, should the commit fail.
+#[derive(Debug)]
+pub(super) enum Undo {
+    /// A QoS 2 number was taken.
+    Received(SessionKey, u16),
+    /// A QoS 2 number was given back.
+    Released(SessionKey, u16),
+    /// The retained message of a topic was replaced or removed.
+    Retained(String),
+    /// A delivery is done with: its record is to be removed with the next turn.
+    Dequeued(State),
+}
+
+impl Undo {
+    /// The session that it is about.
+    fn session(&self) -> Option<SessionKey> {
+        match self {
+            Self::Received(session, _) | Self::Released(session, _) => Some(*session),
+            Self::Retained(_) | Self::Dequeued(_) => None,
+        }
+    }
+}
+
+/// Answers whoever asked for a message to be published.
+pub(super) type Reply = oneshot::Sender<sonde_engine::Result<()>>;
+
+/// What one pass over the readable connections gathered.
+pub(super) struct Turn {
+    pub(super) builder: WriteBatchBuilder,
+    pub(super) answers: Vec<(ConnectionKey, Answer)>,
+    pub(super) deliveries: Vec<(SessionKey, Delivery)>,
+    pub(super) undo: Vec<Undo>,
+    pub(super) replies: Vec<Reply>,
+}
+
+impl Turn {
+    pub(super) fn new(engine: &Engine) -> Self {
+        Self {
+            builder: engine.batch(),
+            answers: Vec::new(),
+            deliveries: Vec::new(),
+            undo: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.builder.is_empty()
+            && self.answers.is_empty()
+            && self.deliveries.is_empty()
+            && self.replies.is_empty()
+    }
+}
+
+/// A turn whose commit is outstanding; without a receipt there is nothing to commit.
+pub(super) struct Committing {
+    receipt: Option<Receipt>,
+    pub(super) answers: Vec<(ConnectionKey, Answer)>,
+    deliveries: Vec<(SessionKey, Delivery)>,
+    undo: Vec<Undo>,
+    replies: Vec<Reply>,
+}
+
+impl Worker {
+    /// Hands the turn to the engine.
+    pub(super) fn submit_turn(&mut self) {
+        if self.turn.is_empty() {
+            return;
+        }
+        let turn = std::mem::replace(&mut self.turn, Turn::new(&self.engine));
+        let receipt = turn.builder.finish().map(|batch| self.engine.write(batch));
+        self.committing.push_back(Committing {
+            receipt,
+            answers: turn.answers,
+            deliveries: turn.deliveries,
+            undo: turn.undo,
+            replies: turn.replies,
+        });
+    }
+
+    /// Releases the turns that are durable, oldest first.
+    pub(super) fn release_turns(&mut self) {
+        let waker = self.waker.clone();
+        while let Some(turn) = self.committing.front_mut() {
+            let result = match &mut turn.receipt {
+                None => Ok(()),
+                Some(receipt) => match Pin::new(receipt).poll(&mut Context::from_waker(&waker)) {
+                    TaskPoll::Pending => return,
+                    TaskPoll::Ready(result) => result.map(drop),
+                },
+            };
+            let Some(turn) = self.committing.pop_front() else { return };
+            match result {
+                Ok(()) => self.release(turn),
+                Err(error) => self.fail(turn, &error),
+            }
+        }
+    }
+
+    fn release(&mut self, turn: Committing) {
+        for (key, answer) in turn.answers {
+            self.answer(key, answer);
+        }
+        for (session, delivery) in turn.deliveries {
+            self.deliver(session, delivery);
+        }
+        turn.replies.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
+    }
+
+    /// The commit was refused: nobody is acknowledged, and every client of the turn is sent away to try again.
+    fn fail(&mut self, turn: Committing, error: &sonde_engine::Error) {
+        tracing::warn!(%error, clients = turn.answers.len(), "MQTT messages could not be stored; their clients are closed");
+        turn.undo.into_iter().for_each(|undo| self.undo(undo));
+        for (key, answer) in turn.answers {
+            let away = match answer {
+                Answer::ConnAck(_) => Answer::Refused(ReasonCode::SERVER_UNAVAILABLE),
+                _ => Answer::Close(ReasonCode::SERVER_UNAVAILABLE),
+            };
+            self.answer(key, away);
+        }
+        turn.replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+    }
+
+    fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Received(session, packet_id) => {
+                if let Some(session) = self.sessions.get_mut(session) {
+                    session.received.remove(&packet_id);
+                }
+            }
+            Undo::Released(session, packet_id) => {
+                if let Some(session) = self.sessions.get_mut(session) {
+                    session.received.insert(packet_id);
+                }
+            }
+            Undo::Retained(topic) => self.retained.restore(&self.engine, &topic),
+            Undo::Dequeued(record) => self.dequeue(record),
+        }
+    }
+
+    /// Removes the record of a delivery that is done with; tried again with the next turn where the commit fails.
+    pub(super) fn dequeue(&mut self, record: State) {
+        self.turn.builder.state(record.clone());
+        self.turn.undo.push(Undo::Dequeued(record));
+    }
+
+    /// Takes out everything that waits for a session's sake, because the session ends. Returns the deliveries.
+    pub(super) fn withdraw(&mut self, key: SessionKey) -> Vec<Delivery> {
+        let mut withdrawn = Vec::new();
+        let outstanding = self.committing.iter_mut().map(|turn| (&mut turn.deliveries, &mut turn.undo));
+        for (deliveries, undo) in outstanding.chain([(&mut self.turn.deliveries, &mut self.turn.undo)]) {
+            undo.retain(|undo| undo.session() != Some(key));
+            let (mine, others) =
+                std::mem::take(deliveries).into_iter().partition(|(session, _)| *session == key);
+            *deliveries = others;
+            let mine: Vec<(SessionKey, Delivery)> = mine;
+            withdrawn.extend(mine.into_iter().map(|(_, delivery)| delivery));
+        }
+        withdrawn
+    }
+
+    /// Whether no answer to the connection waits for a commit.
+    pub(super) fn is_answered(&self, place: usize) -> bool {
+        let generation = self.connections.get(place).map(|(generation, _)| *generation);
+        let waits = |answers: &[(ConnectionKey, Answer)]| {
+            answers.iter().any(|(key, _)| key.place == place && Some(key.generation) == generation)
+        };
+        !waits(&self.turn.answers) && !self.committing.iter().any(|turn| waits(&turn.answers))
+    }
+
+    fn answer(&mut self, key: ConnectionKey, answer: Answer) {
+        let Some((generation, connection)) = self.connections.get_mut(key.place) else { return };
+        if *generation != key.generation || connection.sealed {
+            return;
+        }
+        encode_answer(&answer, connection.version, &mut connection.out);
+        self.dirty.push(key.place);
+        match answer {
+            Answer::ConnAck(_) => {
+                connection.greeted = true;
+                if let Some(session) = connection.session() {
+                    self.resend(session);
+                    self.pump(session);
+                }
+            }
+            Answer::Close(_) | Answer::Refused(_) => {
+                connection.closing = true;
+                connection.sealed = true;
+            }
+            _ => {}
+        }
+    }
+}
