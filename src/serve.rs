@@ -9,7 +9,7 @@ use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::mqtt::{Mqtt, MqttOptions};
 use sonde_ingest::rule::Rules;
-use sonde_query::system::{BatchBuilder, FnTable};
+use sonde_query::system::{BatchBuilder, FnTable, Kind};
 use sonde_query::{QueryEngine, QueryOptions};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
@@ -23,6 +23,10 @@ use crate::cli::{Exit, Failure, Result};
 use crate::config::{Config, Setting};
 use crate::http::{Front, routes};
 use crate::token;
+
+/// The columns of `system.settings`.
+const COLUMNS: &[(&str, Kind)] =
+    &[("key", Kind::Text), ("value", Kind::Text), ("origin", Kind::Text), ("description", Kind::Text)];
 
 /// How long open requests may go on after the stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -171,15 +175,15 @@ fn settings_table(
     settings: Vec<Setting>,
 ) -> impl Fn() -> sonde_query::Result<arrow::record_batch::RecordBatch> {
     move || {
-        let mut rows = BatchBuilder::new();
+        let mut rows = BatchBuilder::new(COLUMNS);
         for setting in &settings {
-            rows.text("key", Some(setting.key));
-            rows.text("value", Some(&setting.value));
-            rows.text("origin", Some(&setting.origin));
-            rows.text("description", Some(setting.help));
+            rows.text(Some(setting.key));
+            rows.text(Some(&setting.value));
+            rows.text(Some(&setting.origin));
+            rows.text(Some(setting.help));
             rows.end_row();
         }
-        rows.finish(&[("key", "s"), ("value", "s"), ("origin", "s"), ("description", "s")])
+        rows.finish()
     }
 }
 

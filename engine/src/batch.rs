@@ -82,8 +82,8 @@ impl FieldValue<'_> {
         }
     }
 
-    /// Appends the value to a column that it fits.
-    fn push(&self, column: &mut Column) {
+    /// Appends the value to a column that it fits; panics where it does not.
+    pub fn push(&self, column: &mut Column) {
         match (&mut column.values, self) {
             (_, Self::Null) => return column.push_empty(Cell::Null, 1),
             (Values::Float(values), Self::Float(value)) => values.push(*value),

@@ -13,7 +13,7 @@ use sonde_storage_format::{
     TableKind, TableOptions,
 };
 
-use crate::cold::DAY;
+use crate::cold::{DAY, TIME_NS};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::series::TableSeries;
@@ -320,12 +320,12 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
 
 /// Partitions divide a UTC day or are whole days, so that a day can go to the cold tier.
 pub(crate) fn check_options(options: &TableOptions) -> Result<()> {
-    let TableOptions { partition, retention, cold_after } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes } = *options;
     if partition <= 0 || (DAY % partition != 0 && partition % DAY != 0) {
         return Err(Error::Row(format!("a partition divides a day or is whole days, not {partition} ns")));
     }
-    if retention < 0 || cold_after < 0 {
-        return Err(Error::Row("retention and cold_after are not negative".into()));
+    if retention < 0 || cold_after < 0 || max_bytes < 0 {
+        return Err(Error::Row("retention, cold_after and max_bytes are not negative".into()));
     }
     Ok(())
 }
@@ -334,6 +334,10 @@ fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn) -> Result<()> {
     check_name("a column", &new.name)?;
     if columns.iter().any(|column| column.name == new.name) {
         return Err(Error::Row(format!("column {} is named twice", new.name)));
+    }
+    if new.name.eq_ignore_ascii_case(TIME_NS) {
+        let why = "the cold tier keeps the nanoseconds of the time under it; choose another name";
+        return Err(Error::Row(format!("column {} has a reserved name: {why}", new.name)));
     }
     if columns.len() >= limits::COLUMNS {
         return Err(Error::Limit { what: format!("column {}", new.name), limit: limits::COLUMNS as u64 });

@@ -1,27 +1,31 @@
 //! The engine's handle. Lock order: writer thread's own state, then `manifest`, then `flushes`, then a table's series;
 //! versions, catalog and health are swapped without holding another lock. No lock is held over I/O but the manifest's,
-//! which orders edits.
+//! which orders the edits of the flush thread and the job thread.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use sonde_storage_format::{ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, TableId, Timestamp, path};
+use sonde_storage_format::{
+    ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, State, TableId, Timestamp, path,
+};
 
 use crate::batch::{WriteBatch, WriteBatchBuilder};
 use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
 use crate::cold::ColdOptions;
 use crate::error::{Error, Result};
+use crate::flushes::Flushes;
 use crate::health::Health;
-use crate::jobs::{Flushes, Job, Worker};
+use crate::jobs::{Job, Worker, run_flushes};
 use crate::limits::{LOG_READ_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
 use crate::log_reader::{LogReader, LogTurn};
 use crate::manifest::Manifest;
@@ -32,7 +36,7 @@ use crate::recover::recover;
 use crate::scan::{Scan, ScanRequest, Snapshot, scan};
 use crate::state::StateStore;
 use crate::storage::{LocalStorage, Storage};
-use crate::version::{FileEdit, Versions};
+use crate::version::{FileEdit, Version, Versions};
 use crate::wal::{Log, LogBudget, Segments};
 use crate::write::{CatalogRequest, Command, Writer};
 
@@ -87,6 +91,12 @@ pub(crate) struct Inner {
     published: Mutex<SeqNo>,
     publish_signal: Condvar,
     jobs: Mutex<Sender<Job>>,
+    /// The writer's queue. Weak, because its end, with the last handle, is what ends the threads.
+    commands: Weak<SyncSender<Command>>,
+    /// Rows that went because their table was over its budget of bytes, since the start.
+    evicted: Mutex<HashMap<TableId, u64>>,
+    /// Set by `close`: work of many parts ends behind the part that is under way.
+    closing: AtomicBool,
     /// Held for as long as the process owns the data directory.
     _lock: File,
 }
@@ -114,6 +124,43 @@ impl Inner {
         Ok(())
     }
 
+    /// The version and the position that it is flushed to, of the same moment.
+    pub(crate) fn flushed(&self) -> (Arc<Version>, SeqNo) {
+        let manifest = self.manifest.lock();
+        (self.versions.current(), manifest.state.flushed_to)
+    }
+
+    /// Commits state of the engine itself, as anybody's is. Not for the writer's thread, which it waits for.
+    pub(crate) fn commit_state(&self, state: Vec<State>) -> Result<()> {
+        let (reply, receipt) = Receipt::new();
+        let commands = self.commands.upgrade().ok_or(Error::Closed)?;
+        commands.send(Command::Write(WriteBatch::of_state(state), reply)).map_err(|_| Error::Closed)?;
+        drop(commands);
+        receipt.wait().map(drop)
+    }
+
+    /// Asks the writer to look at the age of what is in memory, unless it has more to do than it can.
+    pub(crate) fn ask_to_age(&self) {
+        if let Some(commands) = self.commands.upgrade() {
+            let _ = commands.try_send(Command::Age);
+        }
+    }
+
+    /// Counts rows that a table lost because it was over its budget.
+    pub(crate) fn note_evicted(&self, table: TableId, rows: u64) {
+        *self.evicted.lock().entry(table).or_default() += rows;
+    }
+
+    /// Whether the engine is being closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Why nobody answers.
+    pub(crate) fn closed(&self) -> Error {
+        self.health.check().err().unwrap_or(Error::Closed)
+    }
+
     /// Asks for background work.
     pub(crate) fn send_job(&self, job: Job) {
         if self.jobs.lock().send(job).is_err() {
@@ -121,14 +168,16 @@ impl Inner {
         }
     }
 
-    /// Removes log segments that neither recovery nor a cursor needs.
+    /// Removes log segments that neither recovery nor a cursor needs. The flush thread alone calls this: of two
+    /// threads, one could fail to remove a segment while the other removes the next.
     pub(crate) fn remove_expired_segments(&self) {
         let replay_from = {
             let manifest = self.manifest.lock();
             manifest.state.flushed_to
         };
         let held = self.cursors.lock().values().copied().min();
-        let cursors_from = held.into_iter().chain(self.state.oldest_cursor()).min().unwrap_or(SeqNo(u64::MAX));
+        let cursors_from =
+            held.into_iter().chain(self.state.oldest_cursor()).min().unwrap_or(SeqNo(u64::MAX));
         // Oldest first, and none before its elders are gone: the log has no gap.
         while let Some(segment) = self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
             if let Err(error) = self.storage.remove(&segment.path)
@@ -147,7 +196,7 @@ impl Inner {
 #[derive(Clone, Debug)]
 pub struct Engine {
     inner: Arc<Inner>,
-    commands: SyncSender<Command>,
+    commands: Arc<SyncSender<Command>>,
     // IMPORTANT: behind `commands`, whose end ends the threads that this waits for.
     threads: Arc<Threads>,
 }
@@ -208,6 +257,8 @@ impl Engine {
         let log =
             Log::start(Arc::clone(&storage), &wal_dir, Arc::clone(&segments), next, options.segment_bytes)?;
         let (jobs, job_queue) = channel();
+        let (commands, queue) = sync_channel(WRITE_QUEUE);
+        let commands = Arc::new(commands);
         let active = recovered.version.active.clone();
         let inner = Arc::new(Inner {
             flushes: Flushes::new(recovered.manifest.state.flushed_to),
@@ -225,14 +276,18 @@ impl Engine {
             published: Mutex::new(SeqNo(next.0 - 1)),
             publish_signal: Condvar::new(),
             jobs: Mutex::new(jobs),
+            commands: Arc::downgrade(&commands),
+            evicted: Mutex::default(),
+            closing: AtomicBool::new(false),
             _lock: recovered.lock,
             options,
         });
-        let (commands, queue) = sync_channel(WRITE_QUEUE);
         let writer = Writer::new(Arc::clone(&inner), log, active, next, recovered.log.replayed);
+        let flushing = Arc::clone(&inner);
         let worker = Worker::new(Arc::clone(&inner));
         let threads = vec![
             spawn("sonde-writer", move || writer.run(&queue))?,
+            spawn("sonde-flush", move || run_flushes(&flushing))?,
             spawn("sonde-jobs", move || worker.run(&job_queue))?,
         ];
         Ok(Self { inner, commands, threads: Arc::new(Threads(Mutex::new(threads))) })
@@ -265,7 +320,7 @@ impl Engine {
     /// Changes the catalog; returns once the change is durable and visible.
     pub fn change_catalog(&self, request: CatalogRequest) -> Result<SeqRange> {
         let (reply, receipt) = Receipt::new();
-        self.commands.send(Command::Catalog(request, reply)).map_err(|_| Error::Closed)?;
+        self.commands.send(Command::Catalog(request, reply)).map_err(|_| self.inner.closed())?;
         receipt.wait()
     }
 
@@ -389,18 +444,24 @@ impl Engine {
         (memtables().map(|memtable| memtable.bytes).sum(), memtables().map(|memtable| memtable.rows).sum())
     }
 
-    /// Whether writes are accepted.
+    /// Rows that a table lost since the start because it had more bytes than its `max_bytes`.
+    #[must_use]
+    pub fn evicted(&self, table: TableId) -> u64 {
+        self.inner.evicted.lock().get(&table).copied().unwrap_or_default()
+    }
+
+    /// Whether writes are accepted: no disk error, and no thread of the engine that panicked.
     pub fn health(&self) -> Result<()> {
         self.inner.health.check()
     }
 
     /// Writes all rows in memory as chunks; returns when they are.
     pub fn flush(&self) -> Result<()> {
+        // What failed before is tried again now; should it work, there is room for what is frozen next.
+        self.inner.flushes.ask();
         let (reply, frozen) = channel();
-        self.commands.send(Command::Freeze(reply)).map_err(|_| Error::Closed)?;
-        let position = frozen.recv().map_err(|_| Error::Closed)??;
-        // Not only what was just frozen: what failed before is tried again.
-        self.inner.send_job(Job::Flush);
+        self.commands.send(Command::Freeze(reply)).map_err(|_| self.inner.closed())?;
+        let position = frozen.recv().map_err(|_| self.inner.closed())??;
         self.inner.flushes.wait_flushed(position, FLUSH_TIMEOUT)
     }
 
@@ -409,7 +470,7 @@ impl Engine {
         self.flush()?;
         let (reply, done) = channel();
         self.inner.send_job(Job::Compact(table, reply));
-        done.recv().map_err(|_| Error::Closed)?
+        done.recv().map_err(|_| self.inner.closed())?
     }
 
     /// Moves the complete days of a table that end at or before `before` to the cold tier. Returns how many moved.
@@ -417,11 +478,16 @@ impl Engine {
         self.flush()?;
         let (reply, done) = channel();
         self.inner.send_job(Job::Cool(table, before, reply));
-        done.recv().map_err(|_| Error::Closed)?
+        done.recv().map_err(|_| self.inner.closed())?
     }
 
     /// Flushes and stops. Other handles answer `Closed` from here on.
     pub fn close(&self) -> Result<()> {
+        self.inner.closing.store(true, Ordering::Relaxed);
+        // While there is a log, which has to know what becomes of files of the cold tier.
+        let (reply, settled) = channel();
+        self.inner.send_job(Job::Settle(reply));
+        let _ = settled.recv();
         let flushed = match self.health() {
             Ok(()) => self.flush(),
             Err(error) => Err(error),

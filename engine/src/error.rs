@@ -3,7 +3,8 @@
 //! # Invariants
 //! - The caller's fault (unknown table, conflict, limit) changes nothing.
 //! - `Full` is transient: the engine refuses writes, keeps reads and recovers by itself.
-//! - `Failed` is for good: an I/O error inside a prepared segment or of a sync latches, until a restart.
+//! - `Failed` is for good: an I/O error inside a prepared segment or of a sync latches, and so does the end of a thread
+//!   that panicked, until a restart.
 
 use std::path::PathBuf;
 
@@ -46,11 +47,11 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// A disk error latched the engine.
-    #[error("storage failed and refuses writes until a restart: {0}")]
+    /// A disk error, or a bug, latched the engine.
+    #[error("the engine failed and refuses writes until a restart: {0}")]
     Failed(String),
-    /// The disk is full; writes are refused until there is room.
-    #[error("disk full: {0}; writes are refused until space is freed")]
+    /// There is no room, on disk or for rows in memory; writes are refused until there is.
+    #[error("{0}")]
     Full(String),
     /// What the batch was built against has changed; build it again.
     #[error("{0}")]
@@ -93,7 +94,8 @@ impl Error {
     pub(crate) fn io(operation: &'static str, path: &std::path::Path, error: &std::io::Error) -> Self {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         if matches!(error.kind(), StorageFull | QuotaExceeded) {
-            return Self::Full(format!("{operation} {}", path.display()));
+            let what = format!("disk full: {operation} {}", path.display());
+            return Self::Full(format!("{what}; writes are refused until space is freed"));
         }
         Self::Io { operation, path: path.to_path_buf(), message: error.to_string() }
     }

@@ -1,24 +1,44 @@
-//! Writes sorted rows as chunks: the work that flush and compaction share.
+//! Writes sorted rows as chunks, for flush, compaction and cooling; and the flush itself.
+//!
+//! # Invariants
+//! - A flush's chunks, its position and its checkpoint count from one edit on, or none of them does.
 
 use std::sync::Arc;
 
 use sonde_storage_format::limits::ROW_GROUP_ROWS;
 use sonde_storage_format::{
-    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, PhysicalType, SeqRange, SeriesRun,
-    Texts, TimeRange, Timestamp, path,
+    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, Edit, PhysicalType, SeqRange,
+    SeriesRun, Texts, TimeRange, Timestamp, path,
 };
 
+use crate::checkpoint;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
+use crate::flushes::FlushInput;
 use crate::limits::GROUP_TEXT_BYTES;
 use crate::memtable::Memtable;
 use crate::scan::ScanContext;
 use crate::scan::merge::{Merge, Window};
 use crate::scan::source::{Source, sort_blocks};
-use crate::version::Chunk;
+use crate::version::{Chunk, FileEdit};
+
+/// Flushes a frozen memtable: chunks, checkpoint, and the edit that makes both count; then what they replace goes.
+pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<()> {
+    let chunks = match input.memtable.seq {
+        Some(seq) => write_chunks(inner, &input.memtable, seq)?,
+        None => Vec::new(),
+    };
+    let number = checkpoint::write(inner, input)?;
+    let mut edits: Vec<Edit> = chunks.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())).collect();
+    edits.extend([Edit::FlushedTo(input.position), Edit::Checkpoint(number)]);
+    inner.install(&edits, &FileEdit { add: chunks, flushed: true, ..FileEdit::default() })?;
+    checkpoint::remove_before(inner, number);
+    inner.remove_expired_segments();
+    Ok(())
+}
 
 /// Writes every partition of a memtable as a chunk.
-pub(crate) fn flush(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Result<Vec<Arc<Chunk>>> {
+fn write_chunks(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Result<Vec<Arc<Chunk>>> {
     let catalog = inner.catalog.load_full();
     let mut chunks = Vec::new();
     for (table, partition) in memtable.partitions() {

@@ -1,4 +1,4 @@
-//! Whether the engine may write: a disk that failed once stays failed.
+//! Whether the engine may write: a disk that failed once stays failed, and so does an engine that lost a thread.
 
 use parking_lot::RwLock;
 
@@ -19,8 +19,35 @@ impl Health {
     pub(crate) fn fail(&self, error: &Error) {
         let mut failed = self.0.write();
         if failed.is_none() {
-            tracing::error!(%error, "storage failed: writes are refused until a restart");
-            *failed = Some(error.to_string());
+            let why = match error {
+                Error::Failed(why) => why.clone(),
+                other => other.to_string(),
+            };
+            tracing::error!(why, "the engine failed: writes are refused until a restart");
+            *failed = Some(why);
+        }
+    }
+}
+
+/// Stands on the stack of a thread: should the thread panic, the engine has failed, because what the thread was there
+/// for is not done any more.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    health: &'a Health,
+    thread: &'static str,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn new(health: &'a Health, thread: &'static str) -> Self {
+        Self { health, thread }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = format!("thread {} panicked, which is a bug; its message went to stderr", self.thread);
+            self.health.fail(&Error::Failed(why));
         }
     }
 }

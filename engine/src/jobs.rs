@@ -1,155 +1,144 @@
-//! Background work: one enum, one channel, one thread.
+//! Background work: one thread flushes, another does all else, one job after the other.
 //!
 //! # Invariants
-//! - What to do is decided by pure functions over a `Version`; this file only carries it out.
-//! - A job that fails leaves the version as it was and is tried again.
+//! - What to do is decided by pure functions over a `Version`; the threads only carry it out.
+//! - A job that fails leaves the version as it was, rests, and is tried again; the others have their turn.
+//! - A flush waits for no other job, so that writers do not either. It adds chunks and removes none; the job thread
+//!   alone removes files. So whatever a plan of the job thread names is there until the job is done, and what a flush
+//!   adds meanwhile is newer than all of it. Edits of both are ordered by the manifest's lock.
+//! - The flush thread alone writes checkpoints and removes segments of the log.
 
-use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use object_store::{ObjectStoreExt, path::Path as ObjectPath};
-use parking_lot::{Condvar, Mutex};
-use sonde_storage_format::{
-    CatalogChange, Checkpoint, ChunkId, ColdFile, Edit, SeqNo, SeqRange, StateEntry, TableId, TableSeries,
-    TimeRange, Timestamp, path,
-};
+use sonde_storage_format::{ChunkId, ColdFile, Edit, TableId, TimeRange, Timestamp};
 
-use crate::catalog::Table;
-use crate::cold::{DAY, day_of, write::write_day};
+use crate::catalog::Catalog;
+use crate::cold::cool::cool;
+use crate::cold::pending;
 use crate::compact;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
-use crate::flush::{flush, write_chunk};
-use crate::memtable::Memtable;
-use crate::retention::expired;
-use crate::scan::ScanContext;
-use crate::scan::merge::Merge;
-use crate::scan::prune::Layer;
-use crate::scan::source::{ChunkSource, Source, open as open_sources};
-use crate::version::{Chunk, FileEdit};
+use crate::flush::flush;
+use crate::flushes::{FlushInput, Turn};
+use crate::health::Watch;
+use crate::limits::{FLUSH_PAUSE, JOB_PAUSE};
+use crate::pause::{Pause, Rests};
+use crate::retention::{Expired, expired};
+use crate::version::{FileEdit, Version};
 
-/// How often the thread looks for work by itself.
+/// How often a thread looks for work by itself.
 const TICK: Duration = Duration::from_secs(1);
-/// How often it looks for rows that are old enough to go or to cool.
+/// How far the clock goes on between two looks for rows that are old enough to be flushed, to go or to cool.
 const AGE_TICK: Duration = Duration::from_secs(60);
 
-/// Background work.
+/// Background work besides flushes.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Write frozen memtables as chunks.
-    Flush,
     /// Merge all chunks of each partition of a table.
     Compact(TableId, Sender<Result<()>>),
     /// Move complete days of a table that end at or before an instant to the cold tier; answers with the files written.
     Cool(TableId, Timestamp, Sender<Result<usize>>),
     /// Drop files whose rows have outlived their table's retention, or whose table is gone.
     Retain,
-    /// Flush what is frozen, then end.
+    /// Answer: what was asked for before is done.
+    Settle(Sender<()>),
+    /// End.
     Stop,
 }
 
-/// A frozen memtable and everything a checkpoint needs, as of one position.
-#[derive(Debug)]
-pub(crate) struct FlushInput {
-    pub(crate) memtable: Arc<Memtable>,
-    pub(crate) position: SeqNo,
-    pub(crate) catalog: Vec<CatalogChange>,
-    /// How many series each table had.
-    pub(crate) series: Vec<(Arc<Table>, usize)>,
-    pub(crate) state: Vec<StateEntry>,
+/// Work that rests by itself when it fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Task {
+    Compact(TableId, TimeRange),
+    Cool(TableId),
+    CleanUp,
 }
 
-/// Frozen memtables that wait, oldest first, and the position up to which everything is flushed.
+/// Says when it is time to look at ages. By the node's clock, which is what ages are counted by.
 #[derive(Debug, Default)]
-pub(crate) struct Flushes {
-    inner: Mutex<Waiting>,
-    changed: Condvar,
+struct Aging {
+    last: Option<Timestamp>,
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
-    queue: VecDeque<Arc<FlushInput>>,
-    flushed_to: SeqNo,
-    /// How many flushes failed, and why the last one did, until one succeeds.
-    failures: u64,
-    failure: Option<Error>,
+impl Aging {
+    fn is_due(&mut self, now: Timestamp) -> bool {
+        let passed = |last: Timestamp| Duration::from_nanos(now.as_nanos().abs_diff(last.as_nanos()));
+        let due = self.last.is_none_or(|last| passed(last) >= AGE_TICK);
+        if due {
+            self.last = Some(now);
+        }
+        due
+    }
 }
 
-impl Flushes {
-    pub(crate) fn new(flushed_to: SeqNo) -> Self {
-        Self { inner: Mutex::new(Waiting { flushed_to, ..Waiting::default() }), changed: Condvar::new() }
-    }
+/// On the stack of the flush thread: whatever ends it, nobody waits for it any more.
+struct Ended<'a>(&'a Inner);
 
-    pub(crate) fn push(&self, input: FlushInput) {
-        self.inner.lock().queue.push_back(Arc::new(input));
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.flushes.end(self.0.closed());
     }
+}
 
-    fn first(&self) -> Option<Arc<FlushInput>> {
-        self.inner.lock().queue.front().cloned()
-    }
-
-    fn done(&self, position: SeqNo) {
-        let mut inner = self.inner.lock();
-        inner.queue.pop_front();
-        inner.flushed_to = position;
-        inner.failure = None;
-        self.changed.notify_all();
-    }
-
-    fn failed(&self, error: &Error) {
-        let mut inner = self.inner.lock();
-        inner.failures += 1;
-        inner.failure = Some(error.clone());
-        self.changed.notify_all();
-    }
-
-    /// Waits until fewer than `limit` memtables wait. Fails where that takes too long, and at once while flushes fail.
-    pub(crate) fn wait_for_room(&self, limit: usize, patience: Duration) -> Result<()> {
-        let mut inner = self.inner.lock();
-        let full = |inner: &mut Waiting| inner.queue.len() >= limit && inner.failure.is_none();
-        self.changed.wait_while_for(&mut inner, full, patience);
-        if inner.queue.len() < limit {
-            return Ok(());
+/// The flush thread: serves the queue of flushes until it is stopped.
+pub(crate) fn run_flushes(inner: &Arc<Inner>) {
+    // IMPORTANT: before the watch, so that it ends behind it: who waited finds the engine failed.
+    let _ended = Ended(inner);
+    let _watch = Watch::new(&inner.health, "sonde-flush");
+    let mut pause = Pause::new(FLUSH_PAUSE);
+    let mut aging = Aging::default();
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        match inner.flushes.turn(pause.until(), next_tick) {
+            Turn::Flush(input) => flush_one(inner, &input, &mut pause),
+            Turn::Tick => {
+                next_tick = Instant::now() + TICK;
+                if aging.is_due(inner.clock.now()) {
+                    inner.remove_expired_segments();
+                    inner.ask_to_age();
+                }
+            }
+            Turn::Stop => break,
         }
-        Err(inner
-            .failure
-            .clone()
-            .unwrap_or_else(|| Error::Full(format!("{limit} memtables wait for their flush"))))
     }
+}
 
-    /// Waits until everything up to `position` that was frozen is flushed, or until a flush fails.
-    pub(crate) fn wait_flushed(&self, position: SeqNo, patience: Duration) -> Result<()> {
-        let mut inner = self.inner.lock();
-        let failures = inner.failures;
-        let behind = |inner: &Waiting| !inner.queue.is_empty() && inner.flushed_to < position;
-        let waits = |inner: &mut Waiting| behind(inner) && inner.failures == failures;
-        self.changed.wait_while_for(&mut inner, waits, patience);
-        if !behind(&inner) {
-            return Ok(());
+fn flush_one(inner: &Arc<Inner>, input: &FlushInput, pause: &mut Pause) {
+    match flush(inner, input) {
+        Ok(()) => {
+            pause.worked();
+            inner.flushes.done(input.position);
         }
-        let late = || Error::Full(format!("the flush did not end within {} s", patience.as_secs()));
-        Err(inner.failure.clone().filter(|_| inner.failures > failures).unwrap_or_else(late))
+        Err(error) => {
+            let rest = pause.failed(Instant::now()).as_secs();
+            tracing::error!(%error, "a flush failed; it is tried again in {rest} s, or when someone asks");
+            inner.flushes.failed(&error);
+        }
     }
 }
 
 /// The job thread.
 pub(crate) struct Worker {
     inner: Arc<Inner>,
-    /// Cold files that a newer one replaced, until their readers have gone.
+    /// Cold files that an edit took out, until their readers have gone.
     replaced: Vec<Arc<ColdFile>>,
-    last_aging: Option<Instant>,
+    rests: Rests<Task>,
+    aging: Aging,
 }
 
 impl Worker {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, replaced: Vec::new(), last_aging: None }
+        Self { inner, replaced: Vec::new(), rests: Rests::new(JOB_PAUSE), aging: Aging::default() }
     }
 
     /// Serves jobs until `Stop`.
     pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
+        let inner = Arc::clone(&self.inner);
+        let _watch = Watch::new(&inner.health, "sonde-jobs");
+        // What was left to do when the last process ended.
+        self.retain();
         let mut next_tick = Instant::now() + TICK;
         loop {
             // However many jobs come, the tick has its turn.
@@ -157,14 +146,17 @@ impl Worker {
             let job =
                 if patience.is_zero() { Err(RecvTimeoutError::Timeout) } else { jobs.recv_timeout(patience) };
             match job {
-                Ok(Job::Flush) => self.report("flush", |worker| worker.flush_all()),
                 Ok(Job::Compact(table, reply)) => {
                     let _ = reply.send(self.compact_table(table));
                 }
                 Ok(Job::Cool(table, before, reply)) => {
                     let _ = reply.send(self.cool(table, before));
                 }
-                Ok(Job::Retain) => self.report("retention", |worker| worker.retain()),
+                Ok(Job::Retain) => self.retain(),
+                Ok(Job::Settle(reply)) => {
+                    self.clean_up();
+                    let _ = reply.send(());
+                }
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
@@ -172,244 +164,141 @@ impl Worker {
                 }
             }
         }
-        self.report("flush", |worker| worker.flush_all());
-        self.report("cold tier clean-up", |worker| worker.delete_replaced());
-    }
-
-    fn report(&mut self, job: &'static str, run: impl FnOnce(&mut Self) -> Result<()>) {
-        if let Err(error) = run(self) {
-            tracing::error!(job, %error, "background job failed; it will be tried again");
-        }
     }
 
     fn tick(&mut self) {
-        self.report("flush", |worker| worker.flush_all());
-        self.report("compaction", |worker| worker.compact_one());
-        self.report("cold tier clean-up", |worker| worker.delete_replaced());
-        if self.last_aging.is_none_or(|last| last.elapsed() >= AGE_TICK) {
-            self.last_aging = Some(Instant::now());
-            self.report("retention", |worker| worker.retain());
-            self.report("cooling", |worker| worker.cool_aged());
-            self.inner.remove_expired_segments();
+        self.compact_one();
+        self.clean_up();
+        if self.aging.is_due(self.inner.clock.now()) {
+            self.retain();
+            self.cool_aged();
         }
     }
 
-    fn flush_all(&mut self) -> Result<()> {
-        while let Some(input) = self.inner.flushes.first() {
-            self.flush_one(&input).inspect_err(|error| self.inner.flushes.failed(error))?;
-            self.inner.flushes.done(input.position);
-        }
-        Ok(())
-    }
-
-    fn flush_one(&mut self, input: &FlushInput) -> Result<()> {
-        let inner = &self.inner;
-        let chunks = match input.memtable.seq {
-            Some(seq) => flush(inner, &input.memtable, SeqRange { first: seq.first, last: seq.last })?,
-            None => Vec::new(),
-        };
-        let number = write_checkpoint(inner, input)?;
-        let mut edits: Vec<Edit> = chunks.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())).collect();
-        edits.extend([Edit::FlushedTo(input.position), Edit::Checkpoint(number)]);
-        inner.install(&edits, &FileEdit { add: chunks, flushed: true, ..FileEdit::default() })?;
-        remove_checkpoints_before(inner, number);
-        inner.remove_expired_segments();
-        Ok(())
-    }
-
-    fn compact_one(&mut self) -> Result<()> {
-        match compact::plan(&self.inner.versions.current()) {
-            Some(plan) => compact::compact(&self.inner, &plan),
-            None => Ok(()),
-        }
-    }
-
-    fn compact_table(&mut self, table: TableId) -> Result<()> {
-        self.flush_all()?;
-        let plans = compact::plan_all(&self.inner.versions.current(), table);
-        plans.iter().try_for_each(|plan| compact::compact(&self.inner, plan))
-    }
-
-    fn retain(&mut self) -> Result<()> {
+    fn compact_one(&mut self) {
         let version = self.inner.versions.current();
-        let gone = expired(&version, &self.inner.catalog.load(), self.inner.clock.now());
-        if gone.is_empty() {
-            return Ok(());
-        }
-        let mut edits: Vec<Edit> = gone.chunks.iter().map(|(_, id)| Edit::RemoveChunk(*id)).collect();
-        edits.extend(gone.cold.iter().map(|(table, day)| Edit::RemoveCold { table: *table, day: *day }));
-        for (table, day) in &gone.cold {
-            self.replaced
-                .extend(version.files.get(table).and_then(|files| files.cold.get(&day.start)).cloned());
-        }
-        tracing::info!(chunks = gone.chunks.len(), cold_days = gone.cold.len(), "retention removed files");
-        let edit = FileEdit { remove: gone.chunks, remove_cold: gone.cold, ..FileEdit::default() };
-        self.inner.install(&edits, &edit)
+        let task = |plan: &compact::Plan| Task::Compact(plan.table, plan.range);
+        let Some(plan) = compact::plan(&version, |plan| self.rests.rests(&task(plan))) else { return };
+        let outcome = compact::compact(&self.inner, &plan);
+        self.note("compaction", task(&plan), &outcome);
+    }
+
+    /// Merges what can be merged of a table; of several failures the first comes back.
+    fn compact_table(&mut self, table: TableId) -> Result<()> {
+        let plans = compact::plan_all(&self.inner.versions.current(), table);
+        let outcomes: Vec<Result<()>> =
+            plans.iter().map(|plan| compact::compact(&self.inner, plan)).collect();
+        outcomes.into_iter().collect()
+    }
+
+    /// Moves every complete day that ends at or before `before`.
+    fn cool(&mut self, table: TableId, before: Timestamp) -> Result<usize> {
+        let moved = cool(&self.inner, table, before, &mut self.replaced);
+        self.clean_up();
+        moved
     }
 
     /// Cools the tables that say when their rows should go.
-    fn cool_aged(&mut self) -> Result<()> {
+    fn cool_aged(&mut self) {
         if self.inner.options.cold.is_none() {
-            return Ok(());
+            return;
         }
         let now = self.inner.clock.now().as_nanos();
         let catalog = self.inner.catalog.load_full();
         for table in catalog.tables().filter(|table| table.def().options.cold_after > 0) {
-            let before = Timestamp::from_nanos(now.saturating_sub(table.def().options.cold_after));
-            // Nothing is frozen for this: a day this old is in chunks already, but for late rows, which stay hot.
-            self.cool_days(table.id(), before)?;
-        }
-        Ok(())
-    }
-
-    /// Moves every complete day that ends at or before `before`, rows in memory included.
-    fn cool(&mut self, table: TableId, before: Timestamp) -> Result<usize> {
-        self.flush_all()?;
-        self.cool_days(table, before)
-    }
-
-    fn cool_days(&mut self, id: TableId, before: Timestamp) -> Result<usize> {
-        let inner = Arc::clone(&self.inner);
-        let Some(cold) = inner.options.cold.clone() else {
-            return Err(Error::Cold("no cold tier is configured; set cold.url".into()));
-        };
-        let catalog = inner.catalog.load_full();
-        let Some(table) = catalog.table_by_id(id) else { return Ok(0) };
-        self.split_wide(id, before)?;
-        let version = inner.versions.current();
-        let position = inner.manifest.lock().state.flushed_to;
-        let Some(files) = version.files.get(&id) else { return Ok(0) };
-        let order = table.series().order();
-        let mut moved = 0;
-        for day in complete_days(files.chunks(), before) {
-            let chunks = within(files.chunks(), &day);
-            let mut layers: Vec<Layer> =
-                files.cold.get(&day.start).map(|file| Layer::Cold(Arc::clone(file))).into_iter().collect();
-            let mut hot = chunks.clone();
-            hot.sort_by_key(|chunk| chunk.meta.seq.first);
-            layers.extend(hot.into_iter().map(Layer::Chunk));
-            let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
-            let sources = open_sources(&inner, &context, &crate::scan::prune::Group { layers })?;
-            let merge = Merge::newest_wins(Arc::clone(&context), sources);
-            inner.manifest.lock().settle()?;
-            let file = write_day(&cold, &context, day, position, merge)?;
-            let remove: Vec<(TableId, ChunkId)> = chunks.iter().map(|chunk| (id, chunk.meta.id)).collect();
-            let mut edits: Vec<Edit> = remove.iter().map(|(_, chunk)| Edit::RemoveChunk(*chunk)).collect();
-            edits.extend(file.iter().cloned().map(Edit::AddCold));
-            let add_cold = file.iter().cloned().collect();
-            let installed = inner.install(&edits, &FileEdit { remove, add_cold, ..FileEdit::default() });
-            match (&installed, file) {
-                (Ok(()), Some(_)) => self.replaced.extend(files.cold.get(&day.start).cloned()),
-                (Err(_), Some(file)) if inner.manifest.lock().is_settled() => {
-                    self.replaced.push(Arc::new(file))
-                }
-                _ => {}
+            let task = Task::Cool(table.id());
+            if !self.rests.rests(&task) {
+                let before = Timestamp::from_nanos(now.saturating_sub(table.def().options.cold_after));
+                let outcome = self.cool(table.id(), before);
+                self.note("cooling", task, &outcome);
             }
-            installed?;
-            moved += 1;
         }
-        if moved > 0 {
-            tracing::info!(table = table.full_name(), days = moved, "moved days to the cold tier");
-        }
-        Ok(moved)
     }
 
-    /// Rewrites chunks that reach over more than one day, one chunk for each day, where a day of theirs is to cool.
-    fn split_wide(&mut self, id: TableId, before: Timestamp) -> Result<()> {
-        let inner = &self.inner;
-        let version = inner.versions.current();
-        let catalog = inner.catalog.load_full();
-        let (Some(files), Some(table)) = (version.files.get(&id), catalog.table_by_id(id)) else {
+    /// Removes what retention says, each kind of file for itself.
+    fn retain(&mut self) {
+        // The version first: a table that the catalog does not know was dropped, and not made since.
+        let version = self.inner.versions.current();
+        let catalog = self.inner.catalog.load_full();
+        let gone = expired(&version, &catalog, self.inner.clock.now());
+        // Chunks first: they make room, which the note of what happens to cold files may need.
+        report("retention of chunks", &self.remove_chunks(&gone, &catalog));
+        report("retention of cold files", &self.remove_cold(&version, gone.cold));
+        drop(version);
+        self.clean_up();
+    }
+
+    fn remove_chunks(&self, gone: &Expired, catalog: &Catalog) -> Result<()> {
+        let evicted = gone.evicted.iter().map(|chunk| (chunk.meta.table, chunk.meta.id));
+        let remove: Vec<(TableId, ChunkId)> = gone.chunks.iter().copied().chain(evicted).collect();
+        if remove.is_empty() {
             return Ok(());
-        };
-        let order = table.series().order();
-        let wide = |chunk: &&Arc<Chunk>| {
-            chunk.meta.range.end.as_nanos().saturating_sub(chunk.meta.range.start.as_nanos()) > DAY
-        };
-        for chunk in files.chunks().filter(wide).filter(|chunk| day_of(chunk.meta.times.0).end <= before) {
-            let mut parts = Vec::new();
-            let mut day = day_of(chunk.meta.times.0);
-            loop {
-                let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
-                let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
-                let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
-                parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, merge)?);
-                if day.end > chunk.meta.times.1 {
-                    break;
-                }
-                day = day_of(day.end);
-            }
-            let mut edits = vec![Edit::RemoveChunk(chunk.meta.id)];
-            edits.extend(parts.iter().map(|part| Edit::AddChunk(part.meta.clone())));
-            let edit = FileEdit { add: parts, remove: vec![(id, chunk.meta.id)], ..FileEdit::default() };
-            inner.install(&edits, &edit)?;
+        }
+        let edits: Vec<Edit> = remove.iter().map(|(_, id)| Edit::RemoveChunk(*id)).collect();
+        self.inner.install(&edits, &FileEdit { remove, ..FileEdit::default() })?;
+        if !gone.chunks.is_empty() {
+            tracing::info!(chunks = gone.chunks.len(), "retention removed chunks");
+        }
+        for chunks in gone.evicted.chunk_by(|a, b| a.meta.table == b.meta.table) {
+            let Some(id) = chunks.first().map(|chunk| chunk.meta.table) else { continue };
+            let rows: u64 = chunks.iter().map(|chunk| chunk.meta.rows).sum();
+            let bytes: u64 = chunks.iter().map(|chunk| chunk.meta.bytes).sum();
+            let table = catalog.table_by_id(id).map(|table| table.full_name()).unwrap_or_default();
+            tracing::warn!(table, rows, bytes, "a table is over its max_bytes: its oldest rows were evicted");
+            self.inner.note_evicted(id, rows);
         }
         Ok(())
     }
 
-    fn delete_replaced(&mut self) -> Result<()> {
-        let Some(cold) = &self.inner.options.cold else { return Ok(()) };
-        let (unread, read): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.replaced).into_iter().partition(|file| Arc::strong_count(file) == 1);
-        self.replaced = read;
-        for file in unread {
-            let path = ObjectPath::from(file.path.as_str());
-            if let Err(error) = cold.runtime.block_on(cold.store.delete(&path)) {
-                self.replaced.push(file);
-                return Err(crate::cold::store_error(error));
-            }
+    fn remove_cold(&mut self, version: &Version, days: Vec<(TableId, TimeRange)>) -> Result<()> {
+        if days.is_empty() {
+            return Ok(());
         }
+        let file = |(table, day): &(TableId, TimeRange)| version.files.get(table)?.cold.get(&day.start);
+        let files: Vec<Arc<ColdFile>> = days.iter().filter_map(file).cloned().collect();
+        pending::note(&self.inner, files.iter().map(|file| file.path.as_str()))?;
+        let edits: Vec<Edit> =
+            days.iter().map(|(table, day)| Edit::RemoveCold { table: *table, day: *day }).collect();
+        tracing::info!(days = days.len(), "retention removes days of the cold tier");
+        self.inner.install(&edits, &FileEdit { remove_cold: days, ..FileEdit::default() })?;
+        self.replaced.extend(files);
         Ok(())
     }
-}
 
-/// The days, oldest first, that chunks have rows of and that end at or before `before`.
-fn complete_days<'a>(chunks: impl Iterator<Item = &'a Arc<Chunk>>, before: Timestamp) -> Vec<TimeRange> {
-    let mut days: Vec<TimeRange> = chunks.map(|chunk| day_of(chunk.meta.times.0)).collect();
-    days.retain(|day| day.end <= before);
-    days.sort_by_key(|day| day.start);
-    days.dedup();
-    days
-}
+    fn clean_up(&mut self) {
+        if !self.rests.rests(&Task::CleanUp) {
+            let outcome = pending::clean_up(&self.inner, &mut self.replaced);
+            self.note("clean-up of the cold tier", Task::CleanUp, &outcome);
+        }
+    }
 
-fn within<'a>(chunks: impl Iterator<Item = &'a Arc<Chunk>>, day: &TimeRange) -> Vec<Arc<Chunk>> {
-    let inside = |chunk: &&Arc<Chunk>| chunk.meta.range.start >= day.start && chunk.meta.range.end <= day.end;
-    chunks.filter(inside).cloned().collect()
-}
-
-fn state_dir(inner: &Inner) -> std::path::PathBuf {
-    inner.options.data_dir.join(path::STATE_DIR)
-}
-
-fn write_checkpoint(inner: &Inner, input: &FlushInput) -> Result<u64> {
-    let number = inner.manifest.lock().state.checkpoint.unwrap_or_default() + 1;
-    let series = input
-        .series
-        .iter()
-        .map(|(table, count)| TableSeries { table: table.id(), keys: table.series().first_keys(*count) });
-    let checkpoint = Checkpoint {
-        position: input.position,
-        catalog: input.catalog.clone(),
-        series: series.collect(),
-        state: input.state.clone(),
-    };
-    let path = state_dir(inner).join(path::checkpoint(number));
-    let written = inner.storage.write_whole(&path, &mut std::iter::once(checkpoint.encode()));
-    written.map_err(|error| Error::io("write", &path, &error))?;
-    Ok(number)
-}
-
-fn remove_checkpoints_before(inner: &Inner, number: u64) {
-    let dir = state_dir(inner);
-    for name in inner.storage.list(&dir).unwrap_or_default() {
-        if path::parse_checkpoint(&name).is_some_and(|known| known < number) {
-            remove_quietly(inner, &dir.join(name));
+    /// Notes how a task ended: one that failed rests.
+    fn note<T>(&mut self, job: &'static str, task: Task, outcome: &Result<T>) {
+        report(job, outcome);
+        if let Some(rest) = self.rests.note(task, outcome) {
+            tracing::debug!(job, ?task, "rests for {} s", rest.as_secs());
         }
     }
 }
 
-fn remove_quietly(inner: &Inner, path: &Path) {
-    if let Err(error) = inner.storage.remove(path) {
-        tracing::warn!(path = %path.display(), %error, "cannot remove an old file");
+fn report<T>(job: &'static str, outcome: &Result<T>) {
+    match outcome {
+        // The engine ends meanwhile; the next start goes on.
+        Ok(_) | Err(Error::Closed) => {}
+        Err(error) => tracing::error!(job, %error, "background job failed; it will be tried again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_looked_at_once_a_minute_of_the_clock() {
+        let mut aging = Aging::default();
+        let due: Vec<bool> =
+            [0, 59, 60, 61, 100, 120, 5, 6].map(|secs| aging.is_due(Timestamp::from_secs(secs))).into();
+        // The clock is set back at the end.
+        assert_eq!(due, [true, false, true, false, false, true, true, false]);
     }
 }

@@ -10,18 +10,21 @@
 
 mod batch;
 mod catalog;
+mod checkpoint;
 mod clock;
 mod cold;
 mod compact;
 mod engine;
 mod error;
 mod flush;
+mod flushes;
 mod health;
 mod jobs;
 mod log_reader;
 mod manifest;
 mod memtable;
 mod open_chunk;
+mod pause;
 mod receipt;
 mod recover;
 mod retention;

@@ -1,5 +1,7 @@
 //! Named limits of the engine.
 
+use std::time::Duration;
+
 /// Batches that wait for the writer thread; further writers wait for room.
 pub const WRITE_QUEUE: usize = 1024;
 /// Batches in one group commit.
@@ -16,6 +18,18 @@ pub const COALESCE_ROWS: usize = 1024;
 pub const MEMTABLE_BYTES: usize = 1 << 30;
 /// Frozen memtables that wait for their flush before writers wait.
 pub const FROZEN_MEMTABLES: usize = 2;
+/// About the bytes of the manifest edit of a flush, above which the memtable is frozen: rows of many partitions are
+/// many files, however few bytes they have.
+pub const FLUSH_EDIT_BYTES: usize = sonde_storage_format::limits::EDIT_BYTES / 8;
+/// Rows that came this long ago are flushed, so that retention, the cold tier and the log's budget reach them.
+pub const FLUSH_AGE: Duration = Duration::from_secs(3600);
+/// The same for memtables with rows that are due already, by retention or for the cold tier: a device whose clock is
+/// wrong sends such rows all the time.
+pub const DUE_FLUSH_AGE: Duration = Duration::from_secs(300);
+/// The longest rest of a flush that fails.
+pub const FLUSH_PAUSE: Duration = Duration::from_secs(30);
+/// The longest rest of any other job that fails.
+pub const JOB_PAUSE: Duration = Duration::from_secs(300);
 /// Chunks of one partition before they are merged.
 pub const COMPACT_CHUNKS: usize = 4;
 /// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.
@@ -28,8 +42,10 @@ pub const CHUNK_ROWS: u64 = 64 << 20;
 pub const GROUP_TEXT_BYTES: usize = 32 << 20;
 /// Rows of a record batch that a scan hands out.
 pub const BATCH_ROWS: usize = 8192;
-/// Bytes of the manifest before it is rewritten as a snapshot.
+/// Bytes of the manifest before it is rewritten as a snapshot; twice its snapshot's, where that is more.
 pub const MANIFEST_BYTES: u64 = 4 << 20;
+/// Bytes of one frame of the manifest's snapshot.
+pub const MANIFEST_FRAME_BYTES: usize = 1 << 20;
 /// Bytes that one turn of a log reader takes.
 pub const LOG_READ_BYTES: usize = 4 << 20;
 /// Columns of a table.

@@ -2,6 +2,7 @@
 //!
 //! # Invariants
 //! - An edit is durable before it is visible: append, sync, then the swap of the version.
+//! - An edit is there whole or not at all: it is one frame or, where it is too large for one, part of a new snapshot.
 //! - The manifest of the highest number that has a whole head is the current one; it starts with a snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +11,11 @@ use std::sync::Arc;
 
 use sonde_storage_format::{
     ChunkId, ChunkMeta, ColdFile, Edit, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits, encode_edit,
-    path,
+    limits, path,
 };
 
 use crate::error::{Error, Result};
-use crate::limits::MANIFEST_BYTES;
+use crate::limits::{MANIFEST_BYTES, MANIFEST_FRAME_BYTES};
 use crate::storage::{LogFile, Storage};
 
 /// What the edits of a manifest amount to.
@@ -49,6 +50,12 @@ impl ManifestState {
         }
     }
 
+    fn with(&self, edits: &[Edit]) -> Self {
+        let mut state = self.clone();
+        edits.iter().for_each(|edit| state.apply(edit));
+        state
+    }
+
     fn snapshot(&self) -> Vec<Edit> {
         let mut edits = vec![Edit::NextChunk(ChunkId(self.next_chunk)), Edit::FlushedTo(self.flushed_to)];
         edits.extend(self.checkpoint.map(Edit::Checkpoint));
@@ -66,6 +73,8 @@ pub(crate) struct Manifest {
     number: u64,
     file: Box<dyn LogFile>,
     offset: u64,
+    /// Bytes of the head and the snapshot.
+    snapshot: u64,
     pub(crate) state: ManifestState,
     /// Set by a write that failed: what the file ends with is unknown.
     failed: bool,
@@ -101,18 +110,13 @@ impl Manifest {
         state: ManifestState,
     ) -> Result<Self> {
         let path = dir.join(path::manifest(number));
-        let mut bytes = ManifestHeader { number }.encode();
-        // Frames of bounded size, so that a store of many chunks stays within the limit of an edit.
-        for edits in state.snapshot().chunks(1024) {
-            bytes.extend_from_slice(&encode_edit(number, bytes.len() as u64, edits));
-        }
-        // An empty edit ends the snapshot: damage inside it has a whole frame behind it, so it is no torn tail.
-        bytes.extend_from_slice(&encode_edit(number, bytes.len() as u64, &[]));
-        let offset = bytes.len() as u64;
+        let bytes = encode_snapshot(number, &state.snapshot())?;
+        let snapshot = bytes.len() as u64;
         let written = storage.write_whole(&path, &mut std::iter::once(bytes));
         written.map_err(|error| Error::io("write", &path, &error))?;
         let file = storage.open(&path).map_err(|error| Error::io("open", &path, &error))?;
-        Ok(Self { storage, dir: dir.to_path_buf(), number, file, offset, state, failed: false })
+        let dir = dir.to_path_buf();
+        Ok(Self { storage, dir, number, file, offset: snapshot, snapshot, state, failed: false })
     }
 
     fn remove_older(&self, numbers: &BTreeSet<u64>) {
@@ -133,7 +137,7 @@ impl Manifest {
 
     /// After a write that failed: a new file, without what may or may not have been written.
     pub(crate) fn settle(&mut self) -> Result<()> {
-        if self.failed { self.rewrite() } else { Ok(()) }
+        if self.failed { self.rewrite(self.state.clone()) } else { Ok(()) }
     }
 
     /// Whether what is on disk is known; else an edit that failed may stand there all the same.
@@ -144,28 +148,125 @@ impl Manifest {
     /// Makes the edits durable as one. After an error they are not there, unless the manifest is not settled.
     pub(crate) fn append(&mut self, edits: &[Edit]) -> Result<()> {
         self.settle()?;
-        if self.offset > MANIFEST_BYTES {
-            self.rewrite()?;
+        if self.offset > MANIFEST_BYTES.max(2 * self.snapshot) {
+            self.rewrite(self.state.clone())?;
         }
-        let frame = encode_edit(self.number, self.offset, edits);
-        if let Err(error) = self.file.write_at(&frame, self.offset).and_then(|()| self.file.sync()) {
-            let failed = Error::io("write", &self.dir.join(path::manifest(self.number)), &error);
+        let written = match encode_edit(self.number, self.offset, edits) {
+            Ok(frame) => self.append_frame(&frame, edits),
+            // More than a frame takes: a snapshot with the edits in it is there whole or not at all, too.
+            Err(_) => self.rewrite(self.state.with(edits)),
+        };
+        if written.is_err() {
             self.failed = true;
             // Should this fail too, the next edit begins with it.
             let _ = self.settle();
-            return Err(failed);
         }
+        written
+    }
+
+    fn append_frame(&mut self, frame: &[u8], edits: &[Edit]) -> Result<()> {
+        let written = self.file.write_at(frame, self.offset).and_then(|()| self.file.sync());
+        written.map_err(|error| Error::io("write", &self.dir.join(path::manifest(self.number)), &error))?;
         self.offset += frame.len() as u64;
         edits.iter().for_each(|edit| self.state.apply(edit));
         Ok(())
     }
 
     /// Replaces the file by a snapshot under the next number.
-    fn rewrite(&mut self) -> Result<()> {
+    fn rewrite(&mut self, state: ManifestState) -> Result<()> {
         let old = self.number;
-        let state = self.state.clone();
         *self = Self::write_snapshot(Arc::clone(&self.storage), &self.dir, old + 1, state)?;
         self.remove_older(&BTreeSet::from([old]));
         Ok(())
+    }
+}
+
+/// A manifest that comes to these edits: frames of bounded size, however many edits there are.
+fn encode_snapshot(number: u64, edits: &[Edit]) -> Result<Vec<u8>> {
+    let mut bytes = ManifestHeader { number }.encode();
+    let mut rest = edits;
+    loop {
+        let (edits, others) = rest.split_at(fitting(rest));
+        let frame = encode_edit(number, bytes.len() as u64, edits).map_err(|_| Error::Limit {
+            what: "bytes of a step in the manifest".into(),
+            limit: limits::EDIT_BYTES as u64,
+        })?;
+        bytes.extend_from_slice(&frame);
+        rest = others;
+        // An empty edit ends the snapshot: damage inside it has a whole frame behind it, so it is no torn tail.
+        if edits.is_empty() {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// How many of the edits go into one frame of a snapshot: all that fit, and one at least, if there is one.
+fn fitting(edits: &[Edit]) -> usize {
+    let mut left = MANIFEST_FRAME_BYTES;
+    let mut count = 0;
+    for edit in edits {
+        match left.checked_sub(edit.bytes_at_most()) {
+            Some(rest) => left = rest,
+            None if count > 0 => break,
+            None => left = 0,
+        }
+        count += 1;
+    }
+    count
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::storage::LocalStorage;
+    use sonde_storage_format::TimeRange;
+
+    /// Cold files whose paths are as long as paths may be: the least memory for the most bytes.
+    fn cold_files(count: i64) -> Vec<Edit> {
+        let cold = |day: i64| {
+            let bound = |day: i64| Timestamp::from_nanos(day * crate::cold::DAY);
+            let day = TimeRange { start: bound(day), end: bound(day + 1) };
+            let path = "x".repeat(limits::KEY_BYTES);
+            Edit::AddCold(ColdFile { table: TableId(1), day, position: SeqNo(1), path, rows: 1, bytes: 1 })
+        };
+        (0..count).map(cold).collect()
+    }
+
+    fn open(dir: &Path) -> Manifest {
+        Manifest::open(Arc::new(LocalStorage), dir).unwrap()
+    }
+
+    /// It panicked the thread that flushes, for ever.
+    #[test]
+    fn an_edit_that_no_frame_takes_becomes_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut manifest = open(dir.path());
+        manifest.append(&[Edit::FlushedTo(SeqNo(7))]).unwrap();
+        let files = cold_files(1025);
+        assert!(encode_edit(1, 24, &files).is_err());
+        manifest.append(&files).unwrap();
+        assert_eq!((manifest.number, manifest.state.cold.len()), (2, 1025));
+        // What follows is an edit like any other: a large snapshot is not written again with each.
+        manifest.append(&[Edit::Checkpoint(3)]).unwrap();
+        assert_eq!(manifest.number, 2);
+        drop(manifest);
+        let manifest = open(dir.path());
+        assert_eq!((manifest.state.cold.len(), manifest.state.flushed_to), (1025, SeqNo(7)));
+        assert_eq!(manifest.state.checkpoint, Some(3));
+    }
+
+    #[test]
+    fn frames_of_a_snapshot_are_cut_by_bytes() {
+        let many: Vec<Edit> = (0..100_000).map(|id| Edit::RemoveChunk(ChunkId(id))).collect();
+        assert_eq!(fitting(&many), 100_000);
+        assert_eq!(fitting(&cold_files(40)), 15);
+        let huge = "x".repeat(2 * MANIFEST_FRAME_BYTES);
+        let mut edits = cold_files(1);
+        if let Some(Edit::AddCold(file)) = edits.first_mut() {
+            file.path = huge;
+        }
+        edits.extend(cold_files(1));
+        assert_eq!((fitting(&edits), fitting(&[])), (1, 0));
     }
 }

@@ -14,6 +14,10 @@ use sonde_storage_format::{
 
 use crate::limits::COALESCE_ROWS;
 
+/// What a chunk takes in an edit of the manifest: its fixed fields, and each column with lengths of middling size.
+const CHUNK_EDIT_BYTES: usize = 128;
+const COLUMN_EDIT_BYTES: usize = 27;
+
 /// Rows of one table and partition, in log order.
 #[derive(Debug)]
 pub(crate) struct Block {
@@ -68,6 +72,32 @@ impl Block {
 pub(crate) struct PartitionBlocks {
     pub(crate) range: TimeRange,
     pub(crate) blocks: Vec<Arc<Block>>,
+    /// The columns that the blocks have between them, ascending.
+    columns: Vec<ColumnId>,
+}
+
+impl PartitionBlocks {
+    /// No rows yet.
+    pub(crate) fn new(range: TimeRange) -> Self {
+        Self { range, blocks: Vec::new(), columns: Vec::new() }
+    }
+
+    /// About what the chunk of these rows takes in an edit of the manifest.
+    fn edit_bytes(&self) -> usize {
+        if self.blocks.is_empty() {
+            return 0;
+        }
+        // One more column: the time.
+        CHUNK_EDIT_BYTES + COLUMN_EDIT_BYTES * (self.columns.len() + 1)
+    }
+
+    fn note_columns(&mut self, block: &Block) {
+        for (id, _) in &block.columns {
+            if let Err(place) = self.columns.binary_search(id) {
+                self.columns.insert(place, *id);
+            }
+        }
+    }
 }
 
 /// A snapshot of the rows in memory.
@@ -78,6 +108,8 @@ pub(crate) struct Memtable {
     widths: BTreeMap<TableId, i64>,
     pub(crate) bytes: usize,
     pub(crate) rows: usize,
+    /// About the bytes of the manifest edit that a flush of it comes to.
+    pub(crate) edit_bytes: usize,
     /// The first and the last sequence number in it.
     pub(crate) seq: Option<SeqRange>,
 }
@@ -106,6 +138,7 @@ impl Memtable {
         let blocks = || self.partitions.values().flat_map(|partition| &partition.blocks);
         (self.bytes, self.rows) =
             (blocks().map(|block| block.bytes()).sum(), blocks().map(|block| block.rows()).sum());
+        self.edit_bytes = self.partitions.values().map(|partition| partition.edit_bytes()).sum();
     }
 
     /// Adds rows; `width` is the width in nanoseconds that the table's partitions should have.
@@ -138,8 +171,11 @@ impl Memtable {
         let partition = self
             .partitions
             .entry((table, range.start))
-            .or_insert_with(|| Arc::new(PartitionBlocks { range, blocks: Vec::new() }));
-        let blocks = &mut Arc::make_mut(partition).blocks;
+            .or_insert_with(|| Arc::new(PartitionBlocks::new(range)));
+        let partition = Arc::make_mut(partition);
+        self.edit_bytes -= partition.edit_bytes();
+        partition.note_columns(&block);
+        let blocks = &mut partition.blocks;
         let mut block = block;
         // Neighbours of like size are joined, so a row is copied a logarithmic number of times.
         while let Some(last) = blocks.last() {
@@ -152,6 +188,7 @@ impl Memtable {
         }
         self.bytes += block.bytes();
         blocks.push(Arc::new(block));
+        self.edit_bytes += partition.edit_bytes();
     }
 }
 
@@ -197,6 +234,24 @@ mod tests {
         let times = |p: &PartitionBlocks| p.blocks.iter().flat_map(|b| b.times.clone()).collect::<Vec<_>>();
         assert_eq!(partitions.iter().map(|p| times(p)).collect::<Vec<_>>(), [vec![5, 6, 7], vec![15]]);
         assert_eq!(memtable.seq, Some(SeqRange { first: SeqNo(1), last: SeqNo(4) }));
+    }
+
+    #[test]
+    fn the_size_of_the_edit_grows_with_partitions_and_columns() {
+        let mut memtable = Memtable::default();
+        let of = |columns: usize| CHUNK_EDIT_BYTES + COLUMN_EDIT_BYTES * (columns + 1);
+        memtable.insert(rows(1, &[5, 15, 6]), 10);
+        assert_eq!(memtable.edit_bytes, 2 * of(1));
+        memtable.insert(rows(4, &[7, 17]), 10);
+        assert_eq!(memtable.edit_bytes, 2 * of(1), "rows alone do not count");
+        let mut other = rows(6, &[8]);
+        other.columns.push((ColumnId(9), Column::of(Values::Int(vec![1]))));
+        memtable.insert(other, 10);
+        assert_eq!(memtable.edit_bytes, of(1) + of(2));
+        memtable.insert(RowsRecord { table: TableId(2), ..rows(7, &[1]) }, 10);
+        assert_eq!(memtable.edit_bytes, 2 * of(1) + of(2));
+        memtable.drop_table(TableId(1));
+        assert_eq!(memtable.edit_bytes, of(1));
     }
 
     #[test]

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use sonde_storage_format::{
-    ChunkMeta, ChunkReader, Column, ColumnPages, FormatError, PageMeta, SeriesRun,
-};
+use sonde_storage_format::{ChunkMeta, ChunkReader, Column, ColumnPages, FormatError, PageMeta, SeriesRun};
 
 use crate::error::{Error, Result};
 use crate::limits::{OPEN_CHUNK_BYTES, OPEN_CHUNKS};

@@ -11,18 +11,24 @@ use std::time::Duration;
 
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId, TableOptions,
-    WalWriter,
+    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId,
+    TableOptions, Timestamp, WalWriter,
 };
 
 use crate::batch::WriteBatch;
 use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
-use crate::jobs::{FlushInput, Job};
-use crate::limits::{BATCH_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES, MEMTABLE_BYTES};
+use crate::flushes::FlushInput;
+use crate::health::Watch;
+use crate::jobs::Job;
+use crate::limits::{
+    BATCH_BYTES, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES,
+    MEMTABLE_BYTES,
+};
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
+use crate::retention::has_due_rows;
 use crate::state::{CURSORS, cursor_key};
 use crate::wal::Log;
 
@@ -65,6 +71,8 @@ pub(crate) enum Command {
     Catalog(CatalogRequest, Reply),
     /// Freeze the memtable; answers with the position up to which rows will be flushed.
     Freeze(Sender<Result<SeqNo>>),
+    /// Freeze the memtable if its rows are old.
+    Age,
     Stop,
 }
 
@@ -84,11 +92,14 @@ pub(crate) struct Writer {
     unlogged: Vec<SeriesRecord>,
     /// Bytes logged since the memtable was frozen last.
     logged: usize,
+    /// When the first row of the memtable came, or was recovered.
+    first_row: Option<Timestamp>,
 }
 
 impl Drop for Writer {
     /// Whatever ends the writer, the last handle's drop included, ends the background work too.
     fn drop(&mut self) {
+        self.inner.flushes.stop();
         self.inner.send_job(Job::Stop);
     }
 }
@@ -96,11 +107,15 @@ impl Drop for Writer {
 impl Writer {
     /// `logged` is the bytes of log that recovery replayed: a flush is what makes them unneeded.
     pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
-        Self { inner, log, active, next_seq, unlogged: Vec::new(), logged }
+        let mut writer = Self { inner, log, active, next_seq, unlogged: Vec::new(), logged, first_row: None };
+        writer.note_first_row();
+        writer
     }
 
     /// Serves commands until `Stop`, or until every sender is gone.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        let inner = Arc::clone(&self.inner);
+        let _watch = Watch::new(&inner.health, "sonde-writer");
         let mut next = commands.recv().ok();
         while let Some(command) = next.take() {
             match command {
@@ -118,6 +133,7 @@ impl Writer {
                         if self.active.is_empty() && self.logged == 0 { Ok(()) } else { self.freeze() };
                     let _ = reply.send(frozen.map(|()| SeqNo(self.next_seq.0 - 1)));
                 }
+                Command::Age => self.freeze_if_old(),
                 Command::Stop => break,
             }
             if next.is_none() {
@@ -205,6 +221,7 @@ impl Writer {
             let width = table(rows.table).def().options.partition;
             self.active.insert(rows, width);
         }
+        self.note_first_row();
         state.into_iter().for_each(|state| self.inner.state.apply(state));
         Ok(ranges)
     }
@@ -256,12 +273,40 @@ impl Writer {
         Ok(seq)
     }
 
+    fn note_first_row(&mut self) {
+        if self.first_row.is_none() && !self.active.is_empty() {
+            self.first_row = Some(self.inner.clock.now());
+        }
+    }
+
     fn freeze_if_full(&mut self) -> Result<()> {
         let limit = self.inner.options.memtable_bytes.min(MEMTABLE_BYTES);
-        if self.active.bytes < limit && self.logged < 4 * limit {
+        let fits = self.active.bytes < limit && self.active.edit_bytes < FLUSH_EDIT_BYTES;
+        if fits && self.logged < 4 * limit {
             return Ok(());
         }
         self.freeze()
+    }
+
+    /// Without it rows that come slowly would stay in memory for ever, out of reach of retention and the cold tier.
+    fn freeze_if_old(&mut self) {
+        // Where flushes are behind, or fail, another one does not help.
+        if self.is_old()
+            && self.inner.flushes.is_empty()
+            && let Err(error) = self.freeze()
+        {
+            tracing::warn!(%error, "rows in memory are old and cannot be flushed");
+        }
+    }
+
+    fn is_old(&self) -> bool {
+        let Some(first) = self.first_row.filter(|_| !self.active.is_empty()) else { return false };
+        let now = self.inner.clock.now();
+        let age = now.as_nanos().saturating_sub(first.as_nanos());
+        let age = Duration::from_nanos(age.max(0).unsigned_abs());
+        let is_cold = self.inner.options.cold.is_some();
+        let is_due = || has_due_rows(&self.active, &self.inner.catalog.load(), is_cold, now);
+        age >= FLUSH_AGE || (age >= DUE_FLUSH_AGE && is_due())
     }
 
     /// Hands the memtable, and a checkpoint of all else, to the flush job; waits while too many are waiting already.
@@ -280,8 +325,8 @@ impl Writer {
             series,
             state: inner.state.entries(),
         });
-        inner.send_job(Job::Flush);
         self.logged = 0;
+        self.first_row = None;
         Ok(())
     }
 }

@@ -36,8 +36,12 @@ fn bad_requests_are_refused() {
         let options = TableOptions { partition, ..TableOptions::default() };
         assert!(matches!(refused(&engine, CatalogRequest::SetOptions(id, options)), Error::Row(_)));
     }
-    let options = TableOptions { retention: -1, ..TableOptions::default() };
-    assert!(matches!(refused(&engine, CatalogRequest::SetOptions(id, options)), Error::Row(_)));
+    for options in [
+        TableOptions { retention: -1, ..TableOptions::default() },
+        TableOptions { max_bytes: -1, ..TableOptions::default() },
+    ] {
+        assert!(matches!(refused(&engine, CatalogRequest::SetOptions(id, options)), Error::Row(_)));
+    }
     for bad in [
         column("n", ColumnRole::Tag, PhysicalType::Int64),
         column("n", ColumnRole::Time, PhysicalType::Int64),
@@ -149,4 +153,25 @@ fn a_rule_stands_where_it_was_made() {
     assert_eq!(cursor(&engine), None);
     let again = put_rule(&engine, "one");
     assert_eq!(cursor(&engine), Some(again), "one that is made again begins anew");
+}
+
+/// The cold tier has a column of this name in every file: its table could never cool.
+#[test]
+fn the_name_that_the_cold_tier_needs_is_reserved() {
+    let store = Store::new();
+    let engine = store.open();
+    let id = create(&engine, "t", DAY).id();
+    for name in ["time_ns", "TIME_NS"] {
+        for role in [ColumnRole::Field, ColumnRole::Tag] {
+            let reserved = || column(name, role, PhysicalType::Text);
+            let mut new = new_table("u", TableKind::Points, DAY);
+            new.columns.push(reserved());
+            let requests =
+                [CatalogRequest::CreateTable(new), CatalogRequest::AddColumns(id, vec![reserved()])];
+            for request in requests {
+                let error = refused(&engine, request);
+                assert!(matches!(&error, Error::Row(why) if why.contains("reserved")), "{error}");
+            }
+        }
+    }
 }

@@ -245,9 +245,8 @@ fn a_message_is_taken_back_whole() {
     let store = Store::new();
     let engine = store.open();
     let table = create(&engine, "t", DAY);
-    let field = |name: &str, value: i64| {
-        vec![(table.column(name).unwrap().id, sonde_engine::FieldValue::Int(value))]
-    };
+    let field =
+        |name: &str, value: i64| vec![(table.column(name).unwrap().id, sonde_engine::FieldValue::Int(value))];
     let mut builder = engine.batch();
     let row = |builder: &mut sonde_engine::WriteBatchBuilder, i: i64, name: &str| {
         let time = sonde_engine::Timestamp::from_nanos(START + i);

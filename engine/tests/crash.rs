@@ -72,7 +72,7 @@ impl History {
         let id = table(engine, "t").id();
         let new = vec![column("x", ColumnRole::Field, PhysicalType::Text)];
         engine.change_catalog(CatalogRequest::AddColumns(id, new))?;
-        let options = TableOptions { partition: DAY, retention: 100 * 365 * DAY, cold_after: 0 };
+        let options = TableOptions { partition: DAY, retention: 100 * 365 * DAY, ..TableOptions::default() };
         engine.change_catalog(CatalogRequest::SetOptions(id, options)).map(drop)
     }
 

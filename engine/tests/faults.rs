@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Crash(u64, Reached),
     /// There is no space for new files.
     Full,
+    /// A bug: whoever writes a file whose name ends like this panics.
+    Panic(&'static str),
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +44,9 @@ struct State {
     /// Syncs of files with this ending wait while it is set; how many do.
     hold: Option<&'static str>,
     held: usize,
+    /// The next whole file with this ending waits, until it may be written.
+    hold_write: Option<&'static str>,
+    write_waits: bool,
 }
 
 #[derive(Debug, Default)]
@@ -110,14 +115,38 @@ impl Faulty {
         self.0.changed.notify_all();
     }
 
+    /// Lets the next whole file whose name ends like this wait before it is written; those behind it do not.
+    pub(crate) fn hold_next_write_of(&self, ending: &'static str) {
+        self.0.state.lock().hold_write = Some(ending);
+    }
+
+    pub(crate) fn release_write(&self) {
+        self.0.state.lock().write_waits = false;
+        self.0.changed.notify_all();
+    }
+
+    fn wait_to_write(&self, path: &Path) {
+        let mut state = self.0.state.lock();
+        let name = path.display().to_string();
+        if state.hold_write.is_some_and(|ending| name.ends_with(ending)) {
+            (state.hold_write, state.write_waits) = (None, true);
+            state.held += 1;
+            self.0.changed.notify_all();
+            self.0.changed.wait_while(&mut state, |state| state.write_waits);
+            state.held -= 1;
+        }
+    }
+
     fn verdict(&self, what: &str, path: &Path, makes_file: bool) -> Verdict {
         let mut state = self.0.state.lock();
         if state.crashed {
             return Verdict::Fail(died());
         }
         let number = state.done.len() as u64;
-        state.done.push(format!("{what} {}", path.file_name().unwrap_or_default().display()));
+        let name = path.file_name().unwrap_or_default().display().to_string();
+        state.done.push(format!("{what} {name}"));
         match state.fault {
+            Fault::Panic(ending) if name.ends_with(ending) => panic!("a bug, in {what} {name}"),
             Fault::Once(at) if at == number => Verdict::Fail(io::Error::from_raw_os_error(5)),
             Fault::Full if makes_file => Verdict::Fail(io::Error::from_raw_os_error(28)),
             Fault::Crash(at, reached) if at == number => {
@@ -163,6 +192,7 @@ impl Storage for Faulty {
     }
 
     fn write_whole(&self, path: &Path, parts: &mut dyn Iterator<Item = Vec<u8>>) -> io::Result<u64> {
+        self.wait_to_write(path);
         match self.verdict("write_whole", path, true) {
             Verdict::Do => LocalStorage.write_whole(path, parts),
             Verdict::Fail(error) => Err(error),

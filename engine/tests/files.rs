@@ -1,17 +1,13 @@
 //! Which files come and go, and in which order their rows count. Each test is the shape of a bug that there was.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use sonde_engine::{
-    CatalogRequest, Clock, Engine, Error, LocalStorage, TableId, TableKind, TableOptions, Timestamp, path,
-};
+use sonde_engine::{CatalogRequest, Engine, Error, TableId, TableKind, TableOptions, Timestamp, path};
 
 use sonde_storage_format::ChunkReader;
 
 use crate::data::{DAY, HOUR, START, Value, create, new_table, put, read_all, rec, table};
-use crate::store::{Store, files, files_below};
+use crate::store::{Manual, Store, files, files_below};
 
 fn value(engine: &Engine, device: &str, time: i64) -> Option<Value> {
     let rows = read_all(engine, "t");
@@ -189,20 +185,6 @@ fn a_cold_tier_that_refuses_leaves_the_rows_hot() {
 }
 
 #[test]
-fn a_column_that_the_cold_tier_needs_keeps_its_table_hot() {
-    let store = Store::new();
-    let engine = store.open();
-    let id = create(&engine, "t", DAY).id();
-    let column =
-        crate::data::column("time_ns", sonde_engine::ColumnRole::Field, sonde_engine::PhysicalType::Int64);
-    engine.change_catalog(CatalogRequest::AddColumns(id, vec![column])).unwrap();
-    set(&engine, "d", START, 1);
-    let error = engine.cool(id, Timestamp::from_nanos(START + DAY)).unwrap_err();
-    assert!(error.to_string().contains("time_ns"), "{error}");
-    assert_eq!(value(&engine, "d", START), Some(Value::Int(1)));
-}
-
-#[test]
 fn a_dropped_table_takes_its_files_with_it() {
     let store = Store::new();
     let engine = store.open();
@@ -228,23 +210,11 @@ fn a_dropped_table_takes_its_files_with_it() {
     assert_eq!(value(&engine, "d", START), Some(Value::Int(4)));
 }
 
-/// A clock that a test sets.
-#[derive(Debug)]
-struct Manual(AtomicI64);
-
-impl Clock for Manual {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-}
-
 #[test]
 fn retention_removes_partitions_that_have_ended() {
     let store = Store::new();
-    let clock = Arc::new(Manual(AtomicI64::new(START + 10 * DAY)));
-    let engine =
-        Engine::open_with(store.options.clone(), Arc::new(LocalStorage), Arc::<Manual>::clone(&clock))
-            .unwrap();
+    let clock = Manual::at(START + 10 * DAY);
+    let engine = store.open_by(&clock);
     let id = create(&engine, "t", DAY).id();
     for day in 0..10 {
         set(&engine, "d", START + day * DAY, day);
@@ -252,7 +222,7 @@ fn retention_removes_partitions_that_have_ended() {
     engine.cool(id, Timestamp::from_nanos(START + 4 * DAY)).unwrap();
     // Retention is looked at when a table is dropped; the merge behind it waits for it.
     let retain = |retention: i64, now: i64| {
-        clock.0.store(now, Ordering::Relaxed);
+        clock.set(now);
         let options = TableOptions { retention, ..TableOptions::default() };
         engine.change_catalog(CatalogRequest::SetOptions(id, options)).unwrap();
         let other = create(&engine, "other", DAY).id();

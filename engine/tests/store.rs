@@ -1,10 +1,14 @@
 //! Data directories that are opened again and again.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use object_store::local::LocalFileSystem;
-use sonde_engine::{ColdOptions, Engine, LocalStorage, Options, Result, Storage, SystemClock, path};
+use sonde_engine::{
+    Clock, ColdOptions, Engine, LocalStorage, Options, Result, Storage, SystemClock, Timestamp, path,
+};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -66,6 +70,10 @@ impl Store {
         Engine::open_with(self.options.clone(), storage, Arc::new(SystemClock))
     }
 
+    pub(crate) fn open_by(&self, clock: &Arc<Manual>) -> Engine {
+        Engine::open_with(self.options.clone(), Arc::new(LocalStorage), Arc::<Manual>::clone(clock)).unwrap()
+    }
+
     /// Closes in good order, all rows flushed, and opens again.
     pub(crate) fn reopen(&self, engine: Engine) -> Engine {
         engine.close().unwrap();
@@ -90,6 +98,43 @@ impl Store {
     /// The log's segments, oldest first.
     pub(crate) fn segments(&self) -> Vec<PathBuf> {
         files(&self.dir(path::WAL_DIR))
+    }
+}
+
+/// A clock that a test sets.
+#[derive(Debug)]
+pub(crate) struct Manual(AtomicI64);
+
+impl Manual {
+    pub(crate) fn at(nanos: i64) -> Arc<Self> {
+        Arc::new(Self(AtomicI64::new(nanos)))
+    }
+
+    pub(crate) fn now_nanos(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, nanos: i64) {
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn go_on(&self, nanos: i64) {
+        self.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Manual {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_nanos(self.now_nanos())
+    }
+}
+
+/// Waits for what happens by itself.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -15,7 +15,9 @@ mod model;
 mod random;
 mod store;
 
+mod background;
 mod catalog;
+mod cold;
 mod commit;
 mod crash;
 mod disk;

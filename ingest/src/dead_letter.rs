@@ -8,7 +8,7 @@ use sonde_engine::{
     TableOptions, WriteBatchBuilder,
 };
 
-use crate::limits::{DEAD_LETTER_AGE, DEAD_LETTER_PAYLOAD};
+use crate::limits::{DEAD_LETTER_AGE, DEAD_LETTER_BYTES, DEAD_LETTER_PARTITION, DEAD_LETTER_PAYLOAD};
 
 const DATABASE: &str = "system";
 const TABLE: &str = "dead_letters";
@@ -39,7 +39,12 @@ pub(crate) fn table(engine: &Engine) -> sonde_engine::Result<Arc<Table>> {
         name: TABLE.into(),
         kind: TableKind::Events,
         open: false,
-        options: TableOptions { retention: DEAD_LETTER_AGE.as_nanos() as i64, ..TableOptions::default() },
+        options: TableOptions {
+            partition: DEAD_LETTER_PARTITION.as_nanos() as i64,
+            retention: DEAD_LETTER_AGE.as_nanos() as i64,
+            max_bytes: DEAD_LETTER_BYTES,
+            ..TableOptions::default()
+        },
         columns: COLUMNS.iter().map(column).collect(),
     };
     engine.change_catalog(CatalogRequest::CreateTable(new))?;

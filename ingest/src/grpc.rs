@@ -1,12 +1,13 @@
 //! gRPC `sonde.v1.Write`: record batches of an Arrow IPC stream as rows. OK means durable and visible.
 
-use arrow::ipc::reader::StreamReader;
 use sonde_access::{Action, allows};
-use sonde_engine::Engine;
+use sonde_engine::{Engine, Receipt};
 use sonde_proto::v1::write_server::{Write, WriteServer};
 use sonde_proto::v1::{RowError, WriteRequest, WriteResponse};
 use sonde_query::door::grpc::principal;
-use sonde_query::{ensure_table, limits::GRPC_MESSAGE_BYTES, write_rows};
+use sonde_query::door::ipc;
+use sonde_query::limits::GRPC_MESSAGE_BYTES;
+use sonde_query::{Nulls, ensure_table, is_reserved, write_rows};
 use tonic::{Request, Response, Status};
 
 use crate::row::accepted_times;
@@ -29,7 +30,7 @@ impl Write for WriteService {
             return Err(Status::permission_denied(format!("{} may not write", principal.name)));
         }
         let (engine, request) = (self.0.clone(), request.into_inner());
-        let stored = tokio::task::spawn_blocking(move || store(&engine, &request)).await;
+        let stored = tokio::task::spawn_blocking(move || store(&engine, request)).await;
         let (receipt, response) = stored.map_err(|error| Status::internal(error.to_string()))??;
         if let Some(receipt) = receipt {
             receipt.await.map_err(|error| sonde_query::Error::Engine(error).to_status())?;
@@ -38,36 +39,27 @@ impl Write for WriteService {
     }
 }
 
-fn store(
-    engine: &Engine,
-    request: &WriteRequest,
-) -> Result<(Option<sonde_engine::Receipt>, WriteResponse), Status> {
-    if request.table.is_empty() {
+fn store(engine: &Engine, request: WriteRequest) -> Result<(Option<Receipt>, WriteResponse), Status> {
+    let WriteRequest { database, table, arrow_ipc, tags } = request;
+    if table.is_empty() {
         return Err(Status::invalid_argument("no table was named"));
     }
-    let wrong =
-        |error: arrow::error::ArrowError| Status::invalid_argument(format!("the Arrow IPC stream: {error}"));
-    let database = if request.database.is_empty() { "public" } else { &request.database };
-    let reader = StreamReader::try_new(std::io::Cursor::new(&request.arrow_ipc), None).map_err(wrong)?;
+    let database = if database.is_empty() { "public" } else { &database };
+    if is_reserved(database) {
+        let text = format!("not allowed: database {database} is the server's own");
+        return Err(Status::permission_denied(text));
+    }
     let status = |error: sonde_query::Error| error.to_status();
-    let table =
-        ensure_table(engine, database, &request.table, &reader.schema(), &request.tags).map_err(status)?;
+    let (schema, batches) = ipc::decode(arrow_ipc).map_err(status)?;
+    let table = ensure_table(engine, database, &table, &schema, &tags).map_err(status)?;
     let mut builder = engine.batch();
     builder.begin_message();
     let mut response = WriteResponse::default();
     let mut before = 0;
-    for batch in reader {
-        let batch = batch.map_err(wrong)?;
-        let now = engine.arrival();
-        let errors = write_rows(
-            &mut builder,
-            &table,
-            &batch,
-            &|| now,
-            &accepted_times(now),
-            sonde_query::Nulls::Absent,
-        )
-        .map_err(status)?;
+    for batch in batches {
+        let (arrival, range) = (|| engine.arrival(), accepted_times(engine.arrival()));
+        let errors =
+            write_rows(&mut builder, &table, &batch, &arrival, &range, Nulls::Absent).map_err(status)?;
         response.rows += (batch.num_rows() - errors.len()) as u64;
         let at =
             |error: sonde_query::RowError| RowError { row: before + error.row as u64, reason: error.reason };

@@ -54,6 +54,10 @@ pub const HTTP_BODIES: usize = 256 << 20;
 pub const RULE_ROWS: usize = 8192;
 /// How long dead letters are kept.
 pub const DEAD_LETTER_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// Bytes of all dead letters on disk; beyond them the oldest go.
+pub const DEAD_LETTER_BYTES: i64 = 1 << 30;
+/// Dead letters of so long lie in a file together, and go together.
+pub const DEAD_LETTER_PARTITION: Duration = Duration::from_secs(3600);
 /// Bytes of a payload that a dead letter keeps.
 pub const DEAD_LETTER_PAYLOAD: usize = 256 << 10;
 /// The longest session expiry that a client gets.

@@ -6,9 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::record_batch::RecordBatch;
 use foldhash::HashMap;
 use parking_lot::Mutex;
-use sonde_query::system::BatchBuilder;
+use sonde_query::system::{BatchBuilder, Kind};
 
 use crate::limits::TOPICS;
+
+/// The columns of `system.topics`.
+const COLUMNS: &[(&str, Kind)] = &[
+    ("topic", Kind::Text),
+    ("source", Kind::Text),
+    ("messages", Kind::UInt),
+    ("rows", Kind::UInt),
+    ("rejected", Kind::UInt),
+    ("last_error", Kind::Text),
+];
 
 /// Counters of one topic.
 #[derive(Debug, Default)]
@@ -68,24 +78,17 @@ impl Topics {
         let topics = self.0.lock();
         let mut names: Vec<_> = topics.iter().collect();
         names.sort_by(|a, b| a.0.cmp(b.0));
-        let mut rows = BatchBuilder::new();
+        let mut rows = BatchBuilder::new(COLUMNS);
         for (topic, stats) in names {
             let detail = stats.detail.lock();
-            rows.text("topic", Some(topic));
-            rows.text("source", detail.source.as_deref());
-            rows.uint("messages", stats.messages.load(Ordering::Relaxed));
-            rows.uint("rows", stats.rows.load(Ordering::Relaxed));
-            rows.uint("rejected", stats.rejected.load(Ordering::Relaxed));
-            rows.text("last_error", detail.last_error.as_deref());
+            rows.text(Some(topic));
+            rows.text(detail.source.as_deref());
+            rows.uint(stats.messages.load(Ordering::Relaxed));
+            rows.uint(stats.rows.load(Ordering::Relaxed));
+            rows.uint(stats.rejected.load(Ordering::Relaxed));
+            rows.text(detail.last_error.as_deref());
             rows.end_row();
         }
-        rows.finish(&[
-            ("topic", "s"),
-            ("source", "s"),
-            ("messages", "u"),
-            ("rows", "u"),
-            ("rejected", "u"),
-            ("last_error", "s"),
-        ])
+        rows.finish()
     }
 }

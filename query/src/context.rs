@@ -1,17 +1,13 @@
 //! Runs statements: one engine, one memory pool, one set of functions; a fresh context and snapshot for each query.
 
-use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use async_trait::async_trait;
-use datafusion::catalog::{
-    CatalogProvider, CatalogProviderList, MemoryCatalogProviderList, SchemaProvider, TableProvider,
-};
+use datafusion::catalog::{CatalogProviderList, MemoryCatalogProviderList, TableProvider};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -19,25 +15,26 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreRegistry;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{DmlStatement, LogicalPlan, WriteOp};
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::{DFParserBuilder, Statement as DataFusionStatement};
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use parking_lot::RwLock;
 use sonde_access::{Action, Principal, allows};
-use sonde_engine::{Engine, Snapshot};
+use sonde_engine::{Catalog, Engine};
 
 use crate::answer::Answer;
+use crate::catalog::{Overrides, SondeCatalog, SystemTables, check_writable};
 use crate::error::{Error, Result};
 use crate::limits::{QUERY_TIMEOUT, STATEMENT_DEPTH};
-use crate::running::{QueryInfo, Running, Watched};
+use crate::running::{QueryInfo, Running, Threads};
 use crate::statement::{RuleSpec, Statement, parse};
-use crate::table::SondeTable;
-use crate::{guard, statement, system};
+use crate::{guard, insert, names, statement, system};
 
 /// The one catalog.
 pub(crate) const CATALOG: &str = "sonde";
@@ -115,10 +112,12 @@ impl Request {
     }
 }
 
-/// Runs statements.
+/// Runs statements. Clones are handles to the same one; when the last goes, its queries end.
 #[derive(Clone)]
 pub struct QueryEngine {
     inner: Arc<Inner>,
+    /// Not in `inner`, which its own tasks hold.
+    threads: Arc<Threads>,
 }
 
 impl std::fmt::Debug for QueryEngine {
@@ -135,8 +134,6 @@ struct Inner {
     system: Arc<SystemTables>,
     handlers: RwLock<Vec<Arc<dyn StatementHandler>>>,
 }
-
-type SystemTables = RwLock<BTreeMap<&'static str, Arc<dyn SystemTable>>>;
 
 /// No object store at all: no statement reaches a file.
 #[derive(Debug)]
@@ -156,32 +153,58 @@ impl ObjectStoreRegistry for NoStores {
     }
 }
 
+/// Makes a directory that is empty: what queries spilled before the process ended is of no use to anyone.
+fn empty(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn runtime(options: &QueryOptions) -> Result<Arc<RuntimeEnv>> {
+    empty(&options.spill_dir)
+        .map_err(|error| Error::Internal(format!("empty {}: {error}", options.spill_dir.display())))?;
+    let pool = FairSpillPool::new(options.memory_bytes);
+    let pool = TrackConsumersPool::new(pool, NonZeroUsize::MIN.saturating_add(2));
+    let disk = DiskManagerBuilder::default()
+        .with_mode(DiskManagerMode::Directories(vec![options.spill_dir.clone()]))
+        .with_max_temp_directory_size(options.spill_bytes);
+    Ok(RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(pool))
+        .with_disk_manager_builder(disk)
+        .with_object_store_registry(Arc::new(NoStores))
+        .build_arc()?)
+}
+
+fn config(options: &QueryOptions) -> SessionConfig {
+    // What each partition of a sort sets aside for merging what it spilled; its default is more than a small pool has.
+    let merge_bytes = (options.memory_bytes / 8 / options.partitions.max(1)).min(10 << 20);
+    let mut config = SessionConfig::new()
+        .with_target_partitions(options.partitions)
+        .with_default_catalog_and_schema(CATALOG, DEFAULT_DATABASE)
+        .with_create_default_catalog_and_schema(false)
+        .with_sort_spill_reservation_bytes(merge_bytes)
+        .with_information_schema(true);
+    config.options_mut().execution.time_zone = Some("UTC".into());
+    config.options_mut().sql_parser.map_string_types_to_utf8view = false;
+    // Names are stored as written; `names.rs` finds the ones that differ in case only.
+    config.options_mut().sql_parser.enable_ident_normalization = false;
+    config
+}
+
 impl QueryEngine {
-    /// Over an engine.
+    /// Over an engine. What is in the spill directory goes.
     pub fn new(engine: Engine, options: QueryOptions) -> Result<Self> {
-        let pool = FairSpillPool::new(options.memory_bytes);
-        let pool = TrackConsumersPool::new(pool, NonZeroUsize::MIN.saturating_add(2));
-        let disk = DiskManagerBuilder::default()
-            .with_mode(DiskManagerMode::Directories(vec![options.spill_dir.clone()]))
-            .with_max_temp_directory_size(options.spill_bytes);
-        std::fs::create_dir_all(&options.spill_dir)
-            .map_err(|error| Error::Internal(format!("create {}: {error}", options.spill_dir.display())))?;
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(pool))
-            .with_disk_manager_builder(disk)
-            .with_object_store_registry(Arc::new(NoStores))
-            .build_arc()?;
-        let mut config = SessionConfig::new()
-            .with_target_partitions(options.partitions)
-            .with_default_catalog_and_schema(CATALOG, DEFAULT_DATABASE)
-            .with_create_default_catalog_and_schema(false)
-            .with_information_schema(true);
-        config.options_mut().execution.time_zone = Some("UTC".into());
-        config.options_mut().sql_parser.map_string_types_to_utf8view = false;
-        // Names are stored as written; `Names::as_stored` finds the ones that differ in case only.
-        config.options_mut().sql_parser.enable_ident_normalization = false;
-        let state =
-            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
+        let state = SessionStateBuilder::new()
+            .with_config(config(&options))
+            .with_runtime_env(runtime(&options)?)
+            .with_default_features();
         let mut state = state.build();
         for function in crate::function::scalars() {
             datafusion::execution::FunctionRegistry::register_udf(&mut state, Arc::new(function))?;
@@ -189,18 +212,16 @@ impl QueryEngine {
         for function in crate::function::aggregates() {
             datafusion::execution::FunctionRegistry::register_udaf(&mut state, Arc::new(function))?;
         }
-        let running = Arc::new(Running::default());
-        let query = Self {
-            inner: Arc::new(Inner {
-                engine,
-                options,
-                state,
-                running,
-                system: Arc::default(),
-                handlers: RwLock::default(),
-            }),
+        let inner = Inner {
+            engine,
+            options,
+            state,
+            running: Arc::default(),
+            system: Arc::default(),
+            handlers: RwLock::default(),
         };
-        system::register(&query);
+        let query = Self { inner: Arc::new(inner), threads: Arc::new(Threads::start()?) };
+        system::register(&query, &query.inner.running);
         Ok(query)
     }
 
@@ -238,10 +259,12 @@ impl QueryEngine {
 
     /// Runs one statement.
     pub async fn run(&self, request: Request) -> Result<Answer> {
+        permit_any(&request.principal)?;
         guard::check_text(&request.sql)?;
         if let Some((handler, argument)) = self.handler(&request.sql) {
             permit(&request.principal, Action::Admin, "this statement")?;
-            return Answer::of_text(&handler.run(&argument)?);
+            let told = statement::run::blocking(move || handler.run(&argument)).await?;
+            return Answer::of_text(&told);
         }
         match parse(&request.sql)? {
             Statement::Query(sql) => self.query(&sql, &request).await,
@@ -272,34 +295,23 @@ impl QueryEngine {
     pub(crate) async fn query(&self, sql: &str, request: &Request) -> Result<Answer> {
         let registration = self.inner.running.register(&request.principal.name, sql)?;
         tracing::debug!(id = registration.id, principal = request.principal.name, sql, "query");
-        let state = self.state(&request.database, &HashMap::new());
-        let plan = self.plan(&state, sql).await?;
-        let action = if matches!(plan, LogicalPlan::Dml(_)) { Action::Write } else { Action::Query };
-        permit(&request.principal, action, "the token allows no such statement")?;
-        let plan = match request.parameters.as_slice() {
-            [] => plan,
-            values => plan.with_param_values(ParamValues::from(values.to_vec()))?,
-        };
-        let plan = state.create_physical_plan(&plan).await?;
-        let stream = execute_stream(plan, state.task_ctx())?;
-        Ok(Answer::new(Box::pin(Watched::new(stream, registration, self.inner.options.timeout))))
+        let (inner, sql, request) = (Arc::clone(&self.inner), sql.to_owned(), request.clone());
+        let start = async move { inner.start(&sql, &request).await };
+        let timeout = self.inner.options.timeout;
+        Ok(Answer::new(self.threads.stream(registration, timeout, start).await?))
     }
 
     /// The schema of a query's rows, and the types of its parameters in order, as far as they are known.
     pub async fn describe(&self, request: &Request) -> Result<(SchemaRef, Vec<Option<DataType>>)> {
+        permit_any(&request.principal)?;
+        guard::check_text(&request.sql)?;
+        if self.handler(&request.sql).is_some() {
+            return Ok((Answer::of_text("")?.schema(), Vec::new()));
+        }
         match parse(&request.sql)? {
             Statement::Query(sql) => {
-                permit(&request.principal, Action::Query, "queries")?;
-                let state = self.state(&request.database, &HashMap::new());
-                let plan = self.plan(&state, &sql).await?;
-                let types = plan.get_parameter_types()?;
-                let mut parameters: Vec<(usize, Option<DataType>)> = types
-                    .into_iter()
-                    .filter_map(|(name, kind)| Some((name.strip_prefix('$')?.parse().ok()?, kind)))
-                    .collect();
-                parameters.sort_by_key(|(number, _)| *number);
-                let schema = Arc::clone(plan.schema().inner());
-                Ok((schema, parameters.into_iter().map(|(_, kind)| kind).collect()))
+                let (inner, request) = (Arc::clone(&self.inner), request.clone());
+                self.threads.run(async move { inner.describe(&sql, &request).await }).await
             }
             _ => Ok((Answer::of_text("")?.schema(), Vec::new())),
         }
@@ -312,77 +324,102 @@ impl QueryEngine {
         database: &str,
         rows: RecordBatch,
     ) -> Result<Vec<RecordBatch>> {
-        let table = MemTable::try_new(rows.schema(), vec![vec![rows]])?;
-        let key = (spec.from.database_or(database).to_owned(), spec.from.name.clone());
-        let state = self.state(database, &HashMap::from([(key, Arc::new(table) as Arc<dyn TableProvider>)]));
-        let plan = self.plan(&state, &spec.query).await?;
-        let plan = state.create_physical_plan(&plan).await?;
-        Ok(datafusion::physical_plan::collect(plan, state.task_ctx()).await?)
+        let (inner, spec, database) = (Arc::clone(&self.inner), spec.clone(), database.to_owned());
+        let timeout = inner.options.timeout;
+        let done = self.threads.run(async move { inner.run_rule(&spec, &database, rows).await });
+        tokio::time::timeout(timeout, done).await.map_err(|_| Error::Timeout(timeout.as_secs()))?
     }
 
     /// The schema of a rule's rows; fails where the query is wrong.
     pub async fn check_rule(&self, spec: &RuleSpec, database: &str) -> Result<SchemaRef> {
-        let state = self.state(database, &HashMap::new());
-        let plan = self.plan(&state, &spec.query).await?;
+        let (inner, spec, database) = (Arc::clone(&self.inner), spec.clone(), database.to_owned());
+        self.threads.run(async move { inner.check_rule(&spec, &database).await }).await
+    }
+}
+
+/// What a statement is planned with: a session over one snapshot, and the catalog of the same moment.
+struct Session {
+    state: SessionState,
+    catalog: Arc<Catalog>,
+    database: String,
+}
+
+impl Inner {
+    /// Plans a query or an INSERT and gives its rows.
+    async fn start(&self, sql: &str, request: &Request) -> Result<SendableRecordBatchStream> {
+        let (session, plan) = self.plan_for(sql, request).await?;
+        let plan = match request.parameters.as_slice() {
+            [] => plan,
+            values => plan.with_param_values(ParamValues::from(values.to_vec()))?,
+        };
+        let plan = session.state.create_physical_plan(&insert::as_named(plan)?).await?;
+        Ok(execute_stream(plan, session.state.task_ctx())?)
+    }
+
+    async fn describe(&self, sql: &str, request: &Request) -> Result<(SchemaRef, Vec<Option<DataType>>)> {
+        let (_, plan) = self.plan_for(sql, request).await?;
+        let types = plan.get_parameter_types()?;
+        let mut parameters: Vec<(usize, Option<DataType>)> = types
+            .into_iter()
+            .filter_map(|(name, kind)| Some((name.strip_prefix('$')?.parse().ok()?, kind)))
+            .collect();
+        parameters.sort_by_key(|(number, _)| *number);
+        let schema = Arc::clone(plan.schema().inner());
+        Ok((schema, parameters.into_iter().map(|(_, kind)| kind).collect()))
+    }
+
+    async fn run_rule(&self, spec: &RuleSpec, database: &str, rows: RecordBatch) -> Result<Vec<RecordBatch>> {
+        let catalog = self.engine.catalog();
+        let table = catalog.require_table(spec.from.database_or(database), &spec.from.name)?.def();
+        let rows: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows]])?);
+        let instead = Overrides::from([((table.database.clone(), table.name.clone()), rows)]);
+        let session = self.session(database, instead);
+        let plan = self.plan(&session, rule_query(spec)?).await?;
+        let plan = session.state.create_physical_plan(&plan).await?;
+        Ok(datafusion::physical_plan::collect(plan, session.state.task_ctx()).await?)
+    }
+
+    async fn check_rule(&self, spec: &RuleSpec, database: &str) -> Result<SchemaRef> {
+        let session = self.session(database, Overrides::new());
+        let plan = self.plan(&session, rule_query(spec)?).await?;
         Ok(Arc::clone(plan.schema().inner()))
     }
 
-    /// A session over one snapshot.
-    fn state(&self, database: &str, instead: &Overrides) -> SessionState {
-        let snapshot = self.inner.engine.snapshot();
-        let catalog = SondeCatalog {
-            engine: self.inner.engine.clone(),
+    /// Plans a statement for someone, who is asked for the right to it before any name is looked up.
+    async fn plan_for(&self, sql: &str, request: &Request) -> Result<(Session, LogicalPlan)> {
+        let statement = parse_one(sql)?;
+        permit(&request.principal, action(&statement), "the token allows no such statement")?;
+        let session = self.session(&request.database, Overrides::new());
+        let plan = self.plan(&session, statement).await?;
+        Ok((session, plan))
+    }
+
+    fn session(&self, database: &str, instead: Overrides) -> Session {
+        let snapshot = self.engine.snapshot();
+        let catalog = Arc::clone(snapshot.catalog());
+        let tables = SondeCatalog {
+            engine: self.engine.clone(),
             snapshot,
-            system: Arc::clone(&self.inner.system),
-            instead: instead.clone(),
+            system: Arc::clone(&self.system),
+            instead: Arc::new(instead),
         };
         let catalogs = MemoryCatalogProviderList::new();
-        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
-        let config = self.inner.state.config().clone().with_default_catalog_and_schema(CATALOG, database);
-        SessionStateBuilder::new_from_existing(self.inner.state.clone())
+        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(tables));
+        let config = self.state.config().clone().with_default_catalog_and_schema(CATALOG, database);
+        let mut state = SessionStateBuilder::new_from_existing(self.state.clone())
             .with_config(config)
             .with_catalog_list(Arc::new(catalogs))
-            .build()
+            .build();
+        // The moment that now() gives.
+        state.mark_start_execution();
+        Session { state, catalog, database: database.to_owned() }
     }
 
-    async fn plan(&self, state: &SessionState, sql: &str) -> Result<LogicalPlan> {
-        let statement = self.parse(sql)?;
-        let plan = state.statement_to_plan(statement).await.map_err(|error| self.explain(error))?;
-        check_plan(&plan)?;
+    async fn plan(&self, session: &Session, mut statement: DataFusionStatement) -> Result<LogicalPlan> {
+        names::write_as_stored(&mut statement, &session.catalog, &session.database);
+        let plan = session.state.statement_to_plan(statement).await.map_err(|error| self.explain(error))?;
+        check_plan(&plan, &session.database)?;
         Ok(plan)
-    }
-
-    /// Parses one statement of DataFusion's, its names written as they are stored.
-    fn parse(&self, sql: &str) -> Result<DataFusionStatement> {
-        let names = Names::of(&self.inner.engine);
-        let mut tokens = Vec::new();
-        let mut parameters = 0;
-        Tokenizer::new(&GenericDialect {}, sql)
-            .tokenize_with_location_into_buf_with_mapper(&mut tokens, |mut token| {
-                match &mut token.token {
-                    Token::Word(word) if word.quote_style.is_none() => {
-                        word.value = names.as_stored(&word.value)
-                    }
-                    Token::Placeholder(name) if name == "?" => {
-                        parameters += 1;
-                        *name = format!("${parameters}");
-                    }
-                    _ => {}
-                }
-                token
-            })
-            .map_err(|error| Error::Invalid(error.to_string()))?;
-        guard::check_tokens(&tokens)?;
-        let mut parser = DFParserBuilder::new(tokens)
-            .with_dialect(&GenericDialect {})
-            .with_recursion_limit(STATEMENT_DEPTH + 16)
-            .build()?;
-        let mut statements = parser.parse_statements()?;
-        match statements.pop_front() {
-            Some(statement) if statements.is_empty() => Ok(statement),
-            Some(_) => Err(Error::Invalid("one statement at a time; send the others on their own".into())),
-            None => Err(Error::Invalid("the statement is empty".into())),
-        }
     }
 
     /// Adds, to an unknown table, the name that was probably meant.
@@ -394,16 +431,73 @@ impl QueryEngine {
         let mut parts = full.rsplit('.');
         let name = parts.next().unwrap_or(full);
         let database = parts.next().unwrap_or(DEFAULT_DATABASE);
-        match self.inner.engine.catalog().require_table(database, name) {
+        match self.engine.catalog().require_table(database, name) {
             Err(error) => Error::Engine(error),
             Ok(_) => error,
         }
     }
 }
 
-fn check_plan(plan: &LogicalPlan) -> Result<()> {
+/// Parses one statement of DataFusion's.
+fn parse_one(sql: &str) -> Result<DataFusionStatement> {
+    let mut tokens = Vec::new();
+    let mut parameters = 0;
+    Tokenizer::new(&GenericDialect {}, sql)
+        .tokenize_with_location_into_buf_with_mapper(&mut tokens, |mut token| {
+            if let Token::Placeholder(name) = &mut token.token
+                && name == "?"
+            {
+                parameters += 1;
+                *name = format!("${parameters}");
+            }
+            token
+        })
+        .map_err(|error| Error::Invalid(error.to_string()))?;
+    guard::check_tokens(&tokens)?;
+    let mut parser = DFParserBuilder::new(tokens)
+        .with_dialect(&GenericDialect {})
+        .with_recursion_limit(STATEMENT_DEPTH + 16)
+        .build()?;
+    let mut statements = parser.parse_statements()?;
+    match statements.pop_front() {
+        Some(statement) if statements.is_empty() => Ok(statement),
+        Some(_) => Err(Error::Invalid("one statement at a time; send the others on their own".into())),
+        None => Err(Error::Invalid("the statement is empty".into())),
+    }
+}
+
+/// The query of a rule, which reads and does nothing else.
+fn rule_query(spec: &RuleSpec) -> Result<DataFusionStatement> {
+    match parse_one(&spec.query)? {
+        DataFusionStatement::Statement(statement) if matches!(*statement, SqlStatement::Query(_)) => {
+            Ok(DataFusionStatement::Statement(statement))
+        }
+        _ => Err(Error::Invalid(
+            "a rule's query is a SELECT; what it does with the rows stands behind DO".into(),
+        )),
+    }
+}
+
+/// The right that a statement needs.
+fn action(statement: &DataFusionStatement) -> Action<'static> {
+    match statement {
+        DataFusionStatement::Statement(statement) => match **statement {
+            SqlStatement::Insert(_)
+            | SqlStatement::Update(_)
+            | SqlStatement::Delete(_)
+            | SqlStatement::Merge(_) => Action::Write,
+            _ => Action::Query,
+        },
+        _ => Action::Query,
+    }
+}
+
+fn check_plan(plan: &LogicalPlan, database: &str) -> Result<()> {
     let insert = match plan {
-        LogicalPlan::Dml(DmlStatement { op: WriteOp::Insert(_), .. }) => true,
+        LogicalPlan::Dml(DmlStatement { op: WriteOp::Insert(_), table_name, .. }) => {
+            check_writable(table_name.schema().unwrap_or(database))?;
+            true
+        }
         LogicalPlan::Dml(dml) => {
             return Err(Error::Invalid(format!(
                 "{} is not available yet; INSERT and DROP TABLE are",
@@ -420,104 +514,137 @@ pub(crate) fn permit(principal: &Principal, action: Action<'_>, what: &str) -> R
     if allows(principal, action) { Ok(()) } else { Err(Error::Denied(format!("{}: {what}", principal.name))) }
 }
 
-/// The names of all columns and tables, to find those that differ in case only.
-struct Names(HashMap<String, Option<String>>);
+/// Fails for whoever may run no statement at all: nothing is parsed for him, and no error tells him a name.
+fn permit_any(principal: &Principal) -> Result<()> {
+    let any = [Action::Query, Action::Write, Action::Admin];
+    if any.into_iter().any(|action| allows(principal, action)) {
+        return Ok(());
+    }
+    Err(Error::Denied(format!("{}: the token allows no statement", principal.name)))
+}
 
-impl Names {
-    fn of(engine: &Engine) -> Self {
-        let mut names: HashMap<String, Option<String>> = HashMap::new();
-        let catalog = engine.catalog();
-        for table in catalog.tables() {
-            let columns = table.def().columns.iter().map(|column| &column.name);
-            for name in columns.chain([&table.def().name, &table.def().database]) {
-                let entry = names.entry(name.to_ascii_lowercase()).or_insert_with(|| Some(name.clone()));
-                if entry.as_ref().is_some_and(|known| known != name) {
-                    *entry = None; // names that differ in case only are found exactly, or not at all
-                }
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use arrow::array::Array;
+    use arrow::util::display::array_value_to_string;
+    use sonde_access::Grants;
+
+    use super::*;
+
+    fn open() -> (QueryEngine, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(sonde_engine::Options::new(dir.path().join("data"))).unwrap();
+        let query = QueryEngine::new(engine, QueryOptions::new(dir.path().join("spill"))).unwrap();
+        (query, dir)
+    }
+
+    async fn ask_as(query: &QueryEngine, principal: Principal, sql: &str) -> Result<Vec<Vec<String>>> {
+        let answer = query.run(Request::new(sql, Arc::new(principal))).await?;
+        let mut rows = Vec::new();
+        for batch in answer.collect().await? {
+            for row in 0..batch.num_rows() {
+                let text = |column: &Arc<dyn Array>| match column.is_null(row) {
+                    true => "NULL".to_owned(),
+                    false => array_value_to_string(column, row).unwrap(),
+                };
+                rows.push(batch.columns().iter().map(text).collect());
             }
         }
-        Self(names)
+        Ok(rows)
     }
 
-    /// The name as it is stored, if only one differs from `written` in nothing but case; else what was written.
-    fn as_stored(&self, written: &str) -> String {
-        match self.0.get(&written.to_ascii_lowercase()) {
-            Some(Some(stored)) => stored.clone(),
-            _ => written.to_owned(),
+    async fn ask(query: &QueryEngine, sql: &str) -> Result<Vec<Vec<String>>> {
+        ask_as(query, Principal::admin("me"), sql).await
+    }
+
+    async fn refusal(query: &QueryEngine, sql: &str) -> String {
+        ask(query, sql).await.expect_err(sql).to_string()
+    }
+
+    const CREATE: &str = "CREATE TABLE t (time TIMESTAMP, device STRING TAG, a DOUBLE, b BIGINT)";
+
+    #[tokio::test]
+    async fn the_time_can_be_asked_for() {
+        let (query, _dir) = open();
+        let later = ask(&query, "SELECT now() > TIMESTAMP '2020-01-01T00:00:00Z'").await.unwrap();
+        assert_eq!(later, [["true"]]);
+    }
+
+    #[tokio::test]
+    async fn an_insert_writes_the_columns_that_it_names() {
+        let (query, _dir) = open();
+        ask(&query, CREATE).await.unwrap();
+        let time = "'2026-01-01T00:00:00Z'";
+        let now = "SELECT a, b FROM t";
+        for (insert, a, b) in [
+            (format!("INSERT INTO t VALUES ({time}, 'd1', 1.5, 2)"), "1.5", "2"),
+            (format!("INSERT INTO t (time, device, b) VALUES ({time}, 'd1', 3)"), "1.5", "3"),
+            (format!("INSERT INTO T (TIME, Device, A) SELECT {time}, 'd1', 4"), "4.0", "3"),
+            (format!("INSERT INTO t (time, device, a) VALUES ({time}, 'd1', NULL)"), "NULL", "3"),
+            (format!("INSERT INTO t (b, device, time) VALUES (5.0, 'd1', {time})"), "NULL", "5"),
+        ] {
+            assert_eq!(ask(&query, &insert).await.unwrap(), [["1"]], "{insert}");
+            assert_eq!(ask(&query, now).await.unwrap(), [[a, b]], "{insert}");
+        }
+        for insert in [
+            format!("INSERT INTO t (time, device, b) VALUES ({time}, 'd1', 6), ({time}, 'd1', 1.7)"),
+            format!("INSERT INTO t (time, device, b) SELECT {time}, 'd1', 1.7"),
+        ] {
+            let text = refusal(&query, &insert).await;
+            assert!(text.contains("b is BIGINT") && text.contains("1.7"), "{text}");
+        }
+        assert_eq!(ask(&query, now).await.unwrap(), [["NULL", "5"]]);
+        ask(&query, "INSERT INTO t (device, a) VALUES ('d2', 1), ('d2', 2)").await.unwrap();
+        assert_eq!(ask(&query, "SELECT count(*) FROM t WHERE device = 'd2'").await.unwrap(), [["2"]]);
+    }
+
+    #[tokio::test]
+    async fn our_own_databases_are_nobody_elses() {
+        let (query, _dir) = open();
+        for sql in [
+            "CREATE TABLE system.t (time TIMESTAMP, x DOUBLE)",
+            "CREATE TABLE Information_Schema.t (time TIMESTAMP, x DOUBLE)",
+            "DROP TABLE system.chunks",
+            "ALTER TABLE system.chunks SET (retention = '1 day')",
+            "INSERT INTO system.queries VALUES (1, 'me', 1.0, 'x')",
+            "CREATE SOURCE s ON MQTT 's/#' FORMAT JSON INTO system.t",
+        ] {
+            assert!(refusal(&query, sql).await.contains("is reserved"), "{sql}");
         }
     }
-}
 
-/// Tables that stand in for those of the catalog, by database and name.
-type Overrides = HashMap<(String, String), Arc<dyn TableProvider>>;
-
-#[derive(Debug)]
-struct SondeCatalog {
-    engine: Engine,
-    snapshot: Snapshot,
-    system: Arc<SystemTables>,
-    instead: Overrides,
-}
-
-impl CatalogProvider for SondeCatalog {
-    fn schema_names(&self) -> Vec<String> {
-        let databases = self.snapshot.catalog().tables().map(|table| table.def().database.clone());
-        let mut names: Vec<String> =
-            databases.chain([DEFAULT_DATABASE.to_owned(), SYSTEM_DATABASE.to_owned()]).collect();
-        names.sort();
-        names.dedup();
-        names
-    }
-
-    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
-        let database = self.schema_names().into_iter().find(|database| database == name)?;
-        Some(Arc::new(Database {
-            engine: self.engine.clone(),
-            snapshot: self.snapshot.clone(),
-            system: (name == SYSTEM_DATABASE).then(|| Arc::clone(&self.system)),
-            instead: self.instead.clone(),
-            name: database,
-        }))
-    }
-}
-
-#[derive(Debug)]
-struct Database {
-    engine: Engine,
-    snapshot: Snapshot,
-    system: Option<Arc<SystemTables>>,
-    instead: Overrides,
-    name: String,
-}
-
-#[async_trait]
-impl SchemaProvider for Database {
-    fn table_names(&self) -> Vec<String> {
-        let of_database = self.snapshot.catalog().tables().filter(|table| table.def().database == self.name);
-        let mut names: Vec<String> = of_database.map(|table| table.def().name.clone()).collect();
-        if let Some(system) = &self.system {
-            names.extend(system.read().keys().map(|name| (*name).to_owned()));
+    #[tokio::test]
+    async fn a_rule_reads_and_does_not_write_to_what_it_reads() {
+        let (query, _dir) = open();
+        ask(&query, CREATE).await.unwrap();
+        ask(&query, "CREATE TABLE u (time TIMESTAMP, a DOUBLE)").await.unwrap();
+        for actions in
+            ["INSERT INTO t", "INSERT INTO public.t", "INSERT INTO sonde.public.t", "INSERT INTO T"]
+        {
+            let rule = format!("CREATE RULE r AS SELECT time, a FROM t DO {actions}");
+            assert!(refusal(&query, &rule).await.contains("the table it reads"), "{rule}");
         }
-        names
+        let rule = "CREATE RULE r AS INSERT INTO u SELECT time, a FROM t DO INSERT INTO u";
+        assert!(refusal(&query, rule).await.contains("SELECT"));
+        ask(&query, "CREATE RULE r AS SELECT time, a FROM t DO INSERT INTO u").await.unwrap();
     }
 
-    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        let mut instead = self.instead.iter().filter(|((database, _), _)| *database == self.name);
-        if let Some((_, table)) = instead.find(|((_, table), _)| table.eq_ignore_ascii_case(name)) {
-            return Ok(Some(Arc::clone(table)));
+    #[tokio::test]
+    async fn who_may_run_nothing_learns_nothing() {
+        let (query, _dir) = open();
+        ask(&query, CREATE).await.unwrap();
+        let grants = |query, write| Grants { query, write, ..Grants::default() };
+        for (grants, sql, denied) in [
+            (grants(false, false), "SELECT * FROM tt", true),
+            (grants(false, false), "nonsense", true),
+            (grants(false, true), "SELECT * FROM tt", true),
+            (grants(true, false), "INSERT INTO tt VALUES (1)", true),
+            (grants(true, false), "SELECT * FROM tt", false),
+        ] {
+            let error = ask_as(&query, Principal::new("someone", grants), sql).await.unwrap_err();
+            assert_eq!(matches!(error, Error::Denied(_)), denied, "{sql}: {error}");
+            assert_eq!(error.to_string().contains("did you mean"), !denied, "{sql}: {error}");
         }
-        if let Some(table) = self.snapshot.catalog().table(&self.name, name) {
-            let table = SondeTable::new(self.engine.clone(), self.snapshot.clone(), Arc::clone(table));
-            return Ok(Some(Arc::new(table)));
-        }
-        let system = self.system.as_ref().and_then(|system| system.read().get(name).cloned());
-        let Some(system) = system else { return Ok(None) };
-        let batch = system.batch().map_err(Error::into_datafusion)?;
-        Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
-    }
-
-    fn table_exist(&self, name: &str) -> bool {
-        self.snapshot.catalog().table(&self.name, name).is_some()
-            || self.system.as_ref().is_some_and(|system| system.read().contains_key(name))
     }
 }

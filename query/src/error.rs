@@ -1,6 +1,7 @@
 //! What can go wrong with a statement, mapped once to what each door says.
 
 use datafusion::error::DataFusionError;
+use datafusion::sql::sqlparser::parser::ParserError;
 
 /// An error of a statement.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,14 @@ impl From<DataFusionError> for Error {
                     None => Self::Internal(one_line(&inner.to_string())),
                 }
             }
-            DataFusionError::ResourcesExhausted(text) => Self::Resources(one_line(text)),
+            DataFusionError::SQL(error, _) => Self::Invalid(syntax(error)),
+            DataFusionError::ResourcesExhausted(text) => {
+                // DataFusion's text lists its operators: it is for the log, the user needs the key to turn.
+                tracing::info!(detail = one_line(text), "a query needed more memory than there is");
+                Self::Resources(
+                    "the query needs more memory than query.memory allows; ask for less, or raise it".into(),
+                )
+            }
             DataFusionError::Internal(text) => Self::Internal(one_line(text)),
             root => Self::Invalid(clean(&root.strip_backtrace())),
         }
@@ -114,15 +122,54 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// DataFusion's message in one line, without the name of its kind.
+/// The parser's message, without the name of its kind.
+fn syntax(error: &ParserError) -> String {
+    match error {
+        ParserError::ParserError(text) | ParserError::TokenizerError(text) => one_line(text),
+        ParserError::RecursionLimitExceeded => "the statement is nested too deeply".into(),
+    }
+}
+
+/// DataFusion's message in one line, without the names of the kinds that it was wrapped in.
 fn clean(text: &str) -> String {
+    const KINDS: [&str; 7] = [
+        "Error during planning: ",
+        "Schema error: ",
+        "Execution error: ",
+        "SQL error: ",
+        "Arrow error: ",
+        "Parser error: ",
+        "Cast error: ",
+    ];
     let line = one_line(text);
-    for prefix in
-        ["Error during planning: ", "Schema error: ", "Execution error: ", "SQL error: ", "Arrow error: "]
-    {
-        if let Some(rest) = line.strip_prefix(prefix) {
-            return rest.to_owned();
+    let mut rest = line.as_str();
+    while let Some(inner) = KINDS.iter().find_map(|kind| rest.strip_prefix(kind)) {
+        rest = inner;
+    }
+    rest.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_sentence_without_wrappers() {
+        for (error, expected) in [
+            (
+                DataFusionError::SQL(
+                    Box::new(ParserError::ParserError("Expected: x,\n found: y".into())),
+                    None,
+                ),
+                "Expected: x, found: y",
+            ),
+            (
+                DataFusionError::SQL(Box::new(ParserError::RecursionLimitExceeded), None),
+                "the statement is nested too deeply",
+            ),
+            (DataFusionError::Execution("Parser error: 'a' is no time".into()), "'a' is no time"),
+        ] {
+            assert_eq!(Error::from(error).to_string(), expected);
         }
     }
-    line
 }

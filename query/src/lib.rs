@@ -3,12 +3,16 @@
 //! # Invariants
 //! - A query sees one snapshot; every read goes through one leaf plan.
 //! - No SQL text reaches the planner before the guard has bounded it; no SQL reaches a file.
+//! - Queries are planned and run on threads of their own, one task each, never on those of a door.
 //! - `query` never calls `ingest`: live state enters by two registries, system tables and statement handlers.
 
 mod answer;
+mod catalog;
 mod context;
 mod error;
 mod guard;
+mod insert;
+mod names;
 mod rows;
 mod running;
 mod scan;
@@ -21,7 +25,8 @@ pub mod statement;
 pub mod system;
 
 pub use answer::Answer;
+pub use catalog::is_reserved;
 pub use context::{QueryEngine, QueryOptions, Request, StatementHandler, SystemTable};
 pub use error::{Error, Result};
-pub use rows::{Nulls, is_reserved, RowError, ensure_table, write_rows};
+pub use rows::{Nulls, RowError, ensure_table, write_rows};
 pub use running::QueryInfo;

@@ -1,22 +1,32 @@
-//! The queries that are running: listed, ended by time or by hand.
+//! The queries that are running: on threads of their own, listed, ended by time or by hand.
+//!
+//! # Invariants
+//! - A query is one task, which plans it, drives its stream and feeds its reader. Whatever ends the task ends the
+//!   query: the last row, an error, or, whether anyone reads or not, the deadline, a KILL, a reader that went away.
+//! - A query is listed from before its planning until its task ends; who hears that it ended finds it gone from the
+//!   list.
+//! - A stream without an end that was told is an error, never a short answer.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
-use crate::limits::RUNNING_QUERIES;
+use crate::limits::{ANSWER_AHEAD, QUERY_STACK, RUNNING_QUERIES};
 
 /// A running query.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,55 +104,247 @@ impl Running {
     }
 }
 
-/// A stream that ends with an error when its time is up or someone ends it.
-pub(crate) struct Watched {
-    inner: Option<SendableRecordBatchStream>,
-    schema: SchemaRef,
-    deadline: Pin<Box<tokio::time::Sleep>>,
-    timeout: Duration,
-    registration: Registration,
+/// The threads that queries are planned and run on, so that one which keeps a processor busy delays no door.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    /// `None` while it is being dropped.
+    runtime: Option<Runtime>,
+    handle: Handle,
 }
 
-impl Watched {
-    pub(crate) fn new(
-        inner: SendableRecordBatchStream,
+impl Threads {
+    /// As many as there are processors.
+    pub(crate) fn start() -> Result<Self> {
+        let count = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(count)
+            .thread_name("sonde-query")
+            .thread_stack_size(QUERY_STACK)
+            .enable_time()
+            .build()
+            .map_err(|error| Error::Internal(format!("cannot start the threads of queries: {error}")))?;
+        let handle = runtime.handle().clone();
+        Ok(Self { runtime: Some(runtime), handle })
+    }
+
+    /// Does `work` there. It ends when nobody waits for it any more.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        // A set aborts its tasks when it is dropped.
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(work, &self.handle);
+        match tasks.join_next().await {
+            Some(Ok(result)) => result,
+            Some(Err(_)) | None => Err(broke_off()),
+        }
+    }
+
+    /// Runs a query: `start` plans it and gives its stream.
+    pub(crate) async fn stream(
+        &self,
         registration: Registration,
         timeout: Duration,
-    ) -> Self {
-        let deadline = Box::pin(tokio::time::sleep(timeout));
-        Self { schema: inner.schema(), inner: Some(inner), deadline, timeout, registration }
-    }
-
-    fn stop(&mut self, error: Error) -> Poll<Option<Result<RecordBatch, DataFusionError>>> {
-        self.inner = None;
-        Poll::Ready(Some(Err(error.into_datafusion())))
+        start: impl Future<Output = Result<SendableRecordBatchStream>> + Send + 'static,
+    ) -> Result<SendableRecordBatchStream> {
+        // One place more than rows may take: the end never waits for the reader.
+        let (sender, mut receiver) = mpsc::channel(ANSWER_AHEAD + 1);
+        let Ok(last) = sender.clone().try_reserve_owned() else { return Err(broke_off()) };
+        let deadline = Deadline::after(timeout);
+        self.handle.spawn(drive(start, registration, deadline, sender, last));
+        // Planning does not always give way to the task's own look at the clock.
+        match tokio::time::timeout_at(deadline.at, receiver.recv()).await {
+            Ok(Some(Turn::Begun(schema))) => Ok(Box::pin(Reader { schema, receiver: Some(receiver) })),
+            Ok(Some(Turn::End(Err(error)))) => Err(error),
+            Ok(Some(Turn::End(Ok(())) | Turn::Rows(_)) | None) => Err(broke_off()),
+            Err(_) => Err(deadline.error()),
+        }
     }
 }
 
-impl Stream for Watched {
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // The last handle may go inside a runtime, even inside this one, where nothing may wait for threads.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn broke_off() -> Error {
+    Error::Internal("the query broke off; the server's log says why".into())
+}
+
+/// When a query ends, whether it is done or not.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: tokio::time::Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    fn after(timeout: Duration) -> Self {
+        // A clock reaches so far and no further.
+        const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+        Self { at: tokio::time::Instant::now() + timeout.min(LONGEST), timeout }
+    }
+
+    fn error(self) -> Error {
+        Error::Timeout(self.timeout.as_secs())
+    }
+}
+
+/// What a query's task tells its reader.
+enum Turn {
+    /// The query is planned.
+    Begun(SchemaRef),
+    Rows(RecordBatch),
+    /// There is no more.
+    End(Result<()>),
+}
+
+/// A query from its planning to its end.
+async fn drive(
+    start: impl Future<Output = Result<SendableRecordBatchStream>>,
+    mut registration: Registration,
+    deadline: Deadline,
+    sender: mpsc::Sender<Turn>,
+    last: mpsc::OwnedPermit<Turn>,
+) {
+    let end = tokio::select! {
+        // First of all the clock, so that a stream that is always ready ends in time, too.
+        biased;
+        () = tokio::time::sleep_until(deadline.at) => Err(deadline.error()),
+        Ok(()) = &mut registration.cancelled => Err(Error::Cancelled),
+        () = sender.closed() => return,
+        end = feed(start, &sender) => end,
+    };
+    // The stream is gone by now, and so is what it held.
+    drop(registration);
+    last.send(Turn::End(end));
+}
+
+async fn feed(
+    start: impl Future<Output = Result<SendableRecordBatchStream>>,
+    sender: &mpsc::Sender<Turn>,
+) -> Result<()> {
+    let mut stream = start.await?;
+    let mut told = sender.send(Turn::Begun(stream.schema())).await;
+    while told.is_ok() {
+        let Some(batch) = stream.next().await else { break };
+        told = sender.send(Turn::Rows(batch?)).await;
+    }
+    Ok(())
+}
+
+/// The rows of a query as they come from its task.
+struct Reader {
+    schema: SchemaRef,
+    /// `None` behind the end.
+    receiver: Option<mpsc::Receiver<Turn>>,
+}
+
+impl Stream for Reader {
     type Item = Result<RecordBatch, DataFusionError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.inner.is_none() {
-            return Poll::Ready(None);
-        }
-        // First of all, so that a stream that is always ready ends in time, too.
-        if self.deadline.as_mut().poll(context).is_ready() {
-            let secs = self.timeout.as_secs();
-            return self.stop(Error::Timeout(secs));
-        }
-        if let Poll::Ready(Ok(())) = Pin::new(&mut self.registration.cancelled).poll(context) {
-            return self.stop(Error::Cancelled);
-        }
-        match self.inner.as_mut() {
-            Some(inner) => inner.as_mut().poll_next(context),
-            None => Poll::Ready(None),
-        }
+        let Some(receiver) = self.receiver.as_mut() else { return Poll::Ready(None) };
+        let end = match ready!(receiver.poll_recv(context)) {
+            Some(Turn::Rows(batch)) => return Poll::Ready(Some(Ok(batch))),
+            Some(Turn::End(end)) => end,
+            Some(Turn::Begun(_)) | None => Err(broke_off()),
+        };
+        self.receiver = None;
+        Poll::Ready(end.err().map(|error| Err(error.into_datafusion())))
     }
 }
 
-impl RecordBatchStream for Watched {
+impl RecordBatchStream for Reader {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use arrow::datatypes::Schema;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A stream of so many empty batches, then of nothing that ever comes where `hangs`.
+    fn batches(count: usize, hangs: bool) -> SendableRecordBatchStream {
+        let schema = Arc::new(Schema::empty());
+        let batch = RecordBatch::new_empty(Arc::clone(&schema));
+        let rows = futures::stream::iter(vec![batch; count]).map(Ok);
+        if hangs {
+            return Box::pin(RecordBatchStreamAdapter::new(schema, rows.chain(futures::stream::pending())));
+        }
+        Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+    }
+
+    async fn until_none_runs(running: &Arc<Running>) {
+        for _ in 0..1_000 {
+            if running.list().is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("a query is still listed");
+    }
+
+    #[tokio::test]
+    async fn all_rows_arrive_and_then_the_end() {
+        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let registration = running.register("me", "SELECT").unwrap();
+        let stream = threads.stream(registration, LONG, async { Ok(batches(100, false)) }).await.unwrap();
+        assert_eq!(stream.collect::<Vec<_>>().await.len(), 100);
+        assert!(running.list().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_query_ends_though_nobody_reads() {
+        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let registration = running.register("me", "SELECT").unwrap();
+        let brief = Duration::from_millis(50);
+        let mut stalled =
+            threads.stream(registration, brief, async { Ok(batches(100, false)) }).await.unwrap();
+        until_none_runs(&running).await;
+        let mut last = None;
+        while let Some(turn) = stalled.next().await {
+            last = Some(turn);
+        }
+        assert!(matches!(last.unwrap().map_err(Error::from), Err(Error::Timeout(_))));
+
+        let registration = running.register("me", "SELECT").unwrap();
+        let id = registration.id;
+        let mut killed = threads.stream(registration, LONG, async { Ok(batches(0, true)) }).await.unwrap();
+        assert!(running.kill(id));
+        assert!(matches!(killed.next().await.unwrap().map_err(Error::from), Err(Error::Cancelled)));
+        assert!(running.list().is_empty() && !running.kill(id));
+
+        let registration = running.register("me", "SELECT").unwrap();
+        drop(threads.stream(registration, LONG, async { Ok(batches(0, true)) }).await.unwrap());
+        until_none_runs(&running).await;
+    }
+
+    #[tokio::test]
+    async fn what_fails_or_takes_too_long_before_the_first_row_is_told() {
+        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let registration = running.register("me", "SELECT").unwrap();
+        let failed = threads.stream(registration, LONG, async { Err(Error::Invalid("no".into())) }).await;
+        assert!(matches!(failed, Err(Error::Invalid(_))));
+        let registration = running.register("me", "SELECT").unwrap();
+        let busy = async {
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(batches(0, false))
+        };
+        let late = threads.stream(registration, Duration::from_millis(20), busy).await;
+        assert!(matches!(late, Err(Error::Timeout(_))));
+        until_none_runs(&running).await;
     }
 }

@@ -18,7 +18,7 @@ use sonde_engine::{
     TimeRange, Timestamp, ValueRange, arrow_schema,
 };
 
-use crate::rows::RowSink;
+use crate::insert::RowSink;
 use crate::scan::SondeScan;
 
 /// A table at one snapshot.
@@ -102,7 +102,7 @@ impl TableProvider for SondeTable {
                 "INSERT OVERWRITE and REPLACE do not exist; INSERT replaces points".into(),
             ));
         }
-        let sink = RowSink::new(self.engine.clone(), Arc::clone(&self.table), Arc::clone(&self.schema));
+        let sink = RowSink::new(self.engine.clone(), Arc::clone(&self.table), input.schema());
         Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
     }
 }
@@ -129,16 +129,16 @@ impl Pushed {
             }
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (left.as_ref(), right.as_ref()) {
                 (Expr::Column(column), Expr::Literal(value, _)) => {
-                    Self::compare(table.column(&column.name)?, *op, value)
+                    Self::compare(table.exact(&column.name)?, *op, value)
                 }
                 (Expr::Literal(value, _), Expr::Column(column)) => {
-                    Self::compare(table.column(&column.name)?, op.swap()?, value)
+                    Self::compare(table.exact(&column.name)?, op.swap()?, value)
                 }
                 _ => None,
             },
             Expr::InList(InList { expr, list, negated: false }) => {
                 let Expr::Column(column) = expr.as_ref() else { return None };
-                let column = table.column(&column.name).filter(|column| column.role == ColumnRole::Tag)?;
+                let column = table.exact(&column.name).filter(|column| column.role == ColumnRole::Tag)?;
                 let value = |item: &Expr| match item {
                     Expr::Literal(value, _) => Some(Some(value.try_as_str()??.to_owned())),
                     _ => None,
@@ -148,8 +148,7 @@ impl Pushed {
             }
             Expr::IsNull(inner) => match inner.as_ref() {
                 Expr::Column(column) => {
-                    let column =
-                        table.column(&column.name).filter(|column| column.role == ColumnRole::Tag)?;
+                    let column = table.exact(&column.name).filter(|column| column.role == ColumnRole::Tag)?;
                     Some(Self::Tag(TagFilter { column: column.id, values: BTreeSet::from([None]) }))
                 }
                 _ => None,

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod apply;
+mod bench;
 mod client;
 mod config_show;
 mod demo;
@@ -9,6 +10,7 @@ mod demo_data;
 mod demo_end;
 mod demo_summary;
 mod export;
+mod inspect;
 mod mqtt_client;
 mod output;
 mod pub_tail;
@@ -93,6 +95,13 @@ enum Command {
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Show what a file of the data directory holds, and whether it is undamaged.
+    Inspect(inspect::InspectArgs),
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        command: bench::BenchCommand,
     },
     /// Look at the configuration.
     Config {
@@ -275,6 +284,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Tail(args) => pub_tail::tail(&args),
         Command::Pub(args) => pub_tail::publish(&args),
         Command::Token { command: TokenCommand::Create(args) } => token::create(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Bench { command } => bench::run(&command),
         Command::Config { command: ConfigCommand::Show { config, effective } } => {
             config_show::run(&config, effective)
         }

@@ -50,11 +50,13 @@ pub struct TableOptions {
     pub retention: i64,
     /// When complete UTC days go to the cold tier, in nanoseconds after their end; 0 is never.
     pub cold_after: i64,
+    /// Bytes of chunk files, above which the oldest go; 0 is without a limit.
+    pub max_bytes: i64,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
-        Self { partition: 86_400_000_000_000, retention: 0, cold_after: 0 }
+        Self { partition: 86_400_000_000_000, retention: 0, cold_after: 0, max_bytes: 0 }
     }
 }
 
@@ -260,15 +262,19 @@ fn encode_options(options: &TableOptions, writer: &mut Writer) {
     writer.i64(options.partition);
     writer.i64(options.retention);
     writer.i64(options.cold_after);
+    writer.i64(options.max_bytes);
 }
 
 fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
-    let options =
-        TableOptions { partition: cursor.i64()?, retention: cursor.i64()?, cold_after: cursor.i64()? };
-    if options.partition <= 0 || options.retention < 0 || options.cold_after < 0 {
-        return Err(cursor.invalid("a positive partition width", options.partition.cast_unsigned()));
+    let (partition, retention) = (cursor.i64()?, cursor.i64()?);
+    let (cold_after, max_bytes) = (cursor.i64()?, cursor.i64()?);
+    if partition <= 0 {
+        return Err(cursor.invalid("a positive partition width", partition.cast_unsigned()));
     }
-    Ok(options)
+    if let Some(negative) = [retention, cold_after, max_bytes].into_iter().find(|value| *value < 0) {
+        return Err(cursor.invalid("an option that is not negative", negative.cast_unsigned()));
+    }
+    Ok(TableOptions { partition, retention, cold_after, max_bytes })
 }
 
 fn decode_object_kind(cursor: &mut Cursor<'_>) -> Result<ObjectKind> {

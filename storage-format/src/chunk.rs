@@ -440,10 +440,16 @@ impl<'a> ChunkReader<'a> {
         }
     }
 
-    /// Verifies and decodes a page.
-    pub fn page(&self, meta: &PageMeta) -> Result<Column> {
+    /// A page's bytes, verified.
+    pub fn page_bytes(&self, meta: &PageMeta) -> Result<&'a [u8]> {
         let bytes = self.range("page", meta.offset, meta.len.into())?;
         verify("page", meta.offset, meta.crc, bytes)?;
+        Ok(bytes)
+    }
+
+    /// Verifies and decodes a page.
+    pub fn page(&self, meta: &PageMeta) -> Result<Column> {
+        let bytes = self.page_bytes(meta)?;
         let column = decode_page(bytes)?;
         if column.len() != meta.stats.rows as usize {
             return Err(FormatError::Invalid {

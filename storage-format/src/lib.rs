@@ -31,12 +31,12 @@ pub use catalog::{
 pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
 pub use checksum::{crc32, crc32_seeded};
 pub use chunk::{ChunkReader, ChunkRoot, ChunkWriter, ColumnPages, PageMeta, SeriesRun, TIME_COLUMN};
-pub use codec::{CodecId, decode_floats, encode_floats_as, encode_ints_as};
+pub use codec::{CodecId, Profile, decode_floats, encode_floats_as, encode_ints_as};
 pub use column::{Cell, Cells, Column, Texts, Values};
 pub use cursor::{Cursor, FormatError, Result, Writer};
 pub use ids::{ChunkId, ColumnId, LogPosition, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
 pub use manifest::{ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit};
-pub use page::{PageStats, decode_page, encode_page};
+pub use page::{PageLayout, PageStats, decode_page, encode_page, encode_page_as};
 pub use series_key::SeriesKey;
 pub use time::{TimeRange, Timestamp};
 pub use wal::{

@@ -135,20 +135,23 @@ pub enum Edit {
     NextChunk(ChunkId),
 }
 
-/// Encodes one edit as the frame that stands at `offset` of manifest `number`.
-#[must_use]
-pub fn encode_edit(number: u64, offset: u64, edits: &[Edit]) -> Vec<u8> {
+/// Encodes the steps of one edit as the frame that stands at `offset` of manifest `number`. Fails where they are more
+/// than a frame takes.
+pub fn encode_edit(number: u64, offset: u64, edits: &[Edit]) -> Result<Vec<u8>> {
     let mut body = Writer::new();
     body.varint(edits.len() as u64);
     edits.iter().for_each(|edit| edit.encode(&mut body));
-    assert!(body.len() <= EDIT_BYTES, "an edit of {} bytes", body.len());
+    if body.len() > EDIT_BYTES {
+        let (structure, expected) = ("manifest edit", "at most 64 MiB");
+        return Err(FormatError::Invalid { structure, offset: 0, expected, found: body.len() as u64 });
+    }
     let mut covered = Writer::new();
     covered.u32(body.len() as u32);
     covered.put(body.as_bytes());
     let mut frame = Writer::new();
     frame.u32(crc32_seeded(number, offset, covered.as_bytes()));
     frame.put(covered.as_bytes());
-    frame.into_bytes()
+    Ok(frame.into_bytes())
 }
 
 /// Decodes all edits of a manifest, and where the first byte that is none of them stands: a torn tail begins there.
@@ -202,7 +205,25 @@ fn decode_body(body: &[u8], edits: &mut Vec<Edit>) -> Result<()> {
     cursor.finish()
 }
 
+/// The most bytes of a chunk without its columns, its step's number included.
+const CHUNK_BYTES: usize = 1 + 84 + 10;
+/// The most bytes of a column of a chunk.
+const COLUMN_BYTES: usize = 22 + 2 * 10;
+/// The most bytes of a cold file without its path.
+const COLD_BYTES: usize = 1 + 44 + 10;
+
 impl Edit {
+    /// No encoding of this step has more bytes.
+    #[must_use]
+    pub fn bytes_at_most(&self) -> usize {
+        match self {
+            Self::AddChunk(chunk) => CHUNK_BYTES + COLUMN_BYTES * chunk.columns.len(),
+            Self::AddCold(file) => COLD_BYTES + file.path.len(),
+            Self::RemoveCold { .. } => 1 + 20,
+            Self::RemoveChunk(_) | Self::FlushedTo(_) | Self::Checkpoint(_) | Self::NextChunk(_) => 1 + 8,
+        }
+    }
+
     fn encode(&self, writer: &mut Writer) {
         match self {
             Self::AddChunk(chunk) => {

@@ -15,7 +15,8 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
     let column =
         |id, name: &str, role, kind| ColumnDef { id: ColumnId(id), name: name.to_owned(), role, kind };
     let table = TableId(7);
-    let options = TableOptions { partition: 3_600_000_000_000, retention: 1, cold_after: i64::MAX };
+    let options =
+        TableOptions { partition: 3_600_000_000_000, retention: 1, cold_after: i64::MAX, max_bytes: 1 << 30 };
     let object = Object {
         kind: ObjectKind::Source,
         database: "public".to_owned(),
@@ -63,8 +64,12 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
 pub(crate) fn change(random: &mut Random) -> CatalogChange {
     let table = TableId(random.next() as u32);
     let width = |random: &mut Random| random.pick(&[0, 1, 86_400_000_000_000, i64::MAX]);
-    let options =
-        TableOptions { partition: width(random).max(1), retention: width(random), cold_after: width(random) };
+    let options = TableOptions {
+        partition: width(random).max(1),
+        retention: width(random),
+        cold_after: width(random),
+        max_bytes: width(random),
+    };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
     match random.below(7) {

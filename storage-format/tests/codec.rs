@@ -76,7 +76,7 @@ fn plain_delta_of_delta(values: &[i64]) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Bit `i` of a packed byte string, least significant bit of a byte first.
+/// Value `i` of a plainly packed byte string, least significant bit of a byte first.
 fn packed(bytes: &[u8], index: usize, width: usize) -> u64 {
     (0..width).fold(0, |value, i| {
         let at = index * width + i;
@@ -84,38 +84,132 @@ fn packed(bytes: &[u8], index: usize, width: usize) -> u64 {
     })
 }
 
+/// The same of a vector: interleaved where there are 1,024 values.
+fn packed_vector(bytes: &[u8], count: usize, index: usize, width: usize) -> u64 {
+    if count != 1024 {
+        return packed(bytes, index, width);
+    }
+    let (lane, row) = (index % 16, index / 16);
+    (0..width).fold(0, |value, i| {
+        let at = row * width + i;
+        value | u64::from(bytes[8 * (16 * (at / 64) + lane) + at % 64 / 8] >> (at % 8) & 1) << i
+    })
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
+fn unzigzag(word: u64) -> u64 {
+    if word & 1 == 1 { !(word >> 1) } else { word >> 1 }
+}
+
+fn varint(bytes: &mut &[u8]) -> u64 {
+    let (mut value, mut shift) = (0, 0);
+    loop {
+        let byte = bytes[0];
+        *bytes = &bytes[1..];
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return value;
+        }
+        shift += 7;
+    }
+}
+
+/// `packed` of the drawing, to the end of the bytes.
+fn plain_packed(bytes: &[u8], count: usize) -> Vec<u64> {
+    let (width, exceptions, high) = (usize::from(bytes[0]), u16_at(bytes, 1), usize::from(bytes[3]));
+    let low = &bytes[4..];
+    let mut values: Vec<u64> = (0..count).map(|i| packed_vector(low, count, i, width)).collect();
+    let positions = &low[(count * width).div_ceil(8)..];
+    let highs = &positions[2 * exceptions..];
+    assert_eq!(highs.len(), (exceptions * high).div_ceil(8));
+    for i in 0..exceptions {
+        values[u16_at(positions, 2 * i)] |= packed(highs, i, high) << width;
+    }
+    values
+}
+
+/// A vector of integers, tag included, as the drawing has it.
+fn plain_words(vector: &[u8], count: usize) -> Vec<u64> {
+    let mut rest = &vector[1..];
+    match CodecId::from_byte(vector[0]).unwrap() {
+        CodecId::Constant => vec![u64_at(rest, 0); count],
+        CodecId::For => {
+            let base = u64_at(rest, 0);
+            plain_packed(&rest[8..], count).into_iter().map(|word| word.wrapping_add(base)).collect()
+        }
+        CodecId::Delta => {
+            let (first, centre) = (u64_at(rest, 0), u64_at(rest, 8));
+            let steps = plain_packed(&rest[16..], count);
+            assert_eq!(steps[0], 0);
+            let mut words = vec![first];
+            for step in &steps[1..] {
+                let step = unzigzag(*step).wrapping_add(centre);
+                words.push(words[words.len() - 1].wrapping_add(step));
+            }
+            words
+        }
+        CodecId::DeltaRle => {
+            let mut words = vec![varint(&mut rest)];
+            while !rest.is_empty() {
+                let (delta, run) = (unzigzag(varint(&mut rest)), varint(&mut rest));
+                (0..run).for_each(|_| words.push(words[words.len() - 1].wrapping_add(delta)));
+            }
+            words
+        }
+        CodecId::Gcd => {
+            let base = u64_at(rest, 0);
+            rest = &rest[8..];
+            let divisor = varint(&mut rest);
+            let quotients = plain_words(rest, count);
+            quotients.into_iter().map(|word| base.wrapping_add(word.wrapping_mul(divisor))).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// ALP as the drawing has it, tag included.
 struct Alp {
+    exponents: (u8, u8),
+    lane: usize,
     exceptions: usize,
+    integers: Vec<i64>,
     values: Vec<f64>,
 }
 
 fn plain_alp(vector: &[u8], count: usize) -> Alp {
     assert_eq!(vector[0], CodecId::Alp as u8);
-    let (e, f, width) = (i32::from(vector[1]), i32::from(vector[2]), usize::from(vector[3]));
-    let exceptions = usize::from(u16::from_le_bytes([vector[4], vector[5]]));
-    let base = u64_at(vector, 6).cast_signed();
-    let (digits, rest) = vector[14..].split_at((count * width).div_ceil(8));
+    let (e, f, lane) = (i32::from(vector[1]), i32::from(vector[2]), usize::from(vector[3]));
+    let exceptions = u16_at(vector, 4);
+    let positions = &vector[6..];
+    let raw = &positions[2 * exceptions..];
+    let lanes = &raw[8 * exceptions..];
+    let lanes_len = (count * lane).div_ceil(8);
+    let words = plain_words(&lanes[lanes_len..], count);
+    let integers: Vec<i64> = words.into_iter().map(|word| (word ^ 1 << 63).cast_signed()).collect();
     let power = |n: i32| format!("1e{n}").parse::<f64>().unwrap();
-    let mut values: Vec<f64> = (0..count)
-        .map(|i| (base + packed(digits, i, width).cast_signed()) as f64 * power(f) * power(-e))
-        .collect();
-    let (positions, raw) = rest.split_at(2 * exceptions);
-    assert_eq!(raw.len(), 8 * exceptions);
+    let ulps = |i: usize| {
+        if lane == 0 { 0 } else { packed_vector(lanes, count, i, lane) as i64 - (1 << (lane - 1)) }
+    };
+    let back = |(i, d): (usize, &i64)| {
+        f64::from_bits((*d as f64 * power(f) * power(-e)).to_bits().wrapping_add_signed(ulps(i)))
+    };
+    let mut values: Vec<f64> = integers.iter().enumerate().map(back).collect();
     for i in 0..exceptions {
-        let at = u16::from_le_bytes([positions[2 * i], positions[2 * i + 1]]);
-        values[usize::from(at)] = f64::from_bits(u64_at(raw, 8 * i));
+        values[u16_at(positions, 2 * i)] = f64::from_bits(u64_at(raw, 8 * i));
     }
-    Alp { exceptions, values }
+    Alp { exponents: (vector[1], vector[2]), lane, exceptions, integers, values }
 }
 
 fn floats_back(vector: &[u8], count: usize) -> Vec<f64> {
-    let mut back = Vec::new();
-    decode_floats(&mut Cursor::new("test", vector), count, &mut back).unwrap();
+    let mut back = vec![0.0; count];
+    decode_floats(&mut Cursor::new("test", vector), &[], &mut back).unwrap();
     back
 }
 
@@ -173,27 +267,13 @@ proptest! {
     }
 
     #[test]
-    fn frame_of_reference_is_plain_packing(values in ints()) {
-        let vector = encode_ints_as(CodecId::For, &values).unwrap();
-        let (base, width) = (u64_at(&vector, 1), usize::from(vector[9]));
-        let plain = |i| (base.wrapping_add(packed(&vector[10..], i, width)) ^ 1 << 63).cast_signed();
-        prop_assert_eq!((0..values.len()).map(plain).collect::<Vec<_>>(), values.clone());
-        prop_assert_eq!(ints_back(&vector, values.len()), values);
-    }
-
-    #[test]
-    fn delta_is_plain_packing(values in ints()) {
-        let vector = encode_ints_as(CodecId::Delta, &values).unwrap();
-        let (mut word, base, width) = (u64_at(&vector, 1), u64_at(&vector, 9), usize::from(vector[17]));
-        let mut plain = vec![(word ^ 1 << 63).cast_signed()];
-        for i in 0..values.len() - 1 {
-            let zigzag = base.wrapping_add(packed(&vector[18..], i, width));
-            let delta = if zigzag & 1 == 1 { !(zigzag >> 1) } else { zigzag >> 1 };
-            word = word.wrapping_add(delta);
-            plain.push((word ^ 1 << 63).cast_signed());
+    fn integers_are_as_drawn(values in ints()) {
+        for codec in [CodecId::For, CodecId::Delta, CodecId::DeltaRle] {
+            let vector = encode_ints_as(codec, &values).unwrap();
+            let drawn = plain_words(&vector, values.len()).into_iter().map(|word| (word ^ 1 << 63).cast_signed());
+            prop_assert_eq!(drawn.collect::<Vec<_>>(), values.clone());
+            prop_assert_eq!(ints_back(&vector, values.len()), values.clone());
         }
-        prop_assert_eq!(&plain, &values);
-        prop_assert_eq!(ints_back(&vector, values.len()), values);
     }
 
     #[test]
@@ -203,14 +283,15 @@ proptest! {
     }
 }
 
-/// Samples of the ALP paper's data sets, with the exceptions and the bit width of the reference implementation. It makes
-/// exceptions of outliers too (11 and 30 bits for the third); ours are values that are not exact, and 33 bits.
+/// Samples of the ALP paper's data sets, with the exceptions and the bit width of the reference implementation, which
+/// we never exceed. It makes exceptions of outliers too (11 and 30 bits for the third); ours are values that are not
+/// exact, and outliers are patched with their high bits only.
 #[test]
-fn alp_samples_take_as_much_as_with_the_reference() {
+fn alp_samples_take_no_more_than_with_the_reference() {
     for (name, text, exceptions, width) in [
         ("city_temperature_f", include_str!("data/alp/city_temperature_f.csv"), 0, 11),
         ("stocks_usa_c", include_str!("data/alp/stocks_usa_c.csv"), 0, 7),
-        ("bitcoin_transactions_f", include_str!("data/alp/bitcoin_transactions_f.csv"), 5, 33),
+        ("bitcoin_transactions_f", include_str!("data/alp/bitcoin_transactions_f.csv"), 11, 30),
     ] {
         let values: Vec<f64> = text.lines().map(|line| line.parse().unwrap()).collect();
         assert_eq!(values.len(), 1024, "{name}");
@@ -218,21 +299,60 @@ fn alp_samples_take_as_much_as_with_the_reference() {
         let alp = plain_alp(&vector, values.len());
         assert_eq!(bits(&alp.values), bits(&values), "{name}");
         assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values), "{name}");
-        assert_eq!((alp.exceptions, vector[3]), (exceptions, width), "{name}");
+        let reference = 13 + 1024 * width / 8 + 10 * exceptions;
+        assert!(
+            vector.len() <= reference + 10,
+            "{name}: {} bytes, {reference} with the reference",
+            vector.len()
+        );
     }
+}
+
+/// Averages lie a unit or a few in the last place beside a decimal: a lane keeps them from being exceptions.
+#[test]
+fn averages_take_a_lane() {
+    let decimal = |i: u64| 36.0 + (i * 7919 % 3000) as f64 / 1000.0;
+    let values: Vec<f64> = (0..1024)
+        .map(|i| f64::from_bits(decimal(i).to_bits().wrapping_add_signed((i % 5) as i64 - 2)))
+        .collect();
+    let vector = encode_floats_as(CodecId::Alp, &values).unwrap();
+    let alp = plain_alp(&vector, values.len());
+    assert_eq!(bits(&alp.values), bits(&values));
+    assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
+    assert_eq!((alp.lane, alp.exceptions), (3, 0));
+    assert!(vector.len() < 1024 * 16 / 8 + 40, "{} bytes", vector.len());
+}
+
+/// Integers stay integers: the smallest exponents win ties.
+#[test]
+fn integers_as_floats_keep_small_exponents() {
+    let values: Vec<f64> = (0..1024).map(|i| f64::from(1_000_000 + i * 37 % 5000)).collect();
+    let alp = plain_alp(&encode_floats_as(CodecId::Alp, &values).unwrap(), values.len());
+    assert_eq!((alp.exponents, alp.exceptions), ((0, 0), 0));
+    assert_eq!(alp.integers[0], 1_000_000);
+}
+
+/// A few outliers cost their own bits, not everybody's, above the others or below.
+#[test]
+fn outliers_are_patched() {
+    let mut values: Vec<i64> = (0..1024).map(|i| 5000 + i * 7919 % 64).collect();
+    (values[100], values[500], values[900]) = (1 << 40, -(1 << 40), 0);
+    let vector = encode_ints_as(CodecId::For, &values).unwrap();
+    assert!(vector.len() < 1024 * 7 / 8 + 60, "{} bytes", vector.len());
+    assert_eq!(ints_back(&vector, values.len()), values);
 }
 
 #[test]
 fn codecs_apply_to_their_types_only() {
     for byte in 0..=u8::MAX {
         let Some(codec) = CodecId::from_byte(byte) else {
-            assert!(byte > 11);
+            assert!(byte > 15);
             continue;
         };
         use CodecId::*;
         assert_eq!(codec as u8, byte);
         assert_eq!(
-            encode_floats_as(codec, &[1.5, 2.5]).is_some(),
+            encode_floats_as(codec, &(0..40).map(f64::from).collect::<Vec<_>>()).is_some(),
             matches!(codec, Raw | Gorilla | Alp),
             "{codec:?}"
         );

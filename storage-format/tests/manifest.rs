@@ -17,7 +17,7 @@ pub(crate) fn manifest(number: u64, groups: &[Vec<Edit>]) -> (Vec<u8>, Vec<usize
     let mut starts = Vec::new();
     for group in groups {
         starts.push(bytes.len());
-        bytes.extend(encode_edit(number, bytes.len() as u64, group));
+        bytes.extend(encode_edit(number, bytes.len() as u64, group).unwrap());
     }
     (bytes, starts)
 }
@@ -117,8 +117,32 @@ fn golden() {
 fn sizes() {
     assert_eq!(ManifestHeader::LEN, 24);
     assert_eq!(ManifestHeader { number: 1 }.encode().len(), ManifestHeader::LEN);
-    assert_eq!(encode_edit(1, 24, &[]).len(), 8 + 1);
-    assert_eq!(encode_edit(1, 24, &[Edit::FlushedTo(SeqNo(1))]).len(), 8 + 1 + 9);
+    assert_eq!(encode_edit(1, 24, &[]).unwrap().len(), 8 + 1);
+    assert_eq!(encode_edit(1, 24, &[Edit::FlushedTo(SeqNo(1))]).unwrap().len(), 8 + 1 + 9);
+}
+
+/// What a frame does not take is refused, and does not panic.
+#[test]
+fn an_edit_is_at_most_64_mib() {
+    let cold = |path: usize| {
+        let (table, day, path) = (TableId(1), TimeRange::ALL, "x".repeat(path));
+        Edit::AddCold(ColdFile { table, day, position: SeqNo(1), path, rows: 1, bytes: 1 })
+    };
+    let most: Vec<Edit> = (0..64).map(|_| cold((1 << 20) - 64)).collect();
+    assert!(encode_edit(1, 24, &most).is_ok());
+    let more: Vec<Edit> = (0..64).map(|_| cold(1 << 20)).collect();
+    let error = encode_edit(1, 24, &more).unwrap_err();
+    assert!(error.to_string().contains("at most 64 MiB"), "{error}");
+}
+
+#[test]
+fn no_step_takes_more_than_it_says() {
+    let mut random = Random::new(9);
+    let steps = (0..2000).map(|_| edit(&mut random)).chain(exemplars().concat());
+    for step in steps {
+        let frame = encode_edit(1, 24, std::slice::from_ref(&step)).unwrap();
+        assert!(frame.len() - 9 <= step.bytes_at_most(), "{step:?}");
+    }
 }
 
 proptest! {

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use sonde_storage_format::limits::{PAGE_ALIGN, ROW_GROUP_ROWS, TEXT_BYTES, VECTOR_VALUES};
 use sonde_storage_format::{
-    Cell, Cells, CodecId, Column, PageStats, PhysicalType, Texts, Values, Writer, decode_page, encode_page,
+    Cell, Cells, CodecId, Column, PageStats, PhysicalType, Profile, Texts, Values, Writer, decode_page,
+    encode_page, encode_page_as,
 };
 
 use crate::random::{self, Random};
@@ -20,6 +21,13 @@ pub(crate) struct Exemplar {
     pub(crate) times: bool,
     pub(crate) column: Column,
     codec: Option<CodecId>,
+    profile: Profile,
+}
+
+impl Exemplar {
+    pub(crate) fn page(&self) -> Vec<u8> {
+        encode_page_as(self.profile, &self.column, self.times)
+    }
 }
 
 fn texts(values: &[&str]) -> Column {
@@ -45,6 +53,10 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
         (values[3], values[17], values[39]) = (f64::from_bits(0x7ff4_0000_0000_0001), -0.0, 1.0 / 3.0);
         values
     };
+    let off_by_ulps = || {
+        let off = |(i, v): (usize, f64)| f64::from_bits(v.to_bits().wrapping_add_signed((i % 4) as i64 - 2));
+        decimals(40).into_iter().enumerate().map(off).collect()
+    };
     let steps = || (0..30).scan(5, |at, i| Some(std::mem::replace(at, *at + 1000 + i * i * 7 % 13)));
     let noise =
         |n: u64| (1..=n).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(i as u32).wrapping_mul(i));
@@ -55,14 +67,23 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
     let lines: Vec<String> = (0..12).map(|i| format!("sensor {i} said {}\0", "é".repeat(i))).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
 
-    let new = |name, codec: CodecId, column| Exemplar { name, times: false, column, codec: Some(codec) };
+    let new = |name, codec: CodecId, column| {
+        let (times, codec, profile) = (false, Some(codec), Profile::Fast);
+        Exemplar { name, times, column, codec, profile }
+    };
     let mut all = vec![
         new("float_raw", Raw, float(noise(20).map(f64::from_bits).collect())),
         new("float_special", Gorilla, float(FLOATS.map(f64::from_bits).to_vec())),
         new("float_constant", Constant, float(vec![f64::from_bits(0xfff8_dead_beef_0001); 5])),
         new("float_gorilla", Gorilla, float((0..40).map(|i| f64::from(i / 4) / 3.0).collect())),
         new("float_alp", Alp, float(with_exceptions())),
-        new("float_two_vectors", Alp, float(decimals(VECTOR_VALUES + 1))),
+        new("float_two_vectors", Alp, float(decimals(VECTOR_VALUES + 1).iter().map(|v| v + 0.01).collect())),
+        new("float_lane", Alp, float(off_by_ulps())),
+        new(
+            "float_dictionary",
+            FloatDictionary,
+            float((0..200).map(|i| f64::from(i * i % 7) / 3.0).collect()),
+        ),
         new("int_constant", Constant, int(vec![i64::MIN; 3])),
         new("int_for", For, int((0..50).map(|i| i * i * 31 % 1000 - 500).collect())),
         new(
@@ -70,6 +91,8 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
             For,
             int(noise(18).map(u64::cast_signed).chain([i64::MIN, i64::MAX]).collect()),
         ),
+        new("int_gcd", Gcd, int((0..50).map(|i| i * i * 31 % 1000 * 250 - 7).collect())),
+        new("int_unit_of_runs", DeltaRle, int((0..2000).map(|i| i / 700 * 5 + i * 10).collect())),
         new("int_delta", Delta, int(steps().collect())),
         new("int_delta_runs", DeltaRle, int((0..50).map(|i| -100 + 10 * i).collect())),
         new("uint_constant", Constant, uint(vec![u64::MAX; 3])),
@@ -87,8 +110,22 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
         new("mixed_bool", Bitmap, map(bool((0..14).map(|i| i % 2 == 0).collect()))),
         new("mixed_text", Dictionary, map(texts(&(0..14).map(word).collect::<Vec<_>>()))),
     ];
+    // A walk of steps that are seldom large, in thirds and in decimals.
+    let walk = |i: u32| (i * i % 91 + i / 16 * 7) % 400;
+    let dense = |name, codec, column| Exemplar { profile: Profile::Dense, ..new(name, codec, column) };
+    all.push(dense("float_dense", Pco, float((0..1100).map(|i| f64::from(walk(i) + i * 3) / 3.0).collect())));
+    all.push(dense(
+        "float_dense_decimal",
+        AlpPco,
+        float((0..1100).map(|i| f64::from(walk(i) + i) / 10.0).collect()),
+    ));
+    all.push(dense(
+        "int_dense",
+        Pco,
+        int((0..1100).map(|i| i64::from(walk(i) * walk(i) / 40 + i * 5)).collect()),
+    ));
     let times = |name, codec, values| Exemplar { times: true, ..new(name, codec, int(values)) };
-    all.push(times("time_delta_runs", DeltaRle, (0..50).map(|i| start + i % 25 * 60_000_000_000).collect()));
+    all.push(times("time_delta_runs", Gcd, (0..50).map(|i| start + i % 25 * 60_000_000_000).collect()));
     all.push(times("time_delta_of_delta", DeltaOfDelta, late.collect()));
     for (kind, [empty, absent, null]) in KINDS.into_iter().zip([
         ["float_empty", "float_absent", "float_null"],
@@ -97,7 +134,7 @@ pub(crate) fn exemplars() -> Vec<Exemplar> {
         ["bool_empty", "bool_absent", "bool_null"],
         ["text_empty", "text_absent", "text_null"],
     ]) {
-        let without = |name, column| Exemplar { name, times: false, column, codec: None };
+        let without = |name, column| Exemplar { codec: None, ..new(name, Raw, column) };
         let mut nulls = Column::new(kind);
         nulls.push_empty(Cell::Null, 3);
         all.push(without(empty, Column::new(kind)));
@@ -112,9 +149,10 @@ fn vectors(page: &[u8]) -> Vec<&[u8]> {
     let u32_at = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap()) as usize;
     let (rows, present) = (u32_at(2), u32_at(6));
     let map = if page[1] == 1 { (2 * rows).div_ceil(8) } else { 0 };
-    let dictionary = HEAD_LEN + map;
+    // The grid stands between.
+    let dictionary = HEAD_LEN + map + 1;
     let ends = dictionary + 4 + u32_at(dictionary);
-    let count = present.div_ceil(VECTOR_VALUES);
+    let count = if page[dictionary - 1] == 1 { 1 } else { present.div_ceil(VECTOR_VALUES) };
     let first = ends + 4 * count;
     let bound = |i: usize| first + if i == 0 { 0 } else { u32_at(ends + 4 * (i - 1)) };
     (0..count).map(|i| &page[bound(i)..bound(i + 1)]).collect()
@@ -127,6 +165,7 @@ pub(crate) fn page_of(kind: PhysicalType, values: usize, dictionary: &[u8], vect
     page.u8(0);
     page.u32(values as u32);
     page.u32(values as u32);
+    page.u8(0);
     page.u32(dictionary.len() as u32);
     page.put(dictionary);
     let mut end = 0;
@@ -146,12 +185,15 @@ fn check_round_trip(column: &Column, times: bool) {
     assert_eq!(exact(&back), exact(column));
     assert_eq!(PageStats::of(&back), PageStats::of(column));
     assert_eq!(encode_page(&back, times), page);
+    let dense = encode_page_as(Profile::Dense, column, times);
+    assert!(dense.len() <= page.len());
+    assert_eq!(exact(&decode_page(&dense).unwrap()), exact(column));
 }
 
 #[test]
 fn golden() {
     for exemplar in exemplars() {
-        let page = encode_page(&exemplar.column, exemplar.times);
+        let page = exemplar.page();
         golden::check(&format!("page_{}", exemplar.name), &page);
         let found = vectors(&page).first().and_then(|vector| CodecId::from_byte(vector[0]));
         assert_eq!(found, exemplar.codec, "the codec of {}", exemplar.name);
@@ -174,12 +216,12 @@ fn sizes() {
     let page = encode_page(&Column::new(PhysicalType::Float64), false);
     assert_eq!(page, [&[1][..], &[0; 63]].concat(), "a page of no rows is its type and zeroes");
     assert_eq!((VECTOR_VALUES, ROW_GROUP_ROWS, PAGE_ALIGN), (1024, 65_536, 64));
-    // Head, cell map, dictionary length, vector end, codec, bits.
+    // Head, cell map, grid, dictionary length, vector end, codec, bits.
     let column = strategy::mixed(vec![Cell::Value; 5], &Column::of(Values::UInt(vec![9; 5])));
     assert_eq!(vectors(&encode_page(&column, false))[0].len(), 9);
     assert_eq!(
-        &encode_page(&column, false)[HEAD_LEN..HEAD_LEN + 2 + 4 + 4],
-        [0xaa, 2, 0, 0, 0, 0, 9, 0, 0, 0]
+        &encode_page(&column, false)[HEAD_LEN..HEAD_LEN + 2 + 1 + 4 + 4],
+        [0xaa, 2, 0, 0, 0, 0, 0, 9, 0, 0, 0]
     );
 }
 
@@ -241,8 +283,8 @@ fn text_that_compresses_best_comes_back() {
 fn text_beyond_what_a_column_holds_is_refused() {
     let entry = "a".repeat(TEXT_BYTES);
     let page = encode_page(&texts(&[&entry]), false);
-    let dictionary_len = u32::from_le_bytes(page[HEAD_LEN..HEAD_LEN + 4].try_into().unwrap()) as usize;
-    let dictionary = &page[HEAD_LEN + 4..HEAD_LEN + 4 + dictionary_len];
+    let dictionary_len = u32::from_le_bytes(page[HEAD_LEN + 1..HEAD_LEN + 5].try_into().unwrap()) as usize;
+    let dictionary = &page[HEAD_LEN + 5..HEAD_LEN + 5 + dictionary_len];
     let codes = vec![CodecId::Dictionary as u8, 0];
     let bomb = page_of(PhysicalType::Text, VECTOR_VALUES, dictionary, &[codes]);
     assert!(bomb.len() < 1024);
@@ -271,7 +313,7 @@ fn stats_leave_nan_out() {
 #[test]
 fn damage_never_panics() {
     for exemplar in exemplars() {
-        let page = encode_page(&exemplar.column, exemplar.times);
+        let page = exemplar.page();
         damage::each_flip(&page, |flipped, _| drop(decode_page(flipped)));
         damage::each_truncation(&page, |short| drop(decode_page(short)));
     }
@@ -288,7 +330,7 @@ fn what_no_writer_makes_is_refused() {
         other => panic!("{other:?}"),
     }
     assert!(one(int, &raw).is_err(), "a codec of another type");
-    assert!(one(float, &[12]).is_err(), "an unknown codec");
+    assert!(one(float, &[16]).is_err(), "an unknown codec");
     assert!(one(float, &raw[..8]).is_err(), "a short vector");
     assert!(one(float, &[&raw[..], &[0]].concat()).is_err(), "a long vector");
     let page = page_of(float, 1, &[], &vector(&raw));
@@ -324,6 +366,6 @@ fn decode(bytes: &[u8]) {
 
 #[test]
 fn fuzz_page() {
-    let pages: Vec<_> = exemplars().iter().map(|page| encode_page(&page.column, page.times)).collect();
+    let pages: Vec<_> = exemplars().iter().map(Exemplar::page).collect();
     random::fuzz(&pages, |_| {}, decode);
 }

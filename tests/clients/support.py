@@ -45,16 +45,16 @@ def wait_until(condition, what, seconds=20):
         time.sleep(0.02)
 
 
-def tool(name):
+def tool(name, package="mosquitto-clients"):
     """The path of a program that we did not write, or a skip that says how to get it."""
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} is not installed (apt-get install mosquitto-clients)")
+        pytest.skip(f"{name} is not installed (apt-get install {package})")
     return path
 
 
 def run(*command, env=None, code=0, input=None, cwd=None):
-    """Runs a client to its end, which must be the exit code `code`; its standard output, or what it says of its failure."""
+    """Runs a client to its end, which must be with the exit code `code`; its output, or what it says of its failure."""
     done = subprocess.run(
         command, env=env, input=input, cwd=cwd, capture_output=True, text=True, timeout=CLIENT_SECONDS
     )

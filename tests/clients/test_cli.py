@@ -164,7 +164,8 @@ def test_flag_beats_environment_beats_file_beats_default(sonde, tmp_path):
     keys = {"query.timeout": "1 minute", "log.max_age": "1 day", "mqtt.anonymous": "never", "copy.locations": "/a,/b"}
     config = tmp_path / "some.toml"
     config.write_text(
-        '[query]\ntimeout = "4 s"\n[log]\nmax_age = "5 s"\n[mqtt]\nanonymous = "never"\n[copy]\nlocations = ["/a", "/b"]\n'
+        '[query]\ntimeout = "4 s"\n[log]\nmax_age = "5 s"\n'
+        '[mqtt]\nanonymous = "never"\n[copy]\nlocations = ["/a", "/b"]\n'
     )
     environment = {"SONDE_QUERY__TIMEOUT": "2 s", "SONDE_LOG__MAX_AGE": "1 day"}
     text = sonde(
@@ -180,7 +181,10 @@ def test_flag_beats_environment_beats_file_beats_default(sonde, tmp_path):
 
 def test_sonde_toml_of_the_working_directory_counts(sonde, tmp_path):
     (tmp_path / "sonde.toml").write_text('[storage]\ndata_dir = "/from/file"\n')
-    assert effective(sonde("config", "show", "--effective", cwd=tmp_path))["storage.data_dir"] == ("/from/file", "sonde.toml")
+    assert effective(sonde("config", "show", "--effective", cwd=tmp_path))["storage.data_dir"] == (
+        "/from/file",
+        "sonde.toml",
+    )
     text = sonde("config", "show", "--effective", "--data-dir", "/from/flag", cwd=tmp_path)
     assert effective(text)["storage.data_dir"] == ("/from/flag", "--data-dir")
 
@@ -196,9 +200,13 @@ def test_a_key_that_does_not_exist_is_refused_wherever_it_comes_from(sonde, tmp_
 
 def test_a_running_server_has_the_same_settings(make_server):
     server = make_server("query.timeout=7 s")
-    found = {key: (value, origin) for key, value, origin in server.sql("SELECT key, value, origin FROM system.settings")}
+    found = {
+        key: (value, origin) for key, value, origin in server.sql("SELECT key, value, origin FROM system.settings")
+    }
     assert found["query.timeout"] == ("7 s", "--set")
-    assert found == effective(run(*server.command[:1], "config", "show", "--effective", *server.command[2:], env=server.environment()))
+    assert found == effective(
+        run(*server.command[:1], "config", "show", "--effective", *server.command[2:], env=server.environment())
+    )
 
 
 # How clients find the server
@@ -261,7 +269,9 @@ def test_sql_writes_arrow_and_parquet(server, table, tmp_path, form):
     command = [server.binary, "sql", "-c", f"SELECT * FROM {table} ORDER BY time", "--format", form]
     command += ["--data-dir", server.data_dir]
     subprocess.run([*command, "--output", target], check=True, timeout=CLIENT_SECONDS, env=server.environment())
-    piped = subprocess.run(command, check=True, timeout=CLIENT_SECONDS, env=server.environment(), stdout=subprocess.PIPE)
+    piped = subprocess.run(
+        command, check=True, timeout=CLIENT_SECONDS, env=server.environment(), stdout=subprocess.PIPE
+    )
     for body in (target.read_bytes(), piped.stdout):
         source = pa.BufferReader(body)
         found = pa.ipc.open_stream(source).read_all() if form == "arrow" else pyarrow.parquet.read_table(source)
@@ -278,7 +288,9 @@ def test_sql_reads_statements_from_a_pipe(server):
 
 
 def test_sql_names_a_database(server):
-    text = server.cli("sql", "--database", "system", "-c", "SELECT name FROM tables WHERE name = 'dead_letters'", "--format", "csv")
+    text = server.cli(
+        "sql", "--database", "system", "-c", "SELECT name FROM tables WHERE name = 'dead_letters'", "--format", "csv"
+    )
     assert text == "name\ndead_letters\n"
 
 
@@ -330,7 +342,9 @@ def test_apply_does_not_pass_over_an_object_that_says_something_else(server, tmp
     assert changed != text
     is_one_line(apply(server, tmp_path, changed, code=1), name)
     # It says what to do, and that works for sources and rules.
-    replaced = changed.replace("CREATE SOURCE", "CREATE OR REPLACE SOURCE").replace("CREATE RULE", "CREATE OR REPLACE RULE")
+    replaced = changed.replace("CREATE SOURCE", "CREATE OR REPLACE SOURCE").replace(
+        "CREATE RULE", "CREATE OR REPLACE RULE"
+    )
     if "TABLE" not in next(line for line in changed.splitlines() if after in line):
         apply(server, tmp_path, replaced)
         apply(server, tmp_path, changed)
@@ -338,7 +352,8 @@ def test_apply_does_not_pass_over_an_object_that_says_something_else(server, tmp
 
 def test_apply_stops_at_the_first_error_and_what_ran_before_stays(server, tmp_path):
     name = unique("applied")
-    text = f"CREATE TABLE {name} (time TIMESTAMP, x DOUBLE);\nCREATE NONSENSE;\nCREATE TABLE {name}b (time TIMESTAMP, x DOUBLE);\n"
+    columns = "(time TIMESTAMP, x DOUBLE)"
+    text = f"CREATE TABLE {name} {columns};\nCREATE NONSENSE;\nCREATE TABLE {name}b {columns};\n"
     is_one_line(apply(server, tmp_path, text, code=1), "NONSENSE")
     assert server.sql(f"SELECT name FROM system.tables WHERE name LIKE '{name}%'") == [[name]]
 

@@ -1,72 +1,18 @@
-"""`sonde.v1` with the stubs that protoc generates for Python: rows in and out as Arrow IPC."""
+"""gRPC: rows in and out as Arrow IPC, what is refused, and who may come in."""
 
-import importlib
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from support import CLIENT_SECONDS, TIME_S, unique
+from grpc_client import Sonde, grpc, pa
+from support import TIME_S, unique
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
-protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed")
-pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-
-PROTO = Path(__file__).resolve().parents[2] / "proto" / "proto"
 TIME = pa.array([TIME_S, TIME_S + 1], pa.timestamp("s", tz="UTC"))
 TIME_NS = [TIME_S * 10**9, (TIME_S + 1) * 10**9]
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory):
-    """The generated modules: messages as `pb`, stubs as `rpc`."""
-    out = str(tmp_path_factory.mktemp("generated"))
-    sources = [str(path.relative_to(PROTO)) for path in sorted(PROTO.glob("sonde/v1/*.proto"))]
-    assert protoc.main(["", f"-I{PROTO}", f"--python_out={out}", f"--grpc_python_out={out}", *sources]) == 0
-    sys.path.insert(0, out)
-    try:
-        modules = [importlib.import_module(f"sonde.v1.sonde_{kind}") for kind in ("pb2", "pb2_grpc")]
-    finally:
-        sys.path.remove(out)
-    return SimpleNamespace(pb=modules[0], rpc=modules[1])
-
-
-class Sonde:
-    """The two services, with one token."""
-
-    def __init__(self, generated, server, authorization):
-        self.pb = generated.pb
-        # A proxy cannot reach our loopback.
-        self.channel = grpc.insecure_channel(server.endpoints["grpc"], [("grpc.enable_http_proxy", 0)])
-        self._query = generated.rpc.QueryStub(self.channel).Query
-        self._write = generated.rpc.WriteStub(self.channel).Write
-        self._call = {"timeout": CLIENT_SECONDS}
-        if authorization:
-            self._call["metadata"] = [("authorization", authorization)]
-
-    def stream(self, sql):
-        return self._query(self.pb.QueryRequest(sql=sql), **self._call)
-
-    def query(self, sql):
-        answer = b"".join(part.arrow_ipc for part in self.stream(sql))
-        return pa.ipc.open_stream(answer).read_all()
-
-    def write_ipc(self, table, arrow_ipc, tags=()):
-        return self._write(self.pb.WriteRequest(table=table, arrow_ipc=arrow_ipc, tags=tags), **self._call)
-
-    def write(self, table, columns, tags=()):
-        rows = pa.table(columns)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as stream:
-            stream.write_table(rows)
-        return self.write_ipc(table, sink.getvalue().to_pybytes(), tags)
-
-
-@pytest.fixture(scope="module")
-def sonde(generated, server):
-    client = Sonde(generated, server, f"Bearer {server.token}")
-    with client.channel:
+def sonde(server):
+    with Sonde(server) as client:
         yield client
 
 
@@ -154,9 +100,8 @@ def test_a_broken_stream_is_refused(sonde, body):
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong"])
-def test_no_entry_without_the_token(generated, server, authorization):
-    client = Sonde(generated, server, authorization)
-    with client.channel:
+def test_no_entry_without_the_token(server, authorization):
+    with Sonde(server, authorization) as client:
         for call in (lambda: client.query("SELECT 1"), lambda: client.write_ipc("t", b"")):
             with pytest.raises(grpc.RpcError) as raised:
                 call()

@@ -2,9 +2,12 @@
 //!
 //! # Invariants
 //! - A cold day covers all its rows up to its position; every hot row of the day is newer, so hot beats cold.
-//! - The order of a move: write, sync, verify, manifest edit, delete. A crash between any two loses and doubles nothing.
+//! - The order of a move: note in the log, write, sync, verify, manifest edit, delete. A crash between any two loses
+//!   and doubles nothing, and leaves no object behind that nobody knows of.
 //! - Times are microseconds and `time_ns`, the rest from 0 to 999; unsigned integers are decimal(20, 0).
 
+pub(crate) mod cool;
+pub(crate) mod pending;
 pub(crate) mod read;
 pub(crate) mod write;
 
@@ -21,8 +24,8 @@ use crate::error::Error;
 
 /// One UTC day in nanoseconds.
 pub(crate) const DAY: i64 = 86_400_000_000_000;
-/// Holds nanoseconds below a microsecond.
-const TIME_NS: &str = "time_ns";
+/// Holds nanoseconds below a microsecond. No column of a table may have its name, whatever the case of its letters.
+pub(crate) const TIME_NS: &str = "time_ns";
 /// Where Parquet keeps a column's id, which outlives its name.
 const FIELD_ID: &str = "PARQUET:field_id";
 /// The field id of `time_ns`, which no column of a table has.

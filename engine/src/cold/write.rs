@@ -25,12 +25,18 @@ use crate::scan::merge::{Merge, Window};
 /// Rows of a Parquet row group.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
 
-/// Writes the merged rows of a day and verifies the file; `None` where there is no row.
+/// A file that is to be written under a name of its own; its rows and bytes are not known yet.
+pub(crate) fn new_file(table: &Table, day: TimeRange, position: SeqNo) -> ColdFile {
+    let (database, name) = (&table.def().database, &table.def().name);
+    let path = format!("{database}/{name}/day={}/part-{}.parquet", day_name(&day), uuid::Uuid::new_v4());
+    ColdFile { table: table.id(), day, position, path, rows: 0, bytes: 0 }
+}
+
+/// Writes the merged rows of a day as `file` and verifies it; `None` where there is no row.
 pub(crate) fn write_day(
     options: &ColdOptions,
     context: &Arc<ScanContext>,
-    day: TimeRange,
-    position: SeqNo,
+    file: ColdFile,
     merge: Merge,
 ) -> Result<Option<ColdFile>> {
     let table = &context.table;
@@ -40,8 +46,7 @@ pub(crate) fn write_day(
             table.full_name()
         )));
     }
-    let (database, name) = (&table.def().database, &table.def().name);
-    let path = format!("{database}/{name}/day={}/part-{}.parquet", day_name(&day), uuid::Uuid::new_v4());
+    let path = &file.path;
     let object = ObjectPath::from(path.as_str());
     let Some((rows, bytes)) = upload(options, context, &object, merge)? else {
         return Ok(None);
@@ -55,7 +60,7 @@ pub(crate) fn write_day(
     if found != bytes {
         return Err(Error::Cold(format!("{path} has {found} bytes after the upload, {bytes} were written")));
     }
-    Ok(Some(ColdFile { table: table.id(), day, position, path, rows, bytes }))
+    Ok(Some(ColdFile { rows, bytes, ..file }))
 }
 
 /// Pulls the rows and sends them. Only the sending is async: the rows may come from the cold tier themselves, whose

@@ -124,7 +124,7 @@ mod tests {
 
     fn layer(start: i64, end: i64) -> Layer {
         let range = TimeRange { start: Timestamp::from_nanos(start), end: Timestamp::from_nanos(end) };
-        Layer::Memory(Arc::new(PartitionBlocks { range, blocks: Vec::new() }))
+        Layer::Memory(Arc::new(PartitionBlocks::new(range)))
     }
 
     #[test]

@@ -13,12 +13,25 @@ use mio::net::TcpListener;
 use mio::{Interest as Readiness, Poll};
 use parking_lot::Mutex;
 use sonde_engine::Engine;
-use sonde_query::system::BatchBuilder;
+use sonde_query::system::{BatchBuilder, Kind};
 
 use super::message::Message;
 use super::worker::{INBOX, LISTENER, Shared, Worker};
 use super::{Command, Inbox, MqttOptions};
 use crate::topics::Topics;
+
+/// The columns of `system.sessions`.
+const COLUMNS: &[(&str, Kind)] = &[
+    ("client", Kind::Text),
+    ("state", Kind::Text),
+    ("principal", Kind::Text),
+    ("peer", Kind::Text),
+    ("expiry_seconds", Kind::UInt),
+    ("subscriptions", Kind::UInt),
+    ("in_flight", Kind::UInt),
+    ("queued", Kind::UInt),
+    ("dropped", Kind::UInt),
+];
 
 /// How long a question to the event loop may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -111,30 +124,20 @@ impl Mqtt {
         let sessions = answer
             .recv_timeout(PATIENCE)
             .map_err(|_| sonde_query::Error::Internal("the MQTT listener does not answer".into()))?;
-        let mut rows = BatchBuilder::new();
+        let mut rows = BatchBuilder::new(COLUMNS);
         for session in sessions {
-            rows.text("client", Some(&session.client));
-            rows.text("state", Some(if session.peer.is_some() { "connected" } else { "away" }));
-            rows.text("principal", session.principal.as_deref());
-            rows.text("peer", session.peer.map(|peer| peer.to_string()).as_deref());
-            rows.uint("expiry_seconds", session.expiry.into());
-            rows.uint("subscriptions", session.subscriptions as u64);
-            rows.uint("in_flight", session.in_flight as u64);
-            rows.uint("queued", session.queued as u64);
-            rows.uint("dropped", session.dropped);
+            rows.text(Some(&session.client));
+            rows.text(Some(if session.peer.is_some() { "connected" } else { "away" }));
+            rows.text(session.principal.as_deref());
+            rows.text(session.peer.map(|peer| peer.to_string()).as_deref());
+            rows.uint(session.expiry.into());
+            rows.uint(session.subscriptions as u64);
+            rows.uint(session.in_flight as u64);
+            rows.uint(session.queued as u64);
+            rows.uint(session.dropped);
             rows.end_row();
         }
-        rows.finish(&[
-            ("client", "s"),
-            ("state", "s"),
-            ("principal", "s"),
-            ("peer", "s"),
-            ("expiry_seconds", "u"),
-            ("subscriptions", "u"),
-            ("in_flight", "u"),
-            ("queued", "u"),
-            ("dropped", "u"),
-        ])
+        rows.finish()
     }
 
     /// Closes every connection and ends the loop.

@@ -23,12 +23,25 @@ use sonde_engine::{
 use sonde_proto::mqtt::{QoS, validate_topic};
 use sonde_query::door::format::nd_json;
 use sonde_query::statement::{RuleAction, RuleSpec, Template, parse_rule};
-use sonde_query::system::BatchBuilder;
+use sonde_query::system::{BatchBuilder, Kind};
 use sonde_query::{Nulls, QueryEngine, ensure_table, write_rows};
 
 use crate::dead_letter::{self, DeadLetter};
 use crate::limits::RULE_ROWS;
 use crate::mqtt::{Message, Mqtt};
+
+/// The columns of `system.rules`.
+const COLUMNS: &[(&str, Kind)] = &[
+    ("database", Kind::Text),
+    ("name", Kind::Text),
+    ("cursor", Kind::UInt),
+    ("behind", Kind::UInt),
+    ("matches", Kind::UInt),
+    ("errors", Kind::UInt),
+    ("lost", Kind::UInt),
+    ("last_error", Kind::Text),
+    ("statement", Kind::Text),
+];
 
 /// Bytes of log that a rule may read without rows of its table before its cursor is saved.
 const UNSAVED_BYTES: usize = 16 << 20;
@@ -94,32 +107,22 @@ impl Rules {
     pub fn batch(&self, engine: &Engine) -> sonde_query::Result<RecordBatch> {
         let catalog = engine.catalog();
         let statuses = self.statuses.lock();
-        let mut rows = BatchBuilder::new();
+        let mut rows = BatchBuilder::new(COLUMNS);
         for object in catalog.objects(ObjectKind::Rule) {
             let key = (object.database.clone(), object.name.clone());
             let status = statuses.get(&key).cloned().unwrap_or_default();
-            rows.text("database", Some(&object.database));
-            rows.text("name", Some(&object.name));
-            rows.uint("cursor", status.cursor);
-            rows.uint("behind", engine.published().0.saturating_sub(status.cursor));
-            rows.uint("matches", status.matches);
-            rows.uint("errors", status.errors);
-            rows.uint("lost", status.lost);
-            rows.text("last_error", status.last_error.as_deref());
-            rows.text("statement", Some(&object.text));
+            rows.text(Some(&object.database));
+            rows.text(Some(&object.name));
+            rows.uint(status.cursor);
+            rows.uint(engine.published().0.saturating_sub(status.cursor));
+            rows.uint(status.matches);
+            rows.uint(status.errors);
+            rows.uint(status.lost);
+            rows.text(status.last_error.as_deref());
+            rows.text(Some(&object.text));
             rows.end_row();
         }
-        rows.finish(&[
-            ("database", "s"),
-            ("name", "s"),
-            ("cursor", "u"),
-            ("behind", "u"),
-            ("matches", "u"),
-            ("errors", "u"),
-            ("lost", "u"),
-            ("last_error", "s"),
-            ("statement", "s"),
-        ])
+        rows.finish()
     }
 }
 

@@ -1,44 +1,42 @@
 //! Arrow Flight SQL: statements, prepared statements and metadata, as the ADBC driver asks for them.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Field, Int64Type, Schema, SchemaRef};
+use arrow::array::AsArray;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, UInt64Type};
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow::record_batch::RecordBatch;
-use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
-use arrow_flight::sql::metadata::{
-    SqlInfoData, SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder,
-};
 use arrow_flight::sql::server::{FlightSqlService, PeekableFlightDataStream};
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
-    ActionCreatePreparedStatementResult, CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo,
+    ActionCreatePreparedStatementResult, Any, CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo,
     CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo, CommandPreparedStatementQuery,
     CommandPreparedStatementUpdate, CommandStatementQuery, CommandStatementUpdate,
-    DoPutPreparedStatementResult, Nullable, ProstMessageExt, Searchable, SqlInfo, SqlSupportedTransaction,
-    TicketStatementQuery, XdbcDataType,
+    DoPutPreparedStatementResult, ProstMessageExt, SqlInfo, TicketStatementQuery,
 };
 use arrow_flight::{
     Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc, Ticket,
 };
 use bytes::Bytes;
-use datafusion::common::ScalarValue;
 use futures::{Stream, TryStreamExt, stream};
-use parking_lot::Mutex;
 use prost::Message;
-use sonde_access::Principal;
+use sonde_access::{Action as Right, Principal, allows};
 use sonde_engine::arrow_schema;
 use tonic::{Request, Response, Status};
 
-use crate::context::{self, CATALOG, DEFAULT_DATABASE, QueryEngine, SYSTEM_DATABASE};
+use crate::context::{self, CATALOG, DEFAULT_DATABASE, QueryEngine, SYSTEM_DATABASE, permit};
+use crate::door::announce::{as_sent, nullable};
+use crate::door::facts;
 use crate::door::grpc::principal;
-use crate::limits::{GRPC_MESSAGE_BYTES, PREPARED_STATEMENTS};
+use crate::door::ipc::{self, Gathered};
+use crate::door::prepared::{Prepared, PreparedStatements};
+use crate::error::Error;
+use crate::limits::GRPC_MESSAGE_BYTES;
+use crate::statement::parse;
 
 type GetStream = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send + 'static>>;
 type Answered<T> = Result<Response<T>, Status>;
@@ -47,70 +45,48 @@ type Answered<T> = Result<Response<T>, Status>;
 #[derive(Debug)]
 pub struct FlightSql {
     query: QueryEngine,
-    prepared: Mutex<BTreeMap<Vec<u8>, Prepared>>,
-}
-
-/// A prepared statement and the values bound to it last.
-#[derive(Clone, Debug)]
-struct Prepared {
-    sql: String,
-    parameters: Vec<ScalarValue>,
+    prepared: PreparedStatements,
 }
 
 /// The service, ready to be mounted.
 #[must_use]
 pub fn service(query: QueryEngine) -> FlightServiceServer<FlightSql> {
-    FlightServiceServer::new(FlightSql { query, prepared: Mutex::default() })
+    FlightServiceServer::new(FlightSql { query, prepared: PreparedStatements::default() })
         .max_decoding_message_size(GRPC_MESSAGE_BYTES)
 }
 
-static SQL_INFO: LazyLock<Result<SqlInfoData, FlightError>> = LazyLock::new(|| {
-    let mut info = SqlInfoDataBuilder::new();
-    info.append(SqlInfo::FlightSqlServerName, "SondeDB");
-    info.append(SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
-    info.append(SqlInfo::FlightSqlServerArrowVersion, "1.3");
-    info.append(SqlInfo::FlightSqlServerReadOnly, false);
-    info.append(SqlInfo::FlightSqlServerSql, true);
-    info.append(SqlInfo::FlightSqlServerSubstrait, false);
-    info.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
-    info.append(SqlInfo::FlightSqlServerCancel, false);
-    info.append(SqlInfo::FlightSqlServerBulkIngestion, false);
-    info.append(SqlInfo::SqlIdentifierQuoteChar, "\"");
-    info.build()
-});
-
-static TYPES: LazyLock<Result<XdbcTypeInfoData, FlightError>> = LazyLock::new(|| {
-    let mut types = XdbcTypeInfoDataBuilder::new();
-    for (name, kind, size) in [
-        ("BIGINT", XdbcDataType::XdbcBigint, 64),
-        ("BOOLEAN", XdbcDataType::XdbcBit, 1),
-        ("DOUBLE", XdbcDataType::XdbcDouble, 64),
-        ("STRING", XdbcDataType::XdbcVarchar, 0),
-        ("TIMESTAMP", XdbcDataType::XdbcTimestamp, 64),
-    ] {
-        types.append(XdbcTypeInfo {
-            type_name: name.into(),
-            data_type: kind,
-            sql_data_type: kind,
-            column_size: (size > 0).then_some(size),
-            nullable: Nullable::NullabilityNullable,
-            searchable: Searchable::Full,
-            local_type_name: Some(name.into()),
-            ..XdbcTypeInfo::default()
-        });
+/// Who runs statements; whoever may neither read nor write is refused before anything is parsed or kept.
+fn asker<T>(request: &Request<T>) -> Result<Arc<Principal>, Status> {
+    let principal = principal(request)?;
+    if allows(&principal, Right::Query) || allows(&principal, Right::Write) {
+        return Ok(principal);
     }
-    types.build()
-});
-
-fn built<T>(data: &'static LazyLock<Result<T, FlightError>>) -> Result<&'static T, Status> {
-    data.as_ref().map_err(|error| Status::internal(error.to_string()))
+    Err(Error::Denied(format!("{}: statements", principal.name)).to_status())
 }
 
-fn info(ticket: Vec<u8>, schema: &Schema, descriptor: FlightDescriptor) -> Answered<FlightInfo> {
-    let info =
-        FlightInfo::new().try_with_schema(schema).map_err(|error| Status::internal(error.to_string()))?;
-    let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket));
+/// Fails unless the caller may read what there is.
+fn check_reader<T>(request: &Request<T>) -> Result<(), Status> {
+    permit(principal(request)?.as_ref(), Right::Query, "metadata").map_err(|error| error.to_status())
+}
+
+fn internal(error: impl std::fmt::Display) -> Status {
+    Status::internal(error.to_string())
+}
+
+/// Where the rows are. A schema that is left out is the one that the rows come with.
+fn info(ticket: &Any, schema: Option<SchemaRef>, descriptor: FlightDescriptor) -> Answered<FlightInfo> {
+    let mut info = FlightInfo::new();
+    if let Some(schema) = schema {
+        info = info.try_with_schema(&as_sent(schema)).map_err(internal)?;
+    }
+    let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket.encode_to_vec()));
     Ok(Response::new(info.with_endpoint(endpoint).with_descriptor(descriptor)))
+}
+
+/// Where the rows of a metadata command are: the command itself is the ticket.
+fn listed(command: &Any, schema: SchemaRef, request: Request<FlightDescriptor>) -> Answered<FlightInfo> {
+    check_reader(&request)?;
+    info(command, Some(schema), request.into_inner())
 }
 
 /// One batch as a stream.
@@ -120,32 +96,69 @@ fn one(schema: SchemaRef, batch: Result<RecordBatch, FlightError>) -> Answered<G
 }
 
 fn schema_ipc(schema: &Schema) -> Result<Bytes, Status> {
-    let IpcMessage(bytes) = IpcMessage::try_from(SchemaAsIpc::new(schema, &IpcWriteOptions::default()))
-        .map_err(|error| Status::internal(error.to_string()))?;
+    let IpcMessage(bytes) =
+        IpcMessage::try_from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).map_err(internal)?;
     Ok(bytes)
 }
 
-impl FlightSql {
-    fn request(sql: &str, parameters: Vec<ScalarValue>, principal: Arc<Principal>) -> context::Request {
-        let mut request = context::Request::new(sql, principal);
-        request.parameters = parameters;
-        request
+/// The rows of values that a DoPut carries, as an Arrow IPC stream; empty where it carries no column.
+async fn parameters(request: Request<PeekableFlightDataStream>) -> Result<Vec<u8>, Status> {
+    let mut messages = request.into_inner();
+    let mut gathered = Gathered::default();
+    while let Some(message) = messages.try_next().await? {
+        gathered.push(&message.data_header, &message.data_body).map_err(|error| error.to_status())?;
     }
+    let stream = gathered.into_stream();
+    if stream.is_empty() {
+        return Ok(stream);
+    }
+    let (schema, _) = ipc::decode(stream.clone()).map_err(|error| error.to_status())?;
+    Ok(if schema.fields().is_empty() { Vec::new() } else { stream })
+}
 
-    async fn describe(&self, sql: &str, principal: Arc<Principal>) -> Result<(SchemaRef, Schema), Status> {
-        let request = Self::request(sql, Vec::new(), principal);
-        let (schema, parameters) = self.query.describe(&request).await.map_err(|error| error.to_status())?;
-        let field = |(i, kind): (usize, Option<arrow::datatypes::DataType>)| {
-            Field::new(format!("${}", i + 1), kind.unwrap_or(arrow::datatypes::DataType::Null), true)
+/// The one request of a statement whose rows are to be read.
+fn only(
+    mut requests: impl Iterator<Item = crate::Result<context::Request>>,
+) -> crate::Result<context::Request> {
+    match (requests.next(), requests.next()) {
+        (Some(request), None) => request,
+        (None, _) => Err(Error::Invalid("no row of parameters is bound".into())),
+        (Some(_), Some(_)) => {
+            Err(Error::Invalid("one row of parameters at a time can be bound to a query".into()))
+        }
+    }
+}
+
+/// The rows that an INSERT counted, which is its answer; 0 for the answers of other statements.
+fn counted(batch: &RecordBatch) -> i64 {
+    let count = batch.column_by_name("count").and_then(|column| column.as_primitive_opt::<UInt64Type>());
+    count.filter(|count| count.len() == 1).map_or(0, |count| count.value(0) as i64)
+}
+
+/// What is known of a statement before it runs.
+struct Description {
+    rows: SchemaRef,
+    parameters: Schema,
+}
+
+impl FlightSql {
+    async fn describe(&self, sql: &str, principal: &Arc<Principal>) -> crate::Result<Description> {
+        if parse(sql).is_ok_and(|statement| !statement.is_query()) {
+            permit(principal, Right::Admin, "this statement needs an administrator's token")?;
+        }
+        let request = context::Request::new(sql, Arc::clone(principal));
+        let (schema, parameters) = self.query.describe(&request).await?;
+        let field = |(place, kind): (usize, Option<DataType>)| {
+            Field::new(format!("${}", place + 1), kind.unwrap_or(DataType::Null), true)
         };
-        let parameters: Vec<Field> = parameters.into_iter().enumerate().map(field).collect();
-        Ok((schema, Schema::new(parameters)))
+        let parameters: Fields = parameters.into_iter().enumerate().map(field).collect();
+        Ok(Description { rows: nullable(&schema), parameters: Schema::new(parameters) })
     }
 
     async fn stream(&self, request: context::Request) -> Answered<GetStream> {
         let answer = self.query.run(request).await.map_err(|error| error.to_status())?;
         let answer = answer.started().await.map_err(|error| error.to_status())?;
-        let schema = answer.schema();
+        let schema = nullable(&answer.schema());
         let batches = stream::try_unfold(answer, |mut answer| async move {
             match answer.next().await {
                 Some(Ok(batch)) => Ok(Some((batch, answer))),
@@ -153,26 +166,40 @@ impl FlightSql {
                 None => Ok(None),
             }
         });
+        // The encoder casts each batch to the schema that it is given.
         let encoder = FlightDataEncoderBuilder::new().with_schema(schema);
         Ok(Response::new(Box::pin(encoder.build(batches).map_err(Status::from))))
     }
 
     /// Runs a statement for its effect; the rows that an INSERT counted.
-    async fn update(&self, request: context::Request) -> Result<i64, Status> {
-        let answer = self.query.run(request).await.map_err(|error| error.to_status())?;
-        let batches = answer.collect().await.map_err(|error| error.to_status())?;
-        let count = batches.first().and_then(|batch| batch.columns().first()).and_then(|column| {
-            let counted = arrow::compute::cast(column, &arrow::datatypes::DataType::Int64).ok()?;
-            let counted = counted.as_primitive_opt::<Int64Type>()?;
-            (counted.len() == 1 && counted.is_valid(0)).then(|| counted.value(0))
-        });
-        Ok(count.unwrap_or_default())
+    async fn update(&self, request: context::Request) -> crate::Result<i64> {
+        let mut answer = self.query.run(request).await?;
+        let mut rows = 0;
+        while let Some(batch) = answer.next().await {
+            rows += counted(&batch?);
+        }
+        Ok(rows)
     }
 
-    fn prepared(&self, handle: &[u8]) -> Result<Prepared, Status> {
-        let prepared = self.prepared.lock().get(handle).cloned();
-        prepared.ok_or_else(|| Status::not_found("the prepared statement is closed, or there never was one"))
+    /// Runs a statement for its effect with each row of values that is bound to it, in their order.
+    async fn update_rows(&self, statement: Prepared, principal: Arc<Principal>) -> Result<i64, Status> {
+        let mut rows = 0;
+        for request in statement.requests(principal).map_err(|error| error.to_status())? {
+            let updated = match request {
+                Ok(request) => self.update(request).await,
+                Err(error) => Err(error),
+            };
+            rows += updated.map_err(|error| after(rows, &error.to_status()))?;
+        }
+        Ok(rows)
     }
+}
+
+/// An error after some rows of values were stored, which a client must know.
+fn after(rows: i64, status: &Status) -> Status {
+    let text = status.message();
+    let text = if rows == 0 { text.to_owned() } else { format!("{text}; {rows} rows before are stored") };
+    Status::new(status.code(), text)
 }
 
 #[tonic::async_trait]
@@ -184,9 +211,10 @@ impl FlightSqlService for FlightSql {
         command: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        let (schema, _) = self.describe(&command.query, principal(&request)?).await?;
+        let principal = asker(&request)?;
+        let described = self.describe(&command.query, &principal).await.map_err(|error| error.to_status())?;
         let ticket = TicketStatementQuery { statement_handle: command.query.into_bytes().into() };
-        info(ticket.as_any().encode_to_vec(), &schema, request.into_inner())
+        info(&ticket.as_any(), Some(described.rows), request.into_inner())
     }
 
     async fn do_get_statement(
@@ -194,9 +222,10 @@ impl FlightSqlService for FlightSql {
         ticket: TicketStatementQuery,
         request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
+        let principal = asker(&request)?;
         let sql = std::str::from_utf8(&ticket.statement_handle);
         let sql = sql.map_err(|_| Status::invalid_argument("the ticket is none of this server's"))?;
-        self.stream(Self::request(sql, Vec::new(), principal(&request)?)).await
+        self.stream(context::Request::new(sql, principal)).await
     }
 
     async fn do_put_statement_update(
@@ -204,7 +233,8 @@ impl FlightSqlService for FlightSql {
         command: CommandStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.update(Self::request(&command.query, Vec::new(), principal(&request)?)).await
+        let request = context::Request::new(command.query, asker(&request)?);
+        self.update(request).await.map_err(|error| error.to_status())
     }
 
     async fn do_action_create_prepared_statement(
@@ -212,18 +242,12 @@ impl FlightSqlService for FlightSql {
         command: ActionCreatePreparedStatementRequest,
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        let (schema, parameters) = self.describe(&command.query, principal(&request)?).await?;
-        let handle = uuid::Uuid::new_v4().into_bytes().to_vec();
-        let mut prepared = self.prepared.lock();
-        if prepared.len() >= PREPARED_STATEMENTS {
-            let text = format!("{PREPARED_STATEMENTS} prepared statements are open; close some");
-            return Err(Status::resource_exhausted(text));
-        }
-        prepared.insert(handle.clone(), Prepared { sql: command.query, parameters: Vec::new() });
+        let principal = asker(&request)?;
+        let described = self.describe(&command.query, &principal).await.map_err(|error| error.to_status())?;
         Ok(ActionCreatePreparedStatementResult {
-            prepared_statement_handle: handle.into(),
-            dataset_schema: schema_ipc(&schema)?,
-            parameter_schema: schema_ipc(&parameters)?,
+            prepared_statement_handle: self.prepared.handle(&principal, Prepared::new(command.query))?,
+            dataset_schema: schema_ipc(&as_sent(described.rows))?,
+            parameter_schema: schema_ipc(&described.parameters)?,
         })
     }
 
@@ -232,28 +256,11 @@ impl FlightSqlService for FlightSql {
         command: CommandPreparedStatementQuery,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<DoPutPreparedStatementResult, Status> {
+        let principal = asker(&request)?;
         let handle = command.prepared_statement_handle;
-        let flight = request.into_inner().map_err(FlightError::from);
-        let mut batches = FlightRecordBatchStream::new_from_flight_data(flight);
-        let mut bound: Option<Vec<ScalarValue>> = None;
-        while let Some(batch) = batches.try_next().await.map_err(Status::from)? {
-            if batch.num_rows() + usize::from(bound.is_some()) > 1 {
-                return Err(Status::invalid_argument(
-                    "one row of parameters at a time can be bound to a query",
-                ));
-            }
-            if batch.num_rows() == 1 {
-                let values = batch.columns().iter().map(|column| ScalarValue::try_from_array(column, 0));
-                bound = Some(
-                    values.collect::<Result<_, _>>().map_err(|error| Status::internal(error.to_string()))?,
-                );
-            }
-        }
-        let mut prepared = self.prepared.lock();
-        let Some(statement) = prepared.get_mut(handle.as_ref()) else {
-            return Err(Status::not_found("the prepared statement is closed, or there never was one"));
-        };
-        statement.parameters = bound.unwrap_or_default();
+        let mut statement = self.prepared.find(&principal, &handle)?;
+        statement.parameters = parameters(request).await?;
+        let handle = self.prepared.replace(&principal, &handle, statement)?;
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
     }
 
@@ -262,8 +269,14 @@ impl FlightSqlService for FlightSql {
         command: CommandPreparedStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        let prepared = self.prepared(&command.prepared_statement_handle)?;
-        self.update(Self::request(&prepared.sql, prepared.parameters, principal(&request)?)).await
+        let principal = asker(&request)?;
+        let mut statement = self.prepared.find(&principal, &command.prepared_statement_handle)?;
+        // The values come with the call, or were bound to the handle by an earlier one.
+        let parameters = parameters(request).await?;
+        if !parameters.is_empty() {
+            statement.parameters = parameters;
+        }
+        self.update_rows(statement, principal).await
     }
 
     async fn get_flight_info_prepared_statement(
@@ -271,9 +284,12 @@ impl FlightSqlService for FlightSql {
         command: CommandPreparedStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        let prepared = self.prepared(&command.prepared_statement_handle)?;
-        let (schema, _) = self.describe(&prepared.sql, principal(&request)?).await?;
-        info(command.as_any().encode_to_vec(), &schema, request.into_inner())
+        let principal = asker(&request)?;
+        let statement = self.prepared.find(&principal, &command.prepared_statement_handle)?;
+        let described = self.describe(&statement.sql, &principal).await.map_err(|error| error.to_status())?;
+        // The types of values that are bound may change the types of columns.
+        let schema = statement.parameters.is_empty().then_some(described.rows);
+        info(&command.as_any(), schema, request.into_inner())
     }
 
     async fn do_get_prepared_statement(
@@ -281,17 +297,18 @@ impl FlightSqlService for FlightSql {
         command: CommandPreparedStatementQuery,
         request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
-        let prepared = self.prepared(&command.prepared_statement_handle)?;
-        self.stream(Self::request(&prepared.sql, prepared.parameters, principal(&request)?)).await
+        let principal = asker(&request)?;
+        let statement = self.prepared.find(&principal, &command.prepared_statement_handle)?;
+        let request = statement.requests(principal).and_then(only).map_err(|error| error.to_status())?;
+        self.stream(request).await
     }
 
     async fn do_action_close_prepared_statement(
         &self,
         command: ActionClosePreparedStatementRequest,
-        _request: Request<Action>,
+        request: Request<Action>,
     ) -> Result<(), Status> {
-        self.prepared.lock().remove(command.prepared_statement_handle.as_ref());
-        Ok(())
+        self.prepared.close(principal(&request)?.as_ref(), &command.prepared_statement_handle)
     }
 
     async fn get_flight_info_catalogs(
@@ -299,14 +316,15 @@ impl FlightSqlService for FlightSql {
         command: CommandGetCatalogs,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        info(command.as_any().encode_to_vec(), &command.into_builder().schema(), request.into_inner())
+        listed(&command.as_any(), command.into_builder().schema(), request)
     }
 
     async fn do_get_catalogs(
         &self,
         command: CommandGetCatalogs,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
+        check_reader(&request)?;
         let mut catalogs = command.into_builder();
         catalogs.append(CATALOG);
         one(catalogs.schema(), catalogs.build())
@@ -317,14 +335,15 @@ impl FlightSqlService for FlightSql {
         command: CommandGetDbSchemas,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        info(command.as_any().encode_to_vec(), &command.into_builder().schema(), request.into_inner())
+        listed(&command.as_any(), command.into_builder().schema(), request)
     }
 
     async fn do_get_schemas(
         &self,
         command: CommandGetDbSchemas,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
+        check_reader(&request)?;
         let mut schemas = command.into_builder();
         let catalog = self.query.engine().catalog();
         let mut names: Vec<&str> = catalog.tables().map(|table| table.def().database.as_str()).collect();
@@ -340,14 +359,15 @@ impl FlightSqlService for FlightSql {
         command: CommandGetTables,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        info(command.as_any().encode_to_vec(), &command.into_builder().schema(), request.into_inner())
+        listed(&command.as_any(), command.into_builder().schema(), request)
     }
 
     async fn do_get_tables(
         &self,
         command: CommandGetTables,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
+        check_reader(&request)?;
         let mut tables = command.into_builder();
         for table in self.query.engine().catalog().tables() {
             let columns: Vec<_> = table.def().columns.iter().map(|column| column.id).collect();
@@ -364,14 +384,15 @@ impl FlightSqlService for FlightSql {
         command: CommandGetTableTypes,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        info(command.as_any().encode_to_vec(), &command.into_builder().schema(), request.into_inner())
+        listed(&command.as_any(), command.into_builder().schema(), request)
     }
 
     async fn do_get_table_types(
         &self,
         command: CommandGetTableTypes,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
+        check_reader(&request)?;
         let mut types = command.into_builder();
         types.append("TABLE");
         one(types.schema(), types.build())
@@ -382,16 +403,16 @@ impl FlightSqlService for FlightSql {
         command: CommandGetSqlInfo,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        let ticket = command.as_any().encode_to_vec();
-        info(ticket, &command.into_builder(built(&SQL_INFO)?).schema(), request.into_inner())
+        listed(&command.as_any(), command.into_builder(facts::sql_info()?).schema(), request)
     }
 
     async fn do_get_sql_info(
         &self,
         command: CommandGetSqlInfo,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
-        let infos = command.into_builder(built(&SQL_INFO)?);
+        check_reader(&request)?;
+        let infos = command.into_builder(facts::sql_info()?);
         one(infos.schema(), infos.build())
     }
 
@@ -400,16 +421,16 @@ impl FlightSqlService for FlightSql {
         command: CommandGetXdbcTypeInfo,
         request: Request<FlightDescriptor>,
     ) -> Answered<FlightInfo> {
-        let ticket = command.as_any().encode_to_vec();
-        info(ticket, &command.into_builder(built(&TYPES)?).schema(), request.into_inner())
+        listed(&command.as_any(), command.into_builder(facts::types()?).schema(), request)
     }
 
     async fn do_get_xdbc_type_info(
         &self,
         command: CommandGetXdbcTypeInfo,
-        _request: Request<Ticket>,
+        request: Request<Ticket>,
     ) -> Answered<<Self as FlightService>::DoGetStream> {
-        let types = command.into_builder(built(&TYPES)?);
+        check_reader(&request)?;
+        let types = command.into_builder(facts::types()?);
         one(types.schema(), types.build())
     }
 

@@ -1,17 +1,17 @@
-//! gRPC `sonde.v1.Query`: the answer as an Arrow IPC stream, cut into messages.
+//! gRPC `sonde.v1.Query`: the answer as an Arrow IPC stream, cut into messages that every client takes.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, TryStreamExt, stream};
 use sonde_access::Principal;
 use sonde_proto::v1::query_server::{Query, QueryServer};
 use sonde_proto::v1::{QueryRequest, QueryResponse};
 use tonic::{Request, Response, Status};
 
 use crate::context::{self, QueryEngine};
-use crate::door::format::{Encoder, Format};
-use crate::limits::GRPC_MESSAGE_BYTES;
+use crate::door::format::{Format, encode};
+use crate::limits::{ANSWER_MESSAGE_BYTES, GRPC_MESSAGE_BYTES};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -29,6 +29,15 @@ pub fn principal<T>(request: &Request<T>) -> Result<Arc<Principal>, Status> {
     principal.cloned().ok_or_else(|| Status::unauthenticated("no token was checked"))
 }
 
+/// The messages that bytes of the stream are sent in: as they are, else cut.
+fn messages(bytes: Vec<u8>) -> Vec<Result<QueryResponse, Status>> {
+    if bytes.len() <= ANSWER_MESSAGE_BYTES {
+        return vec![Ok(QueryResponse { arrow_ipc: bytes })];
+    }
+    let cut = bytes.chunks(ANSWER_MESSAGE_BYTES);
+    cut.map(|part| Ok(QueryResponse { arrow_ipc: part.to_vec() })).collect()
+}
+
 #[tonic::async_trait]
 impl Query for QueryService {
     type QueryStream = Pin<Box<dyn Stream<Item = Result<QueryResponse, Status>> + Send>>;
@@ -42,20 +51,9 @@ impl Query for QueryService {
         }
         let answer = self.0.run(wanted).await.map_err(|error| error.to_status())?;
         let answer = answer.started().await.map_err(|error| error.to_status())?;
-        let (encoder, head) =
-            Encoder::start(Format::Arrow, &answer.schema()).map_err(|error| error.to_status())?;
-        let head = stream::once(async move { Ok(QueryResponse { arrow_ipc: head }) });
-        let rest = stream::try_unfold((answer, Some(encoder)), |(mut answer, encoder)| async move {
-            let Some(mut encoder) = encoder else { return Ok(None) };
-            match answer.next().await {
-                Some(batch) => {
-                    let arrow_ipc = encoder.push(&batch?)?;
-                    Ok(Some((QueryResponse { arrow_ipc }, (answer, Some(encoder)))))
-                }
-                None => Ok(Some((QueryResponse { arrow_ipc: encoder.finish()? }, (answer, None)))),
-            }
-        });
-        let rest = rest.map_err(|error: crate::Error| error.to_status());
-        Ok(Response::new(Box::pin(head.chain(rest))))
+        let bytes = encode(answer, Format::Arrow).map_err(|error| error.to_status())?;
+        let bytes = bytes.map_err(|error| error.to_status());
+        let messages = bytes.map_ok(|bytes| stream::iter(messages(bytes))).try_flatten();
+        Ok(Response::new(Box::pin(messages)))
     }
 }

@@ -5,3 +5,8 @@ pub mod flight;
 pub mod format;
 pub mod grpc;
 pub mod http;
+pub mod ipc;
+
+mod announce;
+mod facts;
+mod prepared;

@@ -122,14 +122,14 @@ impl Statement {
 pub fn parse(sql: &str) -> Result<Statement> {
     guard::check_text(sql)?;
     let mut parser = Parser::new(sql)?;
-    guard::check_tokens(parser.tokens())?;
-    let statement = parse_ours(&mut parser)?;
-    match statement {
+    match parse_ours(&mut parser)? {
+        // Read by loops: a table may have as many columns as it likes.
         Some(statement) => {
             parser.end()?;
             Ok(statement)
         }
         None => {
+            guard::check_tokens(parser.tokens())?;
             let text = parser.trimmed();
             if text.is_empty() {
                 return Err(Error::Invalid("the statement is empty".into()));

@@ -1,105 +1,174 @@
 //! Builds the small record batches of system tables row by row.
+//!
+//! # Invariants
+//! - The columns of a table stand in one place; cells come in their order, and one of another kind, or too many or too
+//!   few of them in a row, is a bug that the table's first reader finds.
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, StringArray, TimestampNanosecondArray, UInt64Array};
+use arrow::array::{ArrayRef, Float64Builder, StringBuilder, TimestampNanosecondBuilder, UInt64Builder};
 use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use sonde_engine::Timestamp;
 
 use crate::error::{Error, Result};
 
-enum Cell {
-    Text(Option<String>),
-    UInt(Option<u64>),
-    Float(Option<f64>),
-    Time(Option<i64>),
+/// What a column of a system table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Strings.
+    Text,
+    /// Counts.
+    UInt,
+    /// Numbers.
+    Float,
+    /// Times.
+    Time,
+}
+
+/// The cells of one column.
+#[derive(Debug)]
+enum Cells {
+    Text(StringBuilder),
+    UInt(UInt64Builder),
+    Float(Float64Builder),
+    Time(TimestampNanosecondBuilder),
+}
+
+impl Cells {
+    fn new(kind: Kind) -> Self {
+        match kind {
+            Kind::Text => Self::Text(StringBuilder::new()),
+            Kind::UInt => Self::UInt(UInt64Builder::new()),
+            Kind::Float => Self::Float(Float64Builder::new()),
+            Kind::Time => Self::Time(TimestampNanosecondBuilder::new()),
+        }
+    }
+
+    fn finish(self) -> ArrayRef {
+        match self {
+            Self::Text(mut cells) => Arc::new(cells.finish()),
+            Self::UInt(mut cells) => Arc::new(cells.finish()),
+            Self::Float(mut cells) => Arc::new(cells.finish()),
+            Self::Time(mut cells) => Arc::new(cells.finish().with_timezone("UTC")),
+        }
+    }
 }
 
 /// Cells in the order of the columns, row after row.
-#[derive(Default)]
+#[derive(Debug)]
 pub struct BatchBuilder {
-    row: Vec<(&'static str, Cell)>,
-    rows: Vec<Vec<(&'static str, Cell)>>,
-}
-
-impl std::fmt::Debug for BatchBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BatchBuilder({} rows)", self.rows.len())
-    }
+    columns: &'static [(&'static str, Kind)],
+    cells: Vec<Cells>,
+    /// The column of the next cell.
+    next: usize,
+    rows: usize,
 }
 
 impl BatchBuilder {
-    /// No rows yet.
+    /// A table of these columns, without rows.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(columns: &'static [(&'static str, Kind)]) -> Self {
+        let cells = columns.iter().map(|(_, kind)| Cells::new(*kind)).collect();
+        Self { columns, cells, next: 0, rows: 0 }
     }
 
-    /// A string of the current row.
-    pub fn text(&mut self, column: &'static str, value: Option<&str>) {
-        self.row.push((column, Cell::Text(value.map(str::to_owned))));
-    }
-
-    /// A count of the current row.
-    pub fn uint(&mut self, column: &'static str, value: u64) {
-        self.row.push((column, Cell::UInt(Some(value))));
-    }
-
-    /// A number of the current row.
-    pub fn float(&mut self, column: &'static str, value: f64) {
-        self.row.push((column, Cell::Float(Some(value))));
-    }
-
-    /// A time of the current row.
-    pub fn time(&mut self, column: &'static str, value: Timestamp) {
-        self.row.push((column, Cell::Time(Some(value.as_nanos()))));
-    }
-
-    /// Ends the current row.
-    pub fn end_row(&mut self) {
-        self.rows.push(std::mem::take(&mut self.row));
-    }
-
-    /// The batch; `columns` are names and types: `s` string, `u` count, `f` number, `t` time.
-    pub fn finish(self, columns: &[(&'static str, &str)]) -> Result<RecordBatch> {
-        let count = self.rows.len();
-        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len());
-        for (name, kind) in columns {
-            let cells = || {
-                self.rows
-                    .iter()
-                    .map(move |row| row.iter().find(|(column, _)| column == name).map(|(_, cell)| cell))
-            };
-            arrays.push(match *kind {
-                "s" => Arc::new(
-                    cells()
-                        .map(|cell| if let Some(Cell::Text(text)) = cell { text.as_deref() } else { None })
-                        .collect::<StringArray>(),
-                ),
-                "u" => Arc::new(
-                    cells()
-                        .map(|cell| if let Some(Cell::UInt(n)) = cell { *n } else { None })
-                        .collect::<UInt64Array>(),
-                ),
-                "f" => Arc::new(
-                    cells()
-                        .map(|cell| if let Some(Cell::Float(n)) = cell { *n } else { None })
-                        .collect::<Float64Array>(),
-                ),
-                _ => {
-                    let times = cells().map(|cell| if let Some(Cell::Time(n)) = cell { *n } else { None });
-                    Arc::new(times.collect::<TimestampNanosecondArray>().with_timezone("UTC"))
-                }
-            });
+    /// A string.
+    pub fn text(&mut self, value: Option<&str>) {
+        match self.cell() {
+            (_, Cells::Text(cells)) => cells.append_option(value),
+            (name, _) => panic!("BUG: column {name} holds no strings"),
         }
-        let fields: Vec<Field> = columns
+    }
+
+    /// A count.
+    pub fn uint(&mut self, value: u64) {
+        match self.cell() {
+            (_, Cells::UInt(cells)) => cells.append_value(value),
+            (name, _) => panic!("BUG: column {name} holds no counts"),
+        }
+    }
+
+    /// A number.
+    pub fn float(&mut self, value: f64) {
+        match self.cell() {
+            (_, Cells::Float(cells)) => cells.append_value(value),
+            (name, _) => panic!("BUG: column {name} holds no numbers"),
+        }
+    }
+
+    /// A time.
+    pub fn time(&mut self, value: Timestamp) {
+        match self.cell() {
+            (_, Cells::Time(cells)) => cells.append_value(value.as_nanos()),
+            (name, _) => panic!("BUG: column {name} holds no times"),
+        }
+    }
+
+    fn cell(&mut self) -> (&'static str, &mut Cells) {
+        let place = self.next;
+        self.next += 1;
+        match (self.columns.get(place), self.cells.get_mut(place)) {
+            (Some((name, _)), Some(cells)) => (*name, cells),
+            _ => panic!("BUG: a cell behind the last of {} columns", self.columns.len()),
+        }
+    }
+
+    /// Ends a row.
+    pub fn end_row(&mut self) {
+        assert_eq!(self.next, self.columns.len(), "BUG: a row of {:?}", self.columns);
+        self.next = 0;
+        self.rows += 1;
+    }
+
+    /// The rows.
+    pub fn finish(self) -> Result<RecordBatch> {
+        assert_eq!(self.next, 0, "BUG: a row that did not end, of {:?}", self.columns);
+        let arrays: Vec<ArrayRef> = self.cells.into_iter().map(Cells::finish).collect();
+        let fields: Vec<Field> = self
+            .columns
             .iter()
             .zip(&arrays)
             .map(|((name, _), array)| Field::new(*name, array.data_type().clone(), true))
             .collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(count));
+        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
         RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
             .map_err(|error| Error::Internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const COLUMNS: [(&str, Kind); 2] = [("name", Kind::Text), ("count", Kind::UInt)];
+
+    #[test]
+    fn cells_stand_in_the_order_of_the_columns() {
+        let mut rows = BatchBuilder::new(&COLUMNS);
+        rows.text(Some("a"));
+        rows.uint(1);
+        rows.end_row();
+        rows.text(None);
+        rows.uint(2);
+        rows.end_row();
+        let batch = rows.finish().unwrap();
+        assert_eq!((batch.num_rows(), batch.num_columns()), (2, 2));
+        assert_eq!(batch.column(0).null_count(), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "BUG")]
+    fn a_row_with_too_few_cells_is_a_bug() {
+        let mut rows = BatchBuilder::new(&COLUMNS);
+        rows.text(Some("a"));
+        rows.end_row();
+    }
+
+    #[test]
+    #[should_panic(expected = "BUG")]
+    fn a_cell_of_another_kind_is_a_bug() {
+        BatchBuilder::new(&COLUMNS).uint(1);
     }
 }

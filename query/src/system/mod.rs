@@ -5,12 +5,13 @@ mod batch;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
-use sonde_engine::{ObjectKind, Table};
+use sonde_engine::{Engine, ObjectKind, Table};
 
-pub use batch::BatchBuilder;
+pub use batch::{BatchBuilder, Kind};
 
 use crate::context::{QueryEngine, SystemTable};
 use crate::error::Result;
+use crate::running::Running;
 
 /// A system table made by a function.
 pub struct FnTable<F> {
@@ -42,10 +43,10 @@ impl<F: Fn() -> Result<RecordBatch> + Send + Sync> SystemTable for FnTable<F> {
 }
 
 /// Gives the rows of a table.
-type Make = fn(&QueryEngine) -> Result<RecordBatch>;
+type Make = fn(&Engine, &Running) -> Result<RecordBatch>;
 
 /// Registers the tables that need nothing from elsewhere.
-pub(crate) fn register(query: &QueryEngine) {
+pub(crate) fn register(query: &QueryEngine, running: &Arc<Running>) {
     let tables: [(&'static str, Make); 7] = [
         ("chunks", chunks),
         ("columns", columns),
@@ -56,151 +57,173 @@ pub(crate) fn register(query: &QueryEngine) {
         ("wal", wal),
     ];
     for (name, make) in tables {
-        // Held weakly it would be a cycle broken; the process holds one query engine for its whole life.
-        let query_engine = query.clone();
-        query.register_table(Arc::new(FnTable::new(name, move || make(&query_engine))));
+        // Not the query engine, which has this table: it would never end.
+        let (engine, running) = (query.engine().clone(), Arc::clone(running));
+        query.register_table(Arc::new(FnTable::new(name, move || make(&engine, &running))));
     }
 }
 
-fn chunks(query: &QueryEngine) -> Result<RecordBatch> {
-    let catalog = query.engine().catalog();
-    let mut rows = BatchBuilder::new();
-    for chunk in query.engine().chunks() {
+const CHUNKS: [(&str, Kind); 9] = [
+    ("id", Kind::UInt),
+    ("table", Kind::Text),
+    ("first", Kind::Time),
+    ("last", Kind::Time),
+    ("seq_min", Kind::UInt),
+    ("seq_max", Kind::UInt),
+    ("rows", Kind::UInt),
+    ("series", Kind::UInt),
+    ("bytes", Kind::UInt),
+];
+
+fn chunks(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
+    let catalog = engine.catalog();
+    let mut rows = BatchBuilder::new(&CHUNKS);
+    for chunk in engine.chunks() {
         let table = catalog.table_by_id(chunk.table).map(|table| table.full_name());
-        rows.uint("id", chunk.id.0);
-        rows.text("table", table.as_deref());
-        rows.time("first", chunk.times.0);
-        rows.time("last", chunk.times.1);
-        rows.uint("seq_min", chunk.seq.first.0);
-        rows.uint("seq_max", chunk.seq.last.0);
-        rows.uint("rows", chunk.rows);
-        rows.uint("series", chunk.series);
-        rows.uint("bytes", chunk.bytes);
+        rows.uint(chunk.id.0);
+        rows.text(table.as_deref());
+        rows.time(chunk.times.0);
+        rows.time(chunk.times.1);
+        rows.uint(chunk.seq.first.0);
+        rows.uint(chunk.seq.last.0);
+        rows.uint(chunk.rows);
+        rows.uint(chunk.series);
+        rows.uint(chunk.bytes);
         rows.end_row();
     }
-    rows.finish(&[
-        ("id", "u"),
-        ("table", "s"),
-        ("first", "t"),
-        ("last", "t"),
-        ("seq_min", "u"),
-        ("seq_max", "u"),
-        ("rows", "u"),
-        ("series", "u"),
-        ("bytes", "u"),
-    ])
+    rows.finish()
 }
 
-fn columns(query: &QueryEngine) -> Result<RecordBatch> {
-    let catalog = query.engine().catalog();
-    let chunks = query.engine().chunks();
-    let mut rows = BatchBuilder::new();
+const COLUMNS: [(&str, Kind); 6] = [
+    ("table", Kind::Text),
+    ("column", Kind::Text),
+    ("role", Kind::Text),
+    ("type", Kind::Text),
+    ("values", Kind::UInt),
+    ("bytes", Kind::UInt),
+];
+
+fn columns(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
+    let catalog = engine.catalog();
+    let chunks = engine.chunks();
+    let mut rows = BatchBuilder::new(&COLUMNS);
     for table in catalog.tables() {
         for column in &table.def().columns {
             let ranges = || {
                 let of_table = chunks.iter().filter(|chunk| chunk.table == table.id());
                 of_table.flat_map(|chunk| chunk.columns.iter()).filter(|range| range.id == column.id)
             };
-            rows.text("table", Some(&table.full_name()));
-            rows.text("column", Some(&column.name));
-            rows.text("role", Some(&format!("{:?}", column.role).to_ascii_lowercase()));
-            rows.text("type", Some(if column.id.0 == 0 { "TIMESTAMP" } else { column.kind.sql_name() }));
-            rows.uint("values", ranges().map(|range| range.present).sum());
-            rows.uint("bytes", ranges().map(|range| range.bytes).sum());
+            rows.text(Some(&table.full_name()));
+            rows.text(Some(&column.name));
+            rows.text(Some(&format!("{:?}", column.role).to_ascii_lowercase()));
+            rows.text(Some(if column.id.0 == 0 { "TIMESTAMP" } else { column.kind.sql_name() }));
+            rows.uint(ranges().map(|range| range.present).sum());
+            rows.uint(ranges().map(|range| range.bytes).sum());
             rows.end_row();
         }
     }
-    rows.finish(&[
-        ("table", "s"),
-        ("column", "s"),
-        ("role", "s"),
-        ("type", "s"),
-        ("values", "u"),
-        ("bytes", "u"),
-    ])
+    rows.finish()
 }
 
-fn queries(query: &QueryEngine) -> Result<RecordBatch> {
-    let mut rows = BatchBuilder::new();
-    for info in query.running() {
-        rows.uint("id", info.id);
-        rows.text("principal", Some(&info.principal));
-        rows.float("seconds", info.elapsed.as_secs_f64());
-        rows.text("sql", Some(&info.sql));
+const QUERIES: [(&str, Kind); 4] =
+    [("id", Kind::UInt), ("principal", Kind::Text), ("seconds", Kind::Float), ("sql", Kind::Text)];
+
+fn queries(_engine: &Engine, running: &Running) -> Result<RecordBatch> {
+    let mut rows = BatchBuilder::new(&QUERIES);
+    for info in running.list() {
+        rows.uint(info.id);
+        rows.text(Some(&info.principal));
+        rows.float(info.elapsed.as_secs_f64());
+        rows.text(Some(&info.sql));
         rows.end_row();
     }
-    rows.finish(&[("id", "u"), ("principal", "s"), ("seconds", "f"), ("sql", "s")])
+    rows.finish()
 }
 
-fn sources(query: &QueryEngine) -> Result<RecordBatch> {
-    let catalog = query.engine().catalog();
-    let mut rows = BatchBuilder::new();
+const SOURCES: [(&str, Kind); 3] =
+    [("database", Kind::Text), ("name", Kind::Text), ("statement", Kind::Text)];
+
+fn sources(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
+    let catalog = engine.catalog();
+    let mut rows = BatchBuilder::new(&SOURCES);
     for object in catalog.objects(ObjectKind::Source) {
-        rows.text("database", Some(&object.database));
-        rows.text("name", Some(&object.name));
-        rows.text("statement", Some(&object.text));
+        rows.text(Some(&object.database));
+        rows.text(Some(&object.name));
+        rows.text(Some(&object.text));
         rows.end_row();
     }
-    rows.finish(&[("database", "s"), ("name", "s"), ("statement", "s")])
+    rows.finish()
 }
 
-fn tables(query: &QueryEngine) -> Result<RecordBatch> {
-    let catalog = query.engine().catalog();
-    let mut rows = BatchBuilder::new();
-    let days = |nanos: i64| (nanos > 0).then(|| format!("{} s", nanos / 1_000_000_000));
+const TABLES: [(&str, Kind); 7] = [
+    ("database", Kind::Text),
+    ("name", Kind::Text),
+    ("kind", Kind::Text),
+    ("series", Kind::UInt),
+    ("partition", Kind::Text),
+    ("retention", Kind::Text),
+    ("cold_after", Kind::Text),
+];
+
+fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
+    let catalog = engine.catalog();
+    let mut rows = BatchBuilder::new(&TABLES);
+    let span = |nanos: i64| (nanos > 0).then(|| format!("{} s", nanos / 1_000_000_000));
     for table in catalog.tables() {
         let def = Table::def(table);
-        rows.text("database", Some(&def.database));
-        rows.text("name", Some(&def.name));
-        rows.text("kind", Some(&format!("{:?}", def.kind).to_ascii_lowercase()));
-        rows.uint("series", query.engine().series_count(def.id) as u64);
-        rows.text("partition", days(def.options.partition).as_deref());
-        rows.text("retention", days(def.options.retention).as_deref());
-        rows.text("cold_after", days(def.options.cold_after).as_deref());
+        rows.text(Some(&def.database));
+        rows.text(Some(&def.name));
+        rows.text(Some(&format!("{:?}", def.kind).to_ascii_lowercase()));
+        rows.uint(engine.series_count(def.id) as u64);
+        rows.text(span(def.options.partition).as_deref());
+        rows.text(span(def.options.retention).as_deref());
+        rows.text(span(def.options.cold_after).as_deref());
         rows.end_row();
     }
-    rows.finish(&[
-        ("database", "s"),
-        ("name", "s"),
-        ("kind", "s"),
-        ("series", "u"),
-        ("partition", "s"),
-        ("retention", "s"),
-        ("cold_after", "s"),
-    ])
+    rows.finish()
 }
 
-fn tiers(query: &QueryEngine) -> Result<RecordBatch> {
-    let catalog = query.engine().catalog();
-    let mut rows = BatchBuilder::new();
-    for file in query.engine().cold_files() {
+const TIERS: [(&str, Kind); 6] = [
+    ("table", Kind::Text),
+    ("day", Kind::Time),
+    ("path", Kind::Text),
+    ("position", Kind::UInt),
+    ("rows", Kind::UInt),
+    ("bytes", Kind::UInt),
+];
+
+fn tiers(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
+    let catalog = engine.catalog();
+    let mut rows = BatchBuilder::new(&TIERS);
+    for file in engine.cold_files() {
         let table = catalog.table_by_id(file.table).map(|table| table.full_name());
-        rows.text("table", table.as_deref());
-        rows.time("day", file.day.start);
-        rows.text("path", Some(&file.path));
-        rows.uint("position", file.position.0);
-        rows.uint("rows", file.rows);
-        rows.uint("bytes", file.bytes);
+        rows.text(table.as_deref());
+        rows.time(file.day.start);
+        rows.text(Some(&file.path));
+        rows.uint(file.position.0);
+        rows.uint(file.rows);
+        rows.uint(file.bytes);
         rows.end_row();
     }
-    rows.finish(&[
-        ("table", "s"),
-        ("day", "t"),
-        ("path", "s"),
-        ("position", "u"),
-        ("rows", "u"),
-        ("bytes", "u"),
-    ])
+    rows.finish()
 }
 
-fn wal(query: &QueryEngine) -> Result<RecordBatch> {
-    let status = query.engine().log_status();
-    let mut rows = BatchBuilder::new();
-    rows.uint("segments", status.segments as u64);
-    rows.uint("bytes", status.bytes);
-    rows.uint("first", status.first.0);
-    rows.uint("last", status.last.0);
-    rows.uint("flushed_to", status.flushed_to.0);
+const WAL: [(&str, Kind); 5] = [
+    ("segments", Kind::UInt),
+    ("bytes", Kind::UInt),
+    ("first", Kind::UInt),
+    ("last", Kind::UInt),
+    ("flushed_to", Kind::UInt),
+];
+
+fn wal(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
+    let status = engine.log_status();
+    let mut rows = BatchBuilder::new(&WAL);
+    rows.uint(status.segments as u64);
+    rows.uint(status.bytes);
+    rows.uint(status.first.0);
+    rows.uint(status.last.0);
+    rows.uint(status.flushed_to.0);
     rows.end_row();
-    rows.finish(&[("segments", "u"), ("bytes", "u"), ("first", "u"), ("last", "u"), ("flushed_to", "u")])
+    rows.finish()
 }

@@ -1,7 +1,9 @@
-//! Strings: a sorted dictionary for the page and bit-packed codes per vector, or plain bytes under zstd.
+//! Strings: a sorted dictionary for the page and bit-packed codes per vector, or plain bytes under zstd. Floats with few
+//! distinct values: the same, their codes being a vector of integers.
 //!
 //! ```text
-//! dictionary := count varint | (len varint, bytes) *        zstd where that is smaller
+//! dictionary := count varint | (len varint, bytes) *        under zstd
+//! floats     := count varint | bits u64 * ascending         under zstd
 //! codes      := width u8 | packed codes
 //! plain      := zstd of (len varint * | bytes)
 //! ```
@@ -46,6 +48,69 @@ pub(crate) fn decode_entries(bytes: &[u8]) -> Result<Vec<&[u8]>> {
     }
     cursor.finish()?;
     Ok(entries)
+}
+
+/// The distinct bits of the floats, ascending; empty where there are too many for codes to pay.
+pub(crate) fn distinct_floats(values: &[f64]) -> Vec<u64> {
+    let limit = (values.len() / 8).min(limits::FLOAT_DICTIONARY);
+    let mut distinct = std::collections::HashSet::with_capacity(limit + 1);
+    for value in values {
+        distinct.insert(value.to_bits());
+        if distinct.len() > limit {
+            return Vec::new();
+        }
+    }
+    let mut distinct: Vec<u64> = distinct.into_iter().collect();
+    distinct.sort_unstable();
+    distinct
+}
+
+/// Encodes a dictionary of floats.
+pub(crate) fn encode_float_entries(entries: &[u64]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.varint(entries.len() as u64);
+    entries.iter().for_each(|bits| writer.u64(*bits));
+    writer.into_bytes()
+}
+
+/// Reads a dictionary of floats.
+pub(crate) fn decode_float_entries(bytes: &[u8]) -> Result<Vec<f64>> {
+    let mut cursor = Cursor::new("dictionary of floats", bytes);
+    let count = cursor.count(limits::FLOAT_DICTIONARY, 8)?;
+    let mut entries = Vec::with_capacity(count);
+    let mut last = None;
+    for at in 0..count {
+        let bits = cursor.u64()?;
+        if last.is_some_and(|last| last >= bits) {
+            return Err(cursor.invalid("entries in ascending order", at as u64));
+        }
+        last = Some(bits);
+        entries.push(f64::from_bits(bits));
+    }
+    cursor.finish()?;
+    Ok(entries)
+}
+
+/// The codes of one vector of floats.
+pub(crate) fn float_codes(values: &[f64], entries: &[u64]) -> Vec<u64> {
+    values.iter().map(|value| entries.binary_search(&value.to_bits()).unwrap_or_default() as u64).collect()
+}
+
+/// Reads the codes of one vector and puts the float of each.
+pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, entries: &[f64], out: &mut [f64]) -> Result<()> {
+    let mut scratch = [0_u64; limits::VECTOR_VALUES];
+    let Some(codes) = scratch.get_mut(..out.len()) else {
+        return Err(cursor.invalid("a vector of at most 1,024 values", out.len() as u64));
+    };
+    let codec = super::read_codec(cursor)?;
+    super::int::decode(codec, cursor, codes)?;
+    for (slot, code) in out.iter_mut().zip(codes.iter()) {
+        match usize::try_from(*code).ok().and_then(|code| entries.get(code)) {
+            Some(entry) => *slot = *entry,
+            None => return Err(cursor.invalid("a code of the dictionary", *code)),
+        }
+    }
+    Ok(())
 }
 
 /// Appends the codes of one vector.

@@ -4,6 +4,7 @@
 //! prefixes `10`, `110`, `1110`, `1111` are followed by 14, 24, 36 and 64 bits of zigzag delta-of-delta.
 
 use super::bitpack::{BitReader, BitWriter};
+use super::int::to_word;
 use crate::cursor::{Cursor, Result, unzigzag, zigzag};
 
 /// Appends the floats as one XOR stream.
@@ -41,12 +42,12 @@ pub(crate) fn encode_floats(values: &[f64], out: &mut Vec<u8>) {
     out.extend_from_slice(&bits.into_bytes());
 }
 
-/// Reads `count` floats that fill the rest of the cursor.
-pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, count: usize, out: &mut Vec<f64>) -> Result<()> {
+/// Reads floats that fill the rest of the cursor, as many as `out` has.
+pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, out: &mut [f64]) -> Result<()> {
     let mut bits = BitReader::new(cursor.rest());
     let mut previous = 0_u64;
     let (mut leading, mut meaningful) = (0_u32, 0_u32);
-    for i in 0..count {
+    for (i, slot) in out.iter_mut().enumerate() {
         if i == 0 {
             previous = bits.bits(64)?;
         } else if bits.bit()? {
@@ -64,7 +65,7 @@ pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, count: usize, out: &mut Vec
             }
             previous ^= bits.bits(meaningful)? << (64 - leading - meaningful);
         }
-        out.push(f64::from_bits(previous));
+        *slot = f64::from_bits(previous);
     }
     bits.finish()
 }
@@ -98,14 +99,14 @@ pub(crate) fn encode_times(values: &[i64], out: &mut Vec<u8>) {
     out.extend_from_slice(&bits.into_bytes());
 }
 
-/// Reads `count` timestamps that fill the rest of the cursor.
-pub(crate) fn decode_times(cursor: &mut Cursor<'_>, count: usize, out: &mut Vec<i64>) -> Result<()> {
+/// Reads timestamps that fill the rest of the cursor, as the words of integers, as many as `out` has.
+pub(crate) fn decode_times(cursor: &mut Cursor<'_>, out: &mut [u64]) -> Result<()> {
     let mut bits = BitReader::new(cursor.rest());
     let (mut previous, mut delta) = (0_i64, 0_i64);
-    for i in 0..count {
+    for (i, slot) in out.iter_mut().enumerate() {
         if i == 0 {
             previous = bits.bits(64)?.cast_signed();
-            out.push(previous);
+            *slot = to_word(previous);
             continue;
         }
         if bits.bit()? {
@@ -117,7 +118,7 @@ pub(crate) fn decode_times(cursor: &mut Cursor<'_>, count: usize, out: &mut Vec<
             delta = delta.wrapping_add(unzigzag(dod));
         }
         previous = previous.wrapping_add(delta);
-        out.push(previous);
+        *slot = to_word(previous);
     }
     bits.finish()
 }

@@ -1,0 +1,119 @@
+"""Every statement of the documents runs, and the types that docs/sql.md lists are the types that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support import servers
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+# What cannot succeed as it stands, and what is answered instead.
+EXCEPTIONS = {"KILL QUERY 17": "no query 17 is running"}
+
+READINGS = """(
+    time TIMESTAMP, site STRING TAG, device STRING TAG, temperature DOUBLE, starts BIGINT UNSIGNED, door BOOLEAN
+)"""
+
+
+def blocks(document):
+    """(first line, statements) of each sql block."""
+    text = (DOCS / document).read_text()
+    for found in re.finditer(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        statements = [part.strip() for part in re.split(r";[ \t]*$", found[1], flags=re.MULTILINE)]
+        yield text.count("\n", 0, found.start()) + 2, [statement for statement in statements if statement]
+
+
+BLOCKS = [(document, *block) for document in ("sql.md", "first-hour.md") for block in blocks(document)]
+
+
+@pytest.fixture(scope="module")
+def documented(binary, tmp_path_factory):
+    """A server that may COPY, and has had the message of the first hour."""
+    exports = tmp_path_factory.mktemp("exports")
+    with servers(binary, tmp_path_factory) as make:
+        server = make(f"copy.locations={exports}")
+        server.cli("pub", "sensors/temp", '{"device":"d1","value":23.5,"ts":1708700000}')
+        yield server, exports
+
+
+@pytest.mark.parametrize("document, line, statements", BLOCKS, ids=[f"{block[0]}:{block[1]}" for block in BLOCKS])
+def test_the_statements_of_a_block_run(documented, document, line, statements):
+    server, exports = documented
+    for table in ("readings", "old_readings"):
+        server.sql(f"CREATE TABLE IF NOT EXISTS {table} {READINGS}")
+        server.sql(
+            f"INSERT INTO {table} (time, site, device, temperature) VALUES ('2026-10-01T00:00:00Z', 's1', 'd1', 20)"
+        )
+    for statement in statements:
+        answer = server.post_sql(statement.replace("/var/lib/sonde-export", str(exports)))
+        refusal = EXCEPTIONS.get(statement)
+        if refusal:
+            assert answer.status == 400 and refusal in answer.error, f"{statement}: {answer}"
+        else:
+            assert answer.status == 200, f"{statement}: {answer}"
+
+
+def test_all_blocks_and_all_exceptions_were_found():
+    texts = [text for _, _, statements in BLOCKS for text in statements]
+    assert len(texts) > 25
+    assert set(EXCEPTIONS) <= set(texts)
+    assert sum((DOCS / document).read_text().count("```sql") for document in ("sql.md", "first-hour.md")) == len(BLOCKS)
+
+
+def types():
+    """(name, its main name) of each row of the table of types, but the time's."""
+    rows = re.findall(r"^\| `([A-Z ]+)` \| (.*?) \| ", (DOCS / "sql.md").read_text(), re.MULTILINE)
+    for main, others in rows:
+        if main != "TIMESTAMP":
+            yield from ((name, main) for name in [main, *re.findall(r"`([^`]+)`", others)])
+
+
+@pytest.mark.parametrize("name, main", list(types()))
+def test_a_column_has_each_type_by_each_of_its_names(documented, name, main):
+    server, _ = documented
+    table = "typed_" + name.replace(" ", "_").lower()
+    server.sql(f"CREATE TABLE {table} (time TIMESTAMP, x {name})")
+    found = server.sql(f"""SELECT type FROM system.columns WHERE "table" = 'public.{table}' AND "column" = 'x'""")
+    assert found == [[main]]
+
+
+SYSTEM = ["tables", "columns", "sources", "rules", "topics", "dead_letters", "sessions", "queries", "chunks", "tiers"]
+SYSTEM += ["wal", "settings"]
+
+
+@pytest.mark.parametrize("table", SYSTEM)
+def test_system_tables_have_the_columns_that_are_documented(documented, table):
+    server, _ = documented
+    (row,) = re.findall(rf"^\| `system\.{table}` \| (.*?) \|$", (DOCS / "sql.md").read_text(), re.MULTILINE)
+    expected = [word.strip(" ") for word in re.sub(r"\(.*?\)|;.*", "", row).split(",")]
+    answer = server.post_sql(f"SELECT * FROM system.{table}")
+    assert answer.status == 200, answer
+    assert [column["name"] for column in answer.json["columns"]] == expected
+    if table != "columns":
+        assert server.post_sql(f"SHOW {table}").status == 200
+
+
+@pytest.mark.parametrize(
+    "query, row",
+    [
+        ("SELECT time_bucket('15 minutes', '2026-11-20T12:34:56Z'::TIMESTAMP)", ["2026-11-20T12:30:00Z"]),
+        ("SELECT time_bucket(INTERVAL '1 day', '2026-11-20T12:34:56Z'::TIMESTAMP)", ["2026-11-20T00:00:00Z"]),
+        ("SELECT time_bucket('1 week', '2026-11-20T12:34:56Z'::TIMESTAMP)", ["2026-11-19T00:00:00Z"]),  # a Thursday
+        (
+            "SELECT time_bucket('1 week', '2026-11-20T12:34:56Z'::TIMESTAMP, '2024-01-01T00:00:00Z')",
+            ["2026-11-16T00:00:00Z"],
+        ),
+        ("SELECT time_bucket('1 month', '2026-11-20T12:34:56Z'::TIMESTAMP)", ["2026-11-01T00:00:00Z"]),
+        ("SELECT time_bucket('1 year', '2026-11-20T12:34:56Z'::TIMESTAMP)", ["2026-01-01T00:00:00Z"]),
+        ("SELECT first(v, t), last(v, t) FROM (VALUES (1, 3), (2, 1), (NULL, 0), (4, 2)) x(v, t)", [2, 1]),
+        ("SELECT now() > '2024-01-01T00:00:00Z', now() < '2200-01-01T00:00:00Z'", [True, True]),
+        ("SELECT now() - INTERVAL '1 day' < now()", [True]),
+        ("SELECT count(*) > 0 FROM sensors WHERE time < now() AND time < current_date", [True]),
+        ("SELECT lag(v) OVER (ORDER BY v) FROM (VALUES (1), (2)) x(v) ORDER BY v DESC LIMIT 1", [1]),
+        ("SELECT date_trunc('hour', time) FROM sensors", ["2024-02-23T14:00:00Z"]),
+    ],
+)
+def test_functions(documented, query, row):
+    server, _ = documented
+    assert server.sql(query) == [row]
