@@ -201,8 +201,8 @@ fn drive(poll: &mut Poll, devices: &mut [Device], in_flight: usize, target: usiz
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 << 10];
     let mut behind = devices.iter().filter(|device| device.acknowledged < target).count();
-    for number in 0..devices.len() {
-        devices[number].fill(number, in_flight, target);
+    for (number, device) in devices.iter_mut().enumerate() {
+        device.fill(number, in_flight, target);
     }
     while behind > 0 {
         poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();

@@ -79,7 +79,7 @@ pub(super) struct FieldTotal {
 
 impl TableTotals {
     fn new(table: &'static str, fields: &[&'static str]) -> Self {
-        let field = |name: &&'static str| FieldTotal { name: *name, sum: 0.0, magnitude: 0.0 };
+        let field = |name: &&'static str| FieldTotal { name, sum: 0.0, magnitude: 0.0 };
         Self { table, rows: 0, fields: fields.iter().map(field).collect() }
     }
 

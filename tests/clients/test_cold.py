@@ -138,9 +138,9 @@ def test_null_takes_the_place_of_a_cold_value_and_absent_does_not(server):
     assert server.sql(query) == [[0.25, -2, "text 1"]]
     server.write(table, [{"device": "d1", "f": 9, "i": None, "ts": NOON + 1}])  # in JSON, null is absent
     assert server.sql(query) == [[9.0, -2, "text 1"]]
-    server.sql(f"INSERT INTO {table} (time, device, i) VALUES ('{time}', 'd1', 5)")
+    server.sql(f"INSERT INTO {table} (time, device, i, s) VALUES ('{time}', 'd1', 5, NULL)")
     for _ in range(2):
-        assert server.sql(query) == [[None, 5, None]]
+        assert server.sql(query) == [[9.0, 5, None]]
         cool(server, table)
 
 

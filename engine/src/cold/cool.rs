@@ -207,9 +207,11 @@ mod tests {
         Timestamp::from_nanos(nanos)
     }
 
-    /// Chunks of (partition, first and last time), each newer than the one before; named by their ids from 0 on. Day 0
-    /// is cold already.
-    fn version(chunks: &[((i64, i64), (i64, i64))]) -> Version {
+    /// Start and end of two ranges: the partition, and the rows' times.
+    type Ranges = ((i64, i64), (i64, i64));
+
+    /// Chunks, each newer than the one before; named by their ids from 0 on. Day 0 is cold already.
+    fn version(chunks: &[Ranges]) -> Version {
         let mut files = TableFiles::default();
         for (i, (range, times)) in chunks.iter().enumerate() {
             let seq = SeqNo(10 * i as u64 + 1);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::compute::{cast, concat_batches};
@@ -193,7 +194,7 @@ fn parquet(path: &Path, bytes: Vec<u8>) -> Result<Vec<NamedColumn>> {
     let failed = |error: &dyn std::fmt::Display| bad(path, error);
     let reader =
         ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).map_err(|error| failed(&error))?;
-    let schema = reader.schema().clone();
+    let schema = Arc::clone(reader.schema());
     let batches = reader.build().map_err(|error| failed(&error))?;
     let batches = batches.collect::<Result<Vec<_>, _>>().map_err(|error| failed(&error))?;
     let batch = concat_batches(&schema, &batches).map_err(|error| failed(&error))?;
