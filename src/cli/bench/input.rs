@@ -51,7 +51,8 @@ pub(super) fn load(path: &Path) -> Result<Vec<NamedColumn>> {
     let columns = match extension.as_str() {
         "parquet" => parquet(path, bytes)?,
         "lp" => line_protocol(path, &text(path, bytes)?)?,
-        _ => csv(path, &text(path, bytes)?)?,
+        // Recordings have damaged bytes; they cost their field, not the file.
+        _ => csv(path, &String::from_utf8_lossy(&bytes))?,
     };
     let stem = name.split('.').next().unwrap_or_default();
     let named = columns.into_iter().filter(|column| has_value(&column.column));
@@ -111,6 +112,11 @@ fn is_missing(field: &str) -> bool {
     matches!(field, "" | "NA" | "N/A" | "null" | "NULL" | "None" | "-")
 }
 
+/// A number, with a decimal point or comma.
+fn parse_float(field: &str) -> Option<f64> {
+    field.parse().ok().or_else(|| field.replacen(',', ".", 1).parse().ok())
+}
+
 fn parse_bool(field: &str) -> Option<bool> {
     match field {
         "true" | "True" | "TRUE" => Some(true),
@@ -126,7 +132,7 @@ fn parse_time(field: &str) -> Option<i64> {
 impl Guess {
     fn narrow(&mut self, field: &str) {
         self.int = self.int && field.parse::<i64>().is_ok();
-        self.float = self.float && field.parse::<f64>().is_ok();
+        self.float = self.float && parse_float(field).is_some();
         self.bool = self.bool && parse_bool(field).is_some();
         self.time = self.time && parse_time(field).is_some();
     }
@@ -147,7 +153,7 @@ impl Guess {
     }
 }
 
-/// Lines with another number of fields than the header are passed over, as recordings have them.
+/// Lines with a number of fields far from the header's are passed over: recordings have damaged ones.
 fn csv(path: &Path, text: &str) -> Result<Vec<NamedColumn>> {
     let mut lines =
         text.lines().map(|line| line.trim_end_matches('\r')).filter(|line| !line.trim().is_empty());
@@ -155,14 +161,15 @@ fn csv(path: &Path, text: &str) -> Result<Vec<NamedColumn>> {
     let count = |delimiter: char| header.matches(delimiter).count();
     let delimiter = [',', ';', '\t'].into_iter().max_by_key(|delimiter| count(*delimiter)).unwrap_or(',');
     let names = fields(header.trim_start_matches('\u{feff}'), delimiter);
-    let rows: Vec<Vec<String>> =
-        lines.map(|line| fields(line, delimiter)).filter(|row| row.len() == names.len()).collect();
+    // A delimiter may end the lines, or the header; files that were put together repeat their header.
+    let fits = |row: &Vec<String>| row.len().abs_diff(names.len()) <= 1 && row.first() != names.first();
+    let rows: Vec<Vec<String>> = lines.map(|line| fields(line, delimiter)).filter(fits).collect();
     if rows.is_empty() {
         return Err(bad(path, "no row with as many fields as the header"));
     }
     let mut columns = Vec::with_capacity(names.len());
     for (place, name) in names.iter().enumerate() {
-        let of_column = || rows.iter().filter_map(move |row| row.get(place)).map(|field| field.trim());
+        let of_column = || rows.iter().map(move |row| row.get(place).map_or("", |field| field.trim()));
         let mut guess = Guess { int: true, float: true, bool: true, time: true };
         of_column().filter(|field| !is_missing(field)).for_each(|field| guess.narrow(field));
         let times = guess.is_instant()
@@ -182,7 +189,7 @@ fn push(column: &mut Column, field: &str) {
         Values::Int(values) => {
             values.push(field.parse().ok().or_else(|| parse_time(field)).unwrap_or_default());
         }
-        Values::Float(values) => values.push(field.parse().unwrap_or_default()),
+        Values::Float(values) => values.push(parse_float(field).unwrap_or_default()),
         Values::Bool(values) => values.push(parse_bool(field).unwrap_or_default()),
         Values::UInt(values) => values.push(field.parse().unwrap_or_default()),
         Values::Text(texts) => texts.push(field.as_bytes()),
