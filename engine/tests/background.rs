@@ -75,9 +75,14 @@ fn a_panic_of_the_job_thread_fails_the_engine() {
     }
     disk.set(Fault::Panic(".chunk"));
     assert!(engine.compact(id).is_err());
+    failed_for(&store, engine, "sonde-jobs", |engine| engine.compact(id));
+}
+
+/// The engine stays failed and says which thread it was; what was acknowledged is there when it is opened again.
+fn failed_for(store: &Store, engine: Engine, thread: &str, ask: impl Fn(&Engine) -> Result<(), Error>) {
     wait_until("the failure", || engine.health().is_err());
-    let error = engine.compact(id).unwrap_err();
-    assert!(matches!(&error, Error::Failed(why) if why.contains("sonde-jobs")), "{error}");
+    let error = ask(&engine).unwrap_err();
+    assert!(matches!(&error, Error::Failed(why) if why.contains(thread)), "{error}");
     drop(engine);
     assert_eq!(read_all(&store.open(), "t"), [row(1)]);
 }
@@ -91,11 +96,7 @@ fn a_panic_of_the_writer_fails_the_engine() {
     put(&engine, "t", &[row(1)]);
     disk.set(Fault::Panic(".wal"));
     assert!(write(&engine, &message("t", &[row(2)])).is_err());
-    wait_until("the failure", || engine.health().is_err());
-    let error = engine.flush().unwrap_err();
-    assert!(matches!(&error, Error::Failed(why) if why.contains("sonde-writer")), "{error}");
-    drop(engine);
-    assert_eq!(read_all(&store.open(), "t"), [row(1)]);
+    failed_for(&store, engine, "sonde-writer", |engine| engine.flush());
 }
 
 /// Writes were refused, as if the disk were full, while a merge or a cooling took its minutes.

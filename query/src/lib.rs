@@ -9,6 +9,7 @@
 mod answer;
 mod catalog;
 mod context;
+mod environment;
 mod error;
 mod guard;
 mod insert;
@@ -26,7 +27,8 @@ pub mod system;
 
 pub use answer::Answer;
 pub use catalog::is_reserved;
-pub use context::{QueryEngine, QueryOptions, Request, StatementHandler, SystemTable};
+pub use context::{QueryEngine, Request, StatementHandler, SystemTable};
+pub use environment::QueryOptions;
 pub use error::{Error, Result};
 pub use rows::{Nulls, RowError, ensure_table, write_rows};
 pub use running::QueryInfo;
