@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests with clients that we did not write (paho-mqtt, ADBC, mosquitto, generated gRPC stubs) against the built binary.
+# Tests with clients that we did not write (paho-mqtt, ADBC, mosquitto, generated gRPC stubs) against the built binary,
+# and of the golden files with the reader in Python.
 #   scripts/client_tests.sh              a client that cannot be had skips its tests, counted
 #   scripts/client_tests.sh --require    ... fails
 #   scripts/client_tests.sh --torture    only kill -9 under load, SONDE_TORTURE_CYCLES times (100)
@@ -27,7 +28,7 @@ give_up() {
         echo "client tests: $1" >&2
         exit 1
     fi
-    skip "$(cat tests/clients/test_*.py | grep -c '^def test_')" "client tests: $1"
+    skip "$(cat tests/clients/test_*.py tests/format/test_*.py | grep -c '^def test_')" "client tests: $1"
     exit 0
 }
 
@@ -67,7 +68,7 @@ fi
 export SONDE_BIN PYTHONDONTWRITEBYTECODE=1
 
 status=0
-"$venv/bin/python" -m pytest -p no:cacheprovider -rfEs --durations=5 tests/clients "$@" 2>&1 | tee "$log" || status=$?
+"$venv/bin/python" -m pytest -p no:cacheprovider -rfEs --durations=5 tests/clients tests/format "$@" 2>&1 | tee "$log" || status=$?
 skips=0
 while read -r count reason; do
     skip "$count" "clients: $reason"

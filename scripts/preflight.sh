@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks what a build needs (with the argument `test`: what scripts/test.sh needs as well), and says in one line what is
-# missing and how to get it. Plain sh, because it has to run on a machine that has nothing yet.
+# Checks what a build needs (with the argument `test` or `fuzz`: what scripts/test.sh or scripts/fuzz.sh needs as well),
+# and says in one line what is missing and how to get it. Plain sh, because it has to run on a machine that has nothing yet.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
@@ -19,6 +19,11 @@ have git || lacks "git (apt-get install git)"
 have make || lacks "make (apt-get install make)"
 echo '#include <stdlib.h>' | cc -x c -fsyntax-only - >/dev/null 2>&1 ||
     lacks "a C compiler named cc, with its headers (apt-get install build-essential; macOS: xcode-select --install)"
+
+if [ -n "${1:-}" ]; then
+    echo '#include <cstdlib>' | c++ -x c++ -fsyntax-only - >/dev/null 2>&1 ||
+        lacks "a C++ compiler named c++, for libFuzzer (apt-get install build-essential; macOS: xcode-select --install)"
+fi
 
 want=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' Cargo.toml | head -n 1)
 found=$(rustc --version 2>/dev/null | sed -n 's/^rustc \([0-9.]*\).*/\1/p')

@@ -7,10 +7,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 . scripts/env.sh
 
-all_steps=(fmt deps clippy test doc msrv benches fuzz clients)
+all_steps=(fmt deps clippy test corpus doc msrv benches fuzz clients)
 
 title_fmt="formatting"
-step_fmt() { cargo fmt --all --check; }
+step_fmt() { cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check; }
 
 title_deps="licences, sources, duplicate versions, declared Rust versions"
 step_deps() {
@@ -29,6 +29,14 @@ step_clippy() { cargo clippy --locked --workspace --all-targets --no-deps -- -D 
 
 title_test="unit, integration and documentation tests"
 step_test() { cargo test --locked --workspace --no-fail-fast; }
+
+# fuzz/ is a workspace of its own, with few dependencies and in a folder of its own. Its targets need no libFuzzer here.
+title_corpus="what fuzzing found before, and clippy of the fuzz targets"
+step_corpus() {
+    local own=(--locked --manifest-path fuzz/Cargo.toml --target-dir "$CARGO_TARGET_DIR/fuzz")
+    cargo test "${own[@]}" --no-fail-fast
+    cargo clippy "${own[@]}" --all-targets --no-deps -- -D warnings
+}
 
 title_doc="documentation without warnings"
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps; }

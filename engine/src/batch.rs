@@ -10,7 +10,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    Cell, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, SeriesId, SeriesKey, State, TableId,
+    Cell, Column, ColumnDef, ColumnId, ColumnRole, Origin, PhysicalType, SeriesId, SeriesKey, State, TableId,
     Timestamp, Values,
 };
 
@@ -135,6 +135,8 @@ pub struct WriteBatch {
     /// How many sequence numbers the batch takes: one per message, at least one.
     pub(crate) messages: u32,
     pub(crate) bytes: usize,
+    /// Where the rows come from.
+    pub(crate) origin: Origin,
 }
 
 impl WriteBatch {
@@ -142,7 +144,7 @@ impl WriteBatch {
     #[must_use]
     pub fn of_state(state: Vec<State>) -> Self {
         let bytes = state.iter().map(state_bytes).sum();
-        Self { parts: Vec::new(), state, messages: 1, bytes }
+        Self { parts: Vec::new(), state, messages: 1, bytes, origin: Origin::Client }
     }
 
     /// Number of rows.
@@ -186,6 +188,7 @@ pub struct WriteBatchBuilder {
     messages: u32,
     bytes: usize,
     key: Vec<u8>,
+    origin: Origin,
 }
 
 impl std::fmt::Debug for WriteBatchBuilder {
@@ -196,7 +199,8 @@ impl std::fmt::Debug for WriteBatchBuilder {
 
 impl WriteBatchBuilder {
     pub(crate) fn new() -> Self {
-        Self { parts: Vec::new(), state: Vec::new(), messages: 0, bytes: 0, key: Vec::new() }
+        let (parts, state, key) = (Vec::new(), Vec::new(), Vec::new());
+        Self { parts, state, messages: 0, bytes: 0, key, origin: Origin::Client }
     }
 
     /// Starts the next message: rows and state added from here on carry its sequence number. Returns how many came
@@ -204,6 +208,11 @@ impl WriteBatchBuilder {
     pub fn begin_message(&mut self) -> u32 {
         self.messages += 1;
         self.messages - 1
+    }
+
+    /// Says where the rows of the batch come from; else a client wrote them.
+    pub fn set_origin(&mut self, origin: Origin) {
+        self.origin = origin;
     }
 
     /// Approximate bytes of what was added.
@@ -289,7 +298,7 @@ impl WriteBatchBuilder {
         let mut parts: Vec<Part> = self.parts.into_iter().map(OpenPart::finish).collect();
         parts.retain(|part| !part.times.is_empty());
         let messages = self.messages.max(1);
-        let batch = WriteBatch { parts, state: self.state, messages, bytes: self.bytes };
+        let batch = WriteBatch { parts, state: self.state, messages, bytes: self.bytes, origin: self.origin };
         (!batch.is_empty()).then_some(batch)
     }
 }

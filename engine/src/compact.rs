@@ -90,7 +90,7 @@ pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
     let merge = Merge::newest_wins(Arc::clone(&context), sources);
     let seq = plan.chunks.iter().map(|chunk| chunk.meta.seq).reduce(|a, b| a.union(b));
     let Some(seq) = seq else { return Ok(()) };
-    let merged = write_chunk(inner, &context, plan.range, seq, merge)?;
+    let merged = write_chunk(inner, &context, plan.range, seq, table.def().options.profile, merge)?;
     let mut edits: Vec<Edit> = plan.chunks.iter().map(|chunk| Edit::RemoveChunk(chunk.meta.id)).collect();
     edits.extend(merged.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())));
     let remove: Vec<(TableId, ChunkId)> =

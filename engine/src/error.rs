@@ -38,7 +38,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The data directory is of another version.
-    #[error("data directory {path} has layout version {found}, this sonde reads version {expected}", path = path.display())]
+    #[error("data directory {path} has layout version {found}, this sonde reads version {expected}; version 0 is of development builds before the formats were fixed: export its tables with the build that wrote it", path = path.display())]
     Layout {
         /// The data directory.
         path: PathBuf,
@@ -46,6 +46,14 @@ pub enum Error {
         expected: String,
         /// What is there.
         found: String,
+    },
+    /// The log has records that a later program wrote.
+    #[error("{}: the log has {what}, which a newer sonde wrote; open it with that one", path.display())]
+    Newer {
+        /// The data directory.
+        path: PathBuf,
+        /// What the log has.
+        what: &'static str,
     },
     /// A disk error, or a bug, latched the engine.
     #[error("the engine failed and refuses writes until a restart: {0}")]

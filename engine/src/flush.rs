@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use sonde_storage_format::limits::ROW_GROUP_ROWS;
 use sonde_storage_format::{
-    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, Edit, PhysicalType, SeqRange,
-    SeriesRun, Texts, TimeRange, Timestamp, path,
+    ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, Edit, PhysicalType, Profile,
+    SeqRange, SeriesRows, Texts, TimeRange, Timestamp, path,
 };
 
 use crate::checkpoint;
@@ -48,7 +48,7 @@ fn write_chunks(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Resul
         let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
         let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, partition))));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
-        chunks.extend(write_chunk(inner, &context, partition.range, seq, merge)?);
+        chunks.extend(write_chunk(inner, &context, partition.range, seq, Profile::Fast, merge)?);
     }
     Ok(chunks)
 }
@@ -59,12 +59,14 @@ pub(crate) fn write_chunk(
     context: &Arc<ScanContext>,
     range: TimeRange,
     seq: SeqRange,
+    profile: Profile,
     merge: Merge,
 ) -> Result<Option<Arc<Chunk>>> {
     let id = inner.manifest.lock().next_chunk()?;
     let table = context.table.id();
     let path = inner.options.data_dir.join(path::CHUNK_DIR).join(path::chunk(id));
-    let mut build = Build::new(Arc::clone(context), merge, ChunkWriter::new(id, table, range, seq));
+    let writer = ChunkWriter::new(id, table, range, seq, profile);
+    let mut build = Build::new(Arc::clone(context), merge, writer);
     let written = inner.storage.write_whole(&path, &mut build);
     if let Some(error) = build.error.take() {
         // The file ends where reading failed; should it stay, the next start removes it.
@@ -104,23 +106,17 @@ struct Build {
     merge: Merge,
     writer: Option<ChunkWriter>,
     pending: Pending,
-    runs: Vec<Run>,
     rows: u64,
     times: (Timestamp, Timestamp),
     error: Option<Error>,
     done: Option<Done>,
 }
 
-struct Run {
-    rank: u32,
-    rows: u64,
-    first: i64,
-    last: i64,
-}
-
 /// Rows that wait for their row group to be full.
 struct Pending {
     times: Vec<i64>,
+    /// The series of the rows, and how many each has in a row.
+    series: Vec<(u32, usize)>,
     columns: Vec<(ColumnId, Column)>,
     /// Bytes of strings in the columns.
     texts: usize,
@@ -144,6 +140,13 @@ impl Pending {
 
     fn append(&mut self, window: &Window, rows: std::ops::Range<usize>) {
         self.times.extend_from_slice(window.times.get(rows.clone()).unwrap_or_default());
+        for run in window.ranks.get(rows.clone()).unwrap_or_default().chunk_by(|a, b| a == b) {
+            let rank = run.first().copied().unwrap_or_default();
+            match self.series.last_mut() {
+                Some((last, count)) if *last == rank => *count += run.len(),
+                _ => self.series.push((rank, run.len())),
+            }
+        }
         for ((_, column), more) in self.columns.iter_mut().zip(&window.columns) {
             let before = column.values.texts().map_or(0, Texts::byte_len);
             column.extend_from(more, rows.clone());
@@ -151,11 +154,14 @@ impl Pending {
         }
     }
 
-    fn take(&mut self) -> (Vec<i64>, Vec<(ColumnId, Column)>) {
-        self.texts = 0;
-        let empty =
+    fn take(&mut self) -> Self {
+        let columns =
             self.columns.iter().map(|(id, column)| (*id, Column::new(column.values.kind()))).collect();
-        (std::mem::take(&mut self.times), std::mem::replace(&mut self.columns, empty))
+        std::mem::replace(self, Self::of(columns))
+    }
+
+    fn of(columns: Vec<(ColumnId, Column)>) -> Self {
+        Self { times: Vec::new(), series: Vec::new(), columns, texts: 0 }
     }
 }
 
@@ -168,8 +174,7 @@ impl Build {
         Self {
             merge,
             writer: Some(writer),
-            pending: Pending { times: Vec::new(), columns, texts: 0 },
-            runs: Vec::new(),
+            pending: Pending::of(columns),
             rows: 0,
             times: (Timestamp::MAX, Timestamp::MIN),
             error: None,
@@ -181,7 +186,7 @@ impl Build {
     /// The bytes up to the next full row group, or to the end of the file.
     fn next_part(&mut self) -> Result<Option<Vec<u8>>> {
         while let Some(window) = self.merge.next_window()? {
-            self.note_runs(&window);
+            self.note(&window);
             let mut start = 0;
             let mut out = Vec::new();
             while start < window.rows() {
@@ -200,30 +205,25 @@ impl Build {
         Ok(self.finish())
     }
 
-    fn note_runs(&mut self, window: &Window) {
+    fn note(&mut self, window: &Window) {
         self.rows += window.rows() as u64;
-        for (rank, time) in window.ranks.iter().zip(&window.times) {
-            match self.runs.last_mut() {
-                Some(run) if run.rank == *rank => {
-                    run.rows += 1;
-                    run.last = *time;
-                }
-                _ => self.runs.push(Run { rank: *rank, rows: 1, first: *time, last: *time }),
-            }
+        for time in &window.times {
             let time = Timestamp::from_nanos(*time);
             self.times = (self.times.0.min(time), self.times.1.max(time));
         }
     }
 
     fn push_group(&mut self) -> Vec<u8> {
-        let (times, columns) = self.pending.take();
-        match &mut self.writer {
-            Some(writer) => {
-                writer.push_group(times, &columns);
-                writer.drain()
-            }
-            None => Vec::new(),
-        }
+        let group = self.pending.take();
+        let order = &self.context.order;
+        let series = |(rank, rows): &(u32, usize)| {
+            let id = order.id(*rank);
+            SeriesRows { id, key: order.key(id).clone(), rows: *rows }
+        };
+        let series: Vec<SeriesRows> = group.series.iter().map(series).collect();
+        let Some(writer) = &mut self.writer else { return Vec::new() };
+        writer.push_group(group.times, &group.columns, &series);
+        writer.drain()
     }
 
     fn finish(&mut self) -> Option<Vec<u8>> {
@@ -231,19 +231,9 @@ impl Build {
             return None;
         }
         let mut out = if self.pending.times.is_empty() { Vec::new() } else { self.push_group() };
-        let mut writer = self.writer.take()?;
-        let mut start = 0;
-        for run in &self.runs {
-            let id = self.context.order.id(run.rank);
-            let (first, last) = (Timestamp::from_nanos(run.first), Timestamp::from_nanos(run.last));
-            let key = self.context.order.key(id).clone();
-            writer.push_series(SeriesRun { id, key, start, rows: run.rows, first, last });
-            start += run.rows;
-        }
-        let (tail, columns) = writer.finish();
+        let (tail, columns, series) = self.writer.take()?.finish();
         out.extend(tail);
-        self.done =
-            Some(Done { columns, rows: self.rows, series: self.runs.len() as u64, times: self.times });
+        self.done = Some(Done { columns, rows: self.rows, series, times: self.times });
         Some(out)
     }
 }

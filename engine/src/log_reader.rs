@@ -144,6 +144,7 @@ fn behind(rows: RowsRecord, position: SeqNo) -> Option<RowsRecord> {
     let len = rows.times.len();
     (from < len).then(|| RowsRecord {
         table: rows.table,
+        origin: rows.origin,
         first_seq: rows.first_seq,
         seq_offsets: rows.seq_offsets.get(from..).unwrap_or_default().to_vec(),
         series: rows.series.get(from..).unwrap_or_default().to_vec(),

@@ -217,6 +217,7 @@ mod tests {
     fn rows(seq: u64, times: &[i64]) -> RowsRecord {
         RowsRecord {
             table: TableId(1),
+            origin: sonde_storage_format::Origin::Client,
             first_seq: SeqNo(seq),
             seq_offsets: (0..times.len() as u32).collect(),
             series: vec![SeriesId(0); times.len()],

@@ -6,6 +6,7 @@
 //! - What a reader holds stays mapped until the reader goes, kept or not.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,11 +57,25 @@ impl OpenChunk {
         self.obsolete.store(true, Ordering::Relaxed);
     }
 
-    /// Decodes a page.
-    pub(crate) fn page(&self, meta: &PageMeta) -> Result<Column> {
-        let corrupt = |source| Error::Corrupt { path: self.path.clone(), source };
-        let reader = ChunkReader::open(&self.bytes).map_err(corrupt)?;
-        reader.page(meta).map_err(corrupt)
+    /// Decodes rows of a page, in pieces that each decode no more vectors than their rows lie in.
+    pub(crate) fn rows(&self, meta: &PageMeta, pieces: &[Range<usize>]) -> Result<Column> {
+        self.read_rows(meta, pieces).map_err(|source| Error::Corrupt { path: self.path.clone(), source })
+    }
+
+    fn read_rows(&self, meta: &PageMeta, pieces: &[Range<usize>]) -> Result<Column, FormatError> {
+        let page = ChunkReader::open(&self.bytes)?.page(meta)?;
+        match pieces {
+            [all] if *all == (0..page.rows()) => page.decode(),
+            [piece] => page.decode_rows(piece.clone()),
+            _ => {
+                let mut rows = Column::new(page.kind());
+                for piece in pieces {
+                    let decoded = page.decode_rows(piece.clone())?;
+                    rows.extend_from(&decoded, 0..decoded.len());
+                }
+                Ok(rows)
+            }
+        }
     }
 
     /// About what its directories take in memory.

@@ -40,12 +40,15 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>) -> Result<R
     let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
     let flushed_to = manifest.state.flushed_to;
     let (catalog, state) = (Catalog::default(), StateStore::default());
-    let mut replay = Replay { catalog, state, active: Memtable::default(), rows: 0 };
+    let mut replay = Replay { catalog, state, active: Memtable::default(), rows: 0, unknown: None };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
     let from = position.min(flushed_to);
     let log = wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
         replay.record(record, seq.last > position, seq.last > flushed_to);
     })?;
+    if let Some(kind) = replay.unknown {
+        return Err(Error::Newer { path: dir.clone(), what: kind });
+    }
     let last_seq = log.last_seq.max(position).max(flushed_to);
     let files = open_files(dir, storage, &manifest)?;
     let version = Version { seq: last_seq, active: replay.active, frozen: Vec::new(), files };
@@ -95,6 +98,8 @@ struct Replay {
     state: StateStore,
     active: Memtable,
     rows: u64,
+    /// A kind of record that this engine does not act on: to pass over it would answer wrongly.
+    unknown: Option<&'static str>,
 }
 
 impl Replay {
@@ -132,6 +137,8 @@ impl Replay {
                 self.catalog.apply(&change);
             }
             Record::Series(new) if besides_rows => self.restore(new.table, new.first, &new.keys),
+            Record::Message(_) if besides_rows => self.unknown = Some("messages"),
+            Record::Tombstone(_) if rows => self.unknown = Some("tombstones"),
             _ => {}
         }
     }

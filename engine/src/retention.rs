@@ -180,11 +180,12 @@ mod tests {
 
     #[test]
     fn memtables_are_due_with_a_whole_partition() {
-        let options = TableOptions { partition: HOUR, retention: 0, cold_after: DAY, max_bytes: 0 };
+        let options = TableOptions { partition: HOUR, cold_after: DAY, ..TableOptions::default() };
         let (cooled, id) = catalog(options);
         let mut memtable = Memtable::default();
         let rows = RowsRecord {
             table: id,
+            origin: sonde_storage_format::Origin::Client,
             first_seq: SeqNo(1),
             seq_offsets: vec![0],
             series: vec![SeriesId(0)],

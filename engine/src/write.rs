@@ -204,6 +204,7 @@ impl Writer {
                 }
                 rows.push(RowsRecord {
                     table: part.table,
+                    origin: batch.origin,
                     first_seq: range.first,
                     series: part.resolve(&ids),
                     seq_offsets: part.messages,

@@ -62,3 +62,5 @@ pub const DEAD_LETTER_PARTITION: Duration = Duration::from_secs(3600);
 pub const DEAD_LETTER_PAYLOAD: usize = 256 << 10;
 /// The longest session expiry that a client gets.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);
+/// Steps in which rules make rows of rows; what they make of those is a cycle and becomes dead letters.
+pub const RULE_STEPS: u8 = 8;

@@ -5,7 +5,7 @@ use sonde_proto::mqtt::{DecodeError, Packet, Version, decode};
 use crate::alloc::read_all;
 use crate::exemplar::{all, body, seal};
 use crate::model::{LIMIT, Model};
-use crate::random::{Random, fuzz};
+use crate::random::Random;
 
 pub(crate) const VERSIONS: [Version; 2] = [Version::V311, Version::V5];
 
@@ -108,33 +108,6 @@ fn every_start_of_a_packet_is_judged_alike_however_much_of_it_is_there() {
     }
     let error = DecodeError::Malformed("packet type 0");
     assert_eq!(decode(&[0], Version::V5, LIMIT), Err(error));
-}
-
-#[test]
-fn fuzz_mqtt_packet() {
-    let exemplars: Vec<_> = all().into_iter().map(|(_, _, bytes)| bytes).collect();
-    fuzz(&exemplars, seal_some, |bytes| VERSIONS.iter().for_each(|version| check(bytes, *version)));
-}
-
-#[test]
-fn fuzz_mqtt_stream() {
-    // Packets behind each other, some damaged: the decoder goes on as long as it understands.
-    let exemplars: Vec<_> =
-        all().chunks(4).map(|some| some.iter().flat_map(|(_, _, b)| b.clone()).collect()).collect();
-    fuzz(
-        &exemplars,
-        |_, _| (),
-        |bytes| {
-            for version in VERSIONS {
-                let mut rest = bytes;
-                while let Ok(Some((_, len))) = decode(rest, version, LIMIT) {
-                    assert!(len >= 2);
-                    check(rest, version);
-                    rest = &rest[len..];
-                }
-            }
-        },
-    );
 }
 
 /// Makes the remaining length right again in three of four cases, so that the damage reaches the code behind it.

@@ -1,8 +1,8 @@
 //! The MQTT codec through its public API: against two independent codecs, against the standards, against damage.
 //!
 //! One module per question. `model` is a packet as its fields, `strategy` draws such packets, `standard` holds the
-//! standard's tables a second time, `alloc` and `random` are tools. Fuzz targets are the tests named `fuzz_*`;
-//! `scripts/fuzz.sh` runs them longer.
+//! standard's tables a second time, `alloc` and `random` are tools. The fuzz target that
+//! needs another codec is the test `fuzz_mqtt_oracle`, the others are in `fuzz/`; `scripts/fuzz.sh` runs them all.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "tests")]
 
 mod alloc;

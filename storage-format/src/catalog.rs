@@ -1,5 +1,6 @@
 #![doc = include_str!("../../docs/format/catalog.md")]
 
+use crate::codec::Profile;
 use crate::cursor::{Cursor, Result, Writer};
 use crate::ids::{ColumnId, PhysicalType, TableId};
 use crate::limits::{COLUMNS, TEXT_BYTES};
@@ -52,11 +53,14 @@ pub struct TableOptions {
     pub cold_after: i64,
     /// Bytes of chunk files, above which the oldest go; 0 is without a limit.
     pub max_bytes: i64,
+    /// What the pages are encoded for that compaction writes.
+    pub profile: Profile,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
-        Self { partition: 86_400_000_000_000, retention: 0, cold_after: 0, max_bytes: 0 }
+        let (partition, profile) = (86_400_000_000_000, Profile::Fast);
+        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile }
     }
 }
 
@@ -258,23 +262,54 @@ fn decode_column(cursor: &mut Cursor<'_>) -> Result<ColumnDef> {
     Ok(ColumnDef { id, name, role, kind })
 }
 
+const PARTITION: u8 = 1;
+const RETENTION: u8 = 2;
+const COLD_AFTER: u8 = 3;
+const MAX_BYTES: u8 = 4;
+const PROFILE: u8 = 5;
+
 fn encode_options(options: &TableOptions, writer: &mut Writer) {
-    writer.i64(options.partition);
-    writer.i64(options.retention);
-    writer.i64(options.cold_after);
-    writer.i64(options.max_bytes);
+    let TableOptions { partition, retention, cold_after, max_bytes, profile } = *options;
+    let all = [
+        (PARTITION, partition),
+        (RETENTION, retention),
+        (COLD_AFTER, cold_after),
+        (MAX_BYTES, max_bytes),
+        (PROFILE, (profile == Profile::Dense).into()),
+    ];
+    let set = || all.iter().filter(|(_, value)| *value != 0);
+    writer.varint(set().count() as u64);
+    for (option, value) in set() {
+        writer.u8(*option);
+        writer.i64(*value);
+    }
 }
 
 fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
-    let (partition, retention) = (cursor.i64()?, cursor.i64()?);
-    let (cold_after, max_bytes) = (cursor.i64()?, cursor.i64()?);
-    if partition <= 0 {
-        return Err(cursor.invalid("a positive partition width", partition.cast_unsigned()));
+    let mut options = TableOptions { partition: 0, ..TableOptions::default() };
+    let mut before = 0;
+    for _ in 0..cursor.count(usize::from(u8::MAX), 9)? {
+        let (option, value) = (cursor.u8()?, cursor.i64()?);
+        if option <= before {
+            return Err(cursor.invalid("options in ascending order", option.into()));
+        }
+        before = option;
+        if value <= 0 {
+            return Err(cursor.invalid("an option above zero", value.cast_unsigned()));
+        }
+        match option {
+            PARTITION => options.partition = value,
+            RETENTION => options.retention = value,
+            COLD_AFTER => options.cold_after = value,
+            MAX_BYTES => options.max_bytes = value,
+            PROFILE if value == 1 => options.profile = Profile::Dense,
+            _ => return Err(cursor.invalid("a known option", option.into())),
+        }
     }
-    if let Some(negative) = [retention, cold_after, max_bytes].into_iter().find(|value| *value < 0) {
-        return Err(cursor.invalid("an option that is not negative", negative.cast_unsigned()));
+    if options.partition == 0 {
+        return Err(cursor.invalid("the width of a partition", 0));
     }
-    Ok(TableOptions { partition, retention, cold_after, max_bytes })
+    Ok(options)
 }
 
 fn decode_object_kind(cursor: &mut Cursor<'_>) -> Result<ObjectKind> {

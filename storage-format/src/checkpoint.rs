@@ -8,7 +8,7 @@ use crate::limits::{CHECKPOINT_BYTES, KEY_BYTES};
 use crate::series_key::SeriesKey;
 
 const MAGIC: &[u8; 8] = b"SONDECKP";
-const VERSION: u32 = 0;
+const VERSION: u32 = 1;
 
 /// Everything that the log says besides rows, up to a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

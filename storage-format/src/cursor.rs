@@ -45,8 +45,8 @@ pub enum FormatError {
         /// What is there.
         found: u64,
     },
-    /// The file is of a version, or needs features, that this program does not know.
-    #[error("{structure}: version {found} was written by a newer sonde; this one reads version {expected}")]
+    /// The file is of a version, or needs features, that this program does not read.
+    #[error("{structure}: version {found}, {}; this sonde reads version {expected}", whose(*.expected, *.found))]
     Version {
         /// The structure being read.
         structure: &'static str,
@@ -55,6 +55,15 @@ pub enum FormatError {
         /// The version or the unknown feature bits found.
         found: u32,
     },
+}
+
+/// Who wrote a version that this program does not read.
+fn whose(expected: u32, found: u32) -> &'static str {
+    if found > expected {
+        "written by a newer sonde"
+    } else {
+        "of a development build from before the formats were fixed (export its tables with that build)"
+    }
 }
 
 /// The result of decoding.

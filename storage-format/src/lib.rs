@@ -30,16 +30,19 @@ pub use catalog::{
 };
 pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
 pub use checksum::{crc32, crc32_seeded};
-pub use chunk::{ChunkReader, ChunkRoot, ChunkWriter, ColumnPages, PageMeta, SeriesRun, TIME_COLUMN};
-pub use codec::{CodecId, Profile, decode_floats, encode_floats_as, encode_ints_as};
+pub use chunk::{
+    ChunkReader, ChunkRoot, ChunkWriter, ColumnPages, ColumnRuns, PageMeta, RunStats, SeriesRows, SeriesRun,
+    TIME_COLUMN,
+};
+pub use codec::{CodecId, Profile, decode_floats, encode_floats_as, encode_ints_as, use_portable_code};
 pub use column::{Cell, Cells, Column, Texts, Values};
 pub use cursor::{Cursor, FormatError, Result, Writer};
 pub use ids::{ChunkId, ColumnId, LogPosition, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
 pub use manifest::{ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit};
-pub use page::{PageLayout, PageStats, decode_page, encode_page, encode_page_as};
+pub use page::{Between, Ends, Page, PageStats, Selection, Sum, decode_page, encode_page, encode_page_as};
 pub use series_key::SeriesKey;
 pub use time::{TimeRange, Timestamp};
 pub use wal::{
-    Frame, FrameScan, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord, State, WalWriter,
-    find_frame_after,
+    Frame, FrameScan, Message, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord,
+    State, Tombstone, TombstonePart, WalWriter, find_frame_after,
 };

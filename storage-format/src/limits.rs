@@ -10,8 +10,10 @@ pub const PAGE_BYTES: usize = (2 << 30) - 64;
 pub const PLAIN_BYTES: usize = 256 << 20;
 /// Bytes of a page's dictionary; strings that need more are stored plain.
 pub const DICTIONARY_BYTES: usize = 64 << 20;
-/// Distinct values of a page of floats that a dictionary holds.
-pub const FLOAT_DICTIONARY: usize = 4096;
+/// Distinct values of a page of numbers that a dictionary holds.
+pub const WORD_DICTIONARY: usize = 4096;
+/// Rows from which on a series in a chunk has statistics of its own.
+pub const RUN_ROWS: u64 = 1024;
 /// Pages start at multiples of this many bytes.
 pub const PAGE_ALIGN: usize = 64;
 /// Bytes of a chunk's root footer.

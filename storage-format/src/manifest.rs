@@ -10,7 +10,7 @@ use crate::limits::{COLUMNS, EDIT_BYTES, KEY_BYTES};
 use crate::time::{TimeRange, Timestamp};
 
 const MAGIC: &[u8; 8] = b"SONDEMAN";
-const VERSION: u32 = 0;
+const VERSION: u32 = 1;
 
 /// The head of a manifest file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub const ADMIN_TOKEN: &str = "admin.token";
 /// The addresses that the server listens on.
 pub const ENDPOINTS: &str = "endpoints.json";
 /// The version written to [`VERSION`].
-pub const LAYOUT_VERSION: &str = "0\n";
+pub const LAYOUT_VERSION: &str = "1\n";
 /// The ending of a file that is being written.
 pub const TMP_SUFFIX: &str = ".tmp";
 

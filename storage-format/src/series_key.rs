@@ -1,10 +1,5 @@
-//! The key of a series: its tag values, in an encoding whose byte order is the order of the keys.
+#![doc = include_str!("../../docs/format/series_key.md")]
 //!
-//! ```text
-//! key   := value*                in ColumnId order of the table's tags, absent ones at the end cut off
-//! value := 00                    absent, sorts first
-//!        | 01 escaped 00 01      present; in `escaped` a 00 byte is written 00 FF
-//! ```
 //! # Invariants
 //! - Comparing two keys' bytes compares their tag values as UTF-8 bytes, absent first.
 //! - Adding a tag to a table changes no key: missing values at the end mean absent.

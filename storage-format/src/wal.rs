@@ -10,9 +10,10 @@ use crate::cursor::{Cursor, FormatError, Result, Writer};
 use crate::ids::{ColumnId, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
 use crate::limits::{COLUMNS, FRAME_BYTES, KEY_BYTES, TEXT_BYTES};
 use crate::series_key::SeriesKey;
+use crate::time::{TimeRange, Timestamp};
 
 const MAGIC: &[u8; 8] = b"SONDEWAL";
-const VERSION: u32 = 0;
+const VERSION: u32 = 1;
 /// Bytes before the first frame of a segment.
 pub const SEGMENT_HEADER_LEN: usize = 64;
 const FRAME_HEADER_LEN: usize = 32;
@@ -59,11 +60,47 @@ impl SegmentHeader {
             return Err(FormatError::Checksum { structure: "log segment head", offset: 0, expected, found });
         }
         let (version, features) = (cursor.u32()?, cursor.u32()?);
-        if version != VERSION || features != 0 {
-            let found = if version == VERSION { features } else { version };
-            return Err(FormatError::Version { structure: "log segment", expected: VERSION, found });
+        if version != VERSION {
+            return Err(FormatError::Version { structure: "log segment", expected: VERSION, found: version });
+        }
+        if features != 0 {
+            let structure = "log segment feature bits";
+            return Err(FormatError::Version { structure, expected: 0, found: features });
         }
         Ok(Self { number: cursor.u64()?, first_seq: SeqNo(cursor.u64()?) })
+    }
+}
+
+/// Where rows come from, for rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// A client wrote them.
+    #[default]
+    Client,
+    /// Rules made them of such rows, in as many steps, 1 to 254.
+    Rule(u8),
+    /// An import, which rules skip.
+    Import,
+}
+
+impl Origin {
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Client => 0,
+            Self::Rule(steps) => {
+                assert!((1..u8::MAX).contains(&steps), "rows that rules made in {steps} steps");
+                steps
+            }
+            Self::Import => u8::MAX,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Self {
+        match byte {
+            0 => Self::Client,
+            u8::MAX => Self::Import,
+            steps => Self::Rule(steps),
+        }
     }
 }
 
@@ -72,6 +109,8 @@ impl SegmentHeader {
 pub struct RowsRecord {
     /// The table.
     pub table: TableId,
+    /// Where they come from.
+    pub origin: Origin,
     /// The first sequence number of the batch.
     pub first_seq: SeqNo,
     /// Per row, how far its message's sequence number is from `first_seq`; ascending.
@@ -82,6 +121,50 @@ pub struct RowsRecord {
     pub times: Vec<i64>,
     /// Columns by id, each with one cell per row.
     pub columns: Vec<(ColumnId, Column)>,
+}
+
+/// A message as it came, where a session or a setting wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its sequence number.
+    pub seq: SeqNo,
+    /// When it came.
+    pub received: Timestamp,
+    /// Quality of service, 0 to 2.
+    pub qos: u8,
+    /// Whether it is to be retained.
+    pub retain: bool,
+    /// Its topic.
+    pub topic: String,
+    /// Its properties as MQTT 5 encodes them, without their length and without a topic alias.
+    pub properties: Vec<u8>,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+/// Rows that are gone: those of lower sequence numbers that one of the parts names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    /// The table.
+    pub table: TableId,
+    /// The tombstone's own sequence number.
+    pub seq: SeqNo,
+    /// What it hides.
+    pub parts: Vec<TombstonePart>,
+}
+
+/// Rows that a tombstone hides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TombstonePart {
+    /// All rows in a range of time.
+    Range {
+        /// The range.
+        range: TimeRange,
+        /// The series, ascending; `None` is every series of the table.
+        series: Option<Vec<SeriesId>>,
+    },
+    /// Single points.
+    Points(Vec<(SeriesId, Timestamp)>),
 }
 
 /// New series of a table: handles `first ..` in order.
@@ -117,11 +200,17 @@ pub enum Record {
     Catalog(CatalogChange),
     /// New series.
     Series(SeriesRecord),
+    /// A message.
+    Message(Message),
+    /// Rows that are gone.
+    Tombstone(Tombstone),
 }
 
 const KIND_ROWS: u8 = 1;
+const KIND_MESSAGE: u8 = 2;
 const KIND_STATE: u8 = 3;
 const KIND_CATALOG: u8 = 4;
+const KIND_TOMBSTONE: u8 = 5;
 const KIND_SERIES: u8 = 6;
 
 /// Collects the records of one group.
@@ -197,6 +286,24 @@ impl WalWriter {
         });
     }
 
+    /// Appends a message.
+    pub fn message(&mut self, message: &Message) {
+        assert!(message.qos <= 2, "a message of quality of service {}", message.qos);
+        self.record(KIND_MESSAGE, |writer| {
+            writer.u64(message.seq.0);
+            writer.i64(message.received.as_nanos());
+            writer.u8(message.qos | u8::from(message.retain) << 2);
+            writer.bytes(message.topic.as_bytes());
+            writer.bytes(&message.properties);
+            writer.put(&message.payload);
+        });
+    }
+
+    /// Appends a tombstone.
+    pub fn tombstone(&mut self, tombstone: &Tombstone) {
+        self.record(KIND_TOMBSTONE, |writer| encode_tombstone(tombstone, writer));
+    }
+
     /// The frame's bytes for this place of this segment.
     #[must_use]
     pub fn finish(self, segment: u64, offset: u64, seq: SeqRange, synced_through: u64) -> Vec<u8> {
@@ -240,6 +347,7 @@ fn encode_rows(rows: &RowsRecord, writer: &mut Writer) {
     let count = rows.times.len();
     assert!(rows.series.len() == count && rows.seq_offsets.len() == count, "rows of unequal length");
     writer.u32(rows.table.0);
+    writer.u8(rows.origin.to_byte());
     writer.u64(rows.first_seq.0);
     writer.u32(count as u32);
     writer.u16(rows.columns.len() as u16);
@@ -269,6 +377,7 @@ fn encode_rows(rows: &RowsRecord, writer: &mut Writer) {
 
 fn decode_rows(cursor: &mut Cursor<'_>) -> Result<RowsRecord> {
     let table = TableId(cursor.u32()?);
+    let origin = Origin::from_byte(cursor.u8()?);
     let first_seq = SeqNo(cursor.u64()?);
     let count = cursor.u32()? as usize;
     if count > cursor.left() / 10 {
@@ -296,7 +405,7 @@ fn decode_rows(cursor: &mut Cursor<'_>) -> Result<RowsRecord> {
         let id = ColumnId(cursor.u32()?);
         columns.push((id, decode_column(cursor, count)?));
     }
-    Ok(RowsRecord { table, first_seq, seq_offsets, series, times, columns })
+    Ok(RowsRecord { table, origin, first_seq, seq_offsets, series, times, columns })
 }
 
 fn decode_column(cursor: &mut Cursor<'_>, count: usize) -> Result<Column> {
@@ -322,6 +431,92 @@ fn decode_column(cursor: &mut Cursor<'_>, count: usize) -> Result<Column> {
         }
     }
     Ok(Column { cells, values })
+}
+
+fn decode_message(cursor: &mut Cursor<'_>) -> Result<Message> {
+    let (seq, received) = (SeqNo(cursor.u64()?), Timestamp::from_nanos(cursor.i64()?));
+    let flags = cursor.u8()?;
+    let (qos, retain) = (flags & 3, flags & 4 != 0);
+    if qos > 2 || flags > 7 {
+        return Err(cursor.invalid("a quality of service of at most 2", flags.into()));
+    }
+    let topic = cursor.text(KEY_BYTES)?.to_owned();
+    let properties = cursor.bytes(FRAME_BYTES)?.to_vec();
+    Ok(Message { seq, received, qos, retain, topic, properties, payload: cursor.rest().to_vec() })
+}
+
+const PART_RANGE: u8 = 1;
+const PART_POINTS: u8 = 2;
+
+fn encode_tombstone(tombstone: &Tombstone, writer: &mut Writer) {
+    writer.u32(tombstone.table.0);
+    writer.u64(tombstone.seq.0);
+    writer.varint(tombstone.parts.len() as u64);
+    for part in &tombstone.parts {
+        match part {
+            TombstonePart::Range { range, series } => {
+                writer.u8(PART_RANGE);
+                writer.i64(range.start.as_nanos());
+                writer.i64(range.end.as_nanos());
+                writer.u8(series.is_some().into());
+                if let Some(series) = series {
+                    assert!(series.is_sorted_by(|a, b| a < b), "series of a tombstone ascend");
+                    writer.varint(series.len() as u64);
+                    series.iter().for_each(|series| writer.varint(series.0));
+                }
+            }
+            TombstonePart::Points(points) => {
+                writer.u8(PART_POINTS);
+                writer.varint(points.len() as u64);
+                for (series, time) in points {
+                    writer.varint(series.0);
+                    writer.i64(time.as_nanos());
+                }
+            }
+        }
+    }
+}
+
+fn decode_tombstone(cursor: &mut Cursor<'_>) -> Result<Tombstone> {
+    let (table, seq) = (TableId(cursor.u32()?), SeqNo(cursor.u64()?));
+    let count = cursor.count(usize::MAX, 2)?;
+    let mut parts = Vec::with_capacity(count);
+    for _ in 0..count {
+        parts.push(match cursor.u8()? {
+            PART_RANGE => decode_range_part(cursor)?,
+            PART_POINTS => {
+                let count = cursor.count(usize::MAX, 9)?;
+                let mut points = Vec::with_capacity(count);
+                for _ in 0..count {
+                    points.push((SeriesId(cursor.varint()?), Timestamp::from_nanos(cursor.i64()?)));
+                }
+                TombstonePart::Points(points)
+            }
+            other => return Err(cursor.invalid("a known part of a tombstone", other.into())),
+        });
+    }
+    Ok(Tombstone { table, seq, parts })
+}
+
+fn decode_range_part(cursor: &mut Cursor<'_>) -> Result<TombstonePart> {
+    let (start, end) = (Timestamp::from_nanos(cursor.i64()?), Timestamp::from_nanos(cursor.i64()?));
+    let series = match cursor.u8()? {
+        0 => None,
+        1 => {
+            let count = cursor.count(usize::MAX, 1)?;
+            let mut series: Vec<SeriesId> = Vec::with_capacity(count);
+            for _ in 0..count {
+                let id = SeriesId(cursor.varint()?);
+                if series.last().is_some_and(|last| *last >= id) {
+                    return Err(cursor.invalid("series in ascending order", id.0));
+                }
+                series.push(id);
+            }
+            Some(series)
+        }
+        other => return Err(cursor.invalid("0 or 1", other.into())),
+    };
+    Ok(TombstonePart::Range { range: TimeRange { start, end }, series })
 }
 
 /// One group commit.
@@ -362,6 +557,8 @@ fn read_record(cursor: &mut Cursor<'_>) -> Result<Record> {
             };
             Record::State(State { namespace, key, value })
         }
+        KIND_MESSAGE => Record::Message(decode_message(&mut body)?),
+        KIND_TOMBSTONE => Record::Tombstone(decode_tombstone(&mut body)?),
         KIND_CATALOG => Record::Catalog(CatalogChange::decode(&mut body)?),
         KIND_SERIES => {
             let (table, first) = (TableId(body.u32()?), SeriesId(body.varint()?));

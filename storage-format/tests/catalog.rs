@@ -2,12 +2,12 @@
 
 use proptest::prelude::*;
 use sonde_storage_format::{
-    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Object, ObjectKind, PhysicalType, TableDef,
-    TableId, TableKind, TableOptions, Writer,
+    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Object, ObjectKind, PhysicalType, Profile,
+    TableDef, TableId, TableKind, TableOptions, Writer,
 };
 
 use crate::random::Random;
-use crate::{damage, golden, random, strategy};
+use crate::{damage, golden, strategy};
 
 /// One change of each kind.
 pub(crate) fn exemplars() -> Vec<CatalogChange> {
@@ -15,8 +15,13 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
     let column =
         |id, name: &str, role, kind| ColumnDef { id: ColumnId(id), name: name.to_owned(), role, kind };
     let table = TableId(7);
-    let options =
-        TableOptions { partition: 3_600_000_000_000, retention: 1, cold_after: i64::MAX, max_bytes: 1 << 30 };
+    let options = TableOptions {
+        partition: 3_600_000_000_000,
+        retention: 1,
+        cold_after: i64::MAX,
+        max_bytes: 1 << 30,
+        profile: Profile::Dense,
+    };
     let object = Object {
         kind: ObjectKind::Source,
         database: "public".to_owned(),
@@ -69,6 +74,7 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         retention: width(random),
         cold_after: width(random),
         max_bytes: width(random),
+        profile: random.pick(&[Profile::Fast, Profile::Dense]),
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
@@ -149,9 +155,67 @@ fn damage_never_panics() {
     damage::each_truncation(&bytes, check);
 }
 
+/// The options of a table, as pairs of a number and a value.
+fn decode_options(options: &[(u8, i64)]) -> sonde_storage_format::Result<CatalogChange> {
+    let mut writer = Writer::new();
+    writer.u8(3);
+    writer.u32(7);
+    writer.varint(options.len() as u64);
+    for (option, value) in options {
+        writer.u8(*option);
+        writer.i64(*value);
+    }
+    let mut cursor = Cursor::new("test", writer.as_bytes());
+    let change = CatalogChange::decode(&mut cursor)?;
+    cursor.finish()?;
+    Ok(change)
+}
+
 #[test]
-fn fuzz_catalog() {
-    let mut exemplars: Vec<_> = exemplars().into_iter().map(|change| encode(&[change])).collect();
-    exemplars.push(encode(&self::exemplars()));
-    random::fuzz(&exemplars, |_| {}, check);
+fn options_that_are_not_set_are_left_out() {
+    let (table, bare) = (TableId(7), TableOptions { partition: 9, ..TableOptions::default() });
+    let options = |options| Ok(CatalogChange::SetOptions { table, options });
+    assert_eq!(decode_options(&[(1, 9)]), options(bare));
+    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1)];
+    let set = TableOptions {
+        partition: 9,
+        retention: 5,
+        cold_after: i64::MAX,
+        max_bytes: 1,
+        profile: Profile::Dense,
+    };
+    assert_eq!(decode_options(&all), options(set));
+    for (options, pairs) in [(bare, 1), (set, 5)] {
+        // Change, table, count, pairs.
+        assert_eq!(encode(&[CatalogChange::SetOptions { table, options }]).len(), 1 + 4 + 1 + 9 * pairs);
+    }
+}
+
+#[test]
+fn options_that_no_writer_makes_are_refused() {
+    for (options, what) in [
+        (&[][..], "no partition"),
+        (&[(2, 5)], "no partition"),
+        (&[(2, 5), (1, 9)], "ids that descend"),
+        (&[(1, 9), (1, 9)], "an option twice"),
+        (&[(0, 1), (1, 9)], "an unknown option"),
+        (&[(1, 9), (6, 1)], "an unknown option"),
+        (&[(1, 9), (5, 2)], "an unknown profile"),
+        (&[(1, 9), (2, 0)], "a value of zero"),
+        (&[(1, 9), (2, -1)], "a value below zero"),
+        (&[(1, 9), (4, i64::MIN)], "a value below zero"),
+    ] {
+        assert!(decode_options(options).is_err(), "{what}: {options:?}");
+    }
+}
+
+#[test]
+fn changes_that_no_writer_makes_are_refused() {
+    for bytes in [&[0][..], &[8], &[5, 0, 0, 0, 0], &[5, 4, 0, 0, 0], &[2, 7, 0, 0, 0, 1, 0, 0, 0, 0, 3, 1]] {
+        assert!(decode(bytes).is_err(), "{bytes:?}");
+    }
+    let table = |kind, open| [&[1, 7, 0, 0, 0, 0, 0, kind, open, 1, 1, 9][..], &[0; 8]].concat();
+    assert!(decode(&table(1, 1)).is_ok());
+    assert!(decode(&table(2, 1)).is_err(), "an unknown kind of table");
+    assert!(decode(&table(1, 2)).is_err(), "neither open nor fixed");
 }

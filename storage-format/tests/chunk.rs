@@ -3,33 +3,35 @@
 use proptest::prelude::*;
 use sonde_storage_format::limits::{PAGE_ALIGN, ROOT_BYTES, ROW_GROUP_ROWS};
 use sonde_storage_format::{
-    Cell, ChunkId, ChunkReader, ChunkWriter, Column, ColumnId, ColumnPages, PageStats, PhysicalType, Result,
-    SeqNo, SeqRange, SeriesId, SeriesKey, SeriesRun, TIME_COLUMN, TableId, TimeRange, Timestamp, Values,
-    crc32,
+    Cell, ChunkId, ChunkReader, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRuns, PhysicalType,
+    Profile, Result, SeqNo, SeqRange, SeriesId, SeriesKey, SeriesRows, SeriesRun, TIME_COLUMN, TableId,
+    TimeRange, Timestamp, Values, crc32,
 };
 
 use crate::random::Random;
-use crate::same::{exact, exact_all};
+use crate::same::rows;
 use crate::strategy::{self, FLOATS, KINDS};
-use crate::{damage, golden, random};
+use crate::{damage, exemplars, golden, stats};
 
 const HEAD_LEN: usize = 64;
 const TAIL_LEN: usize = 16;
-const ROOT_LEN: usize = 108;
+const ROOT_LEN: usize = 128;
 const RANGE: TimeRange = TimeRange { start: Timestamp::MIN, end: Timestamp::MAX };
 const SEQ: SeqRange = SeqRange { first: SeqNo(10), last: SeqNo(20) };
 
 /// What a chunk file holds.
 #[derive(Clone, Debug)]
-struct Content {
+pub(crate) struct Content {
     /// Keys in order, each with the times of its rows.
-    series: Vec<(SeriesKey, Vec<i64>)>,
+    pub(crate) series: Vec<(SeriesKey, Vec<i64>)>,
     /// One cell per row of all series.
-    columns: Vec<(ColumnId, Column)>,
+    pub(crate) columns: Vec<(ColumnId, Column)>,
+    /// The rows of each row group.
+    pub(crate) groups: Vec<usize>,
 }
 
 impl Content {
-    fn times(&self) -> Vec<i64> {
+    pub(crate) fn times(&self) -> Vec<i64> {
         self.series.iter().flat_map(|(_, times)| times).copied().collect()
     }
 
@@ -50,101 +52,98 @@ impl Content {
         self.series.iter().enumerate().map(run).collect()
     }
 
-    /// The file; `drain` asks for its bytes piece by piece.
-    fn write(&self, drain: bool) -> (Vec<u8>, Vec<ColumnPages>) {
-        let times = self.times();
+    /// The file, what its columns amount to, and its series; `drain` asks for its bytes piece by piece.
+    pub(crate) fn write(&self, drain: bool) -> (Vec<u8>, Vec<ColumnPages>, u64) {
+        self.write_as(Profile::Fast, drain)
+    }
+
+    fn write_as(&self, profile: Profile, drain: bool) -> (Vec<u8>, Vec<ColumnPages>, u64) {
+        let (times, runs) = (self.times(), self.runs());
         let mut bytes = Vec::new();
-        let mut writer = ChunkWriter::new(ChunkId(41), TableId(7), RANGE, SEQ);
-        for (i, times) in times.chunks(ROW_GROUP_ROWS).enumerate() {
-            let rows = i * ROW_GROUP_ROWS..i * ROW_GROUP_ROWS + times.len();
-            let slice = |(id, column): &(ColumnId, Column)| (*id, column.slice(rows.clone()));
-            writer.push_group(times.to_vec(), &self.columns.iter().map(slice).collect::<Vec<_>>());
+        let mut writer = ChunkWriter::new(ChunkId(41), TableId(7), RANGE, SEQ, profile);
+        let mut start = 0;
+        for rows in &self.groups {
+            let group = start..start + rows;
+            start = group.end;
+            let slice = |(id, column): &(ColumnId, Column)| (*id, column.slice(group.clone()));
+            let columns: Vec<_> = self.columns.iter().map(slice).collect();
+            let inside = |run: &SeriesRun| {
+                let rows =
+                    group.start.max(run.start as usize)..group.end.min((run.start + run.rows) as usize);
+                (!rows.is_empty()).then(|| SeriesRows { id: run.id, key: run.key.clone(), rows: rows.len() })
+            };
+            let series: Vec<SeriesRows> = runs.iter().filter_map(inside).collect();
+            writer.push_group(times[group.clone()].to_vec(), &columns, &series);
             if drain {
                 bytes.extend(writer.drain());
             }
         }
-        self.runs().into_iter().for_each(|run| writer.push_series(run));
-        let (rest, columns) = writer.finish();
+        let (rest, columns, series) = writer.finish();
         bytes.extend(rest);
-        (bytes, columns)
+        (bytes, columns, series)
     }
 }
 
 /// Everything that a file says, every checksum verified.
-struct Everything {
-    series: Vec<SeriesRun>,
-    columns: Vec<ColumnPages>,
+pub(crate) struct Everything {
+    pub(crate) series: Vec<SeriesRun>,
+    pub(crate) columns: Vec<ColumnPages>,
+    pub(crate) runs: Vec<ColumnRuns>,
     /// Per column, its cells in all row groups.
-    cells: Vec<(ColumnId, Column)>,
+    pub(crate) cells: Vec<(ColumnId, Column)>,
 }
 
-fn read(bytes: &[u8]) -> Result<Everything> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Everything> {
     let reader = ChunkReader::open(bytes)?;
     let (series, columns) = (reader.series()?, reader.columns()?);
+    let runs = reader.run_statistics(&series)?;
     let mut cells = Vec::new();
     for ColumnPages { id, kind, pages } in &columns {
         let mut all = Column::new(*kind);
         for (page, time) in pages.iter().zip(&columns[0].pages) {
             let rows = time.unwrap().stats.rows as usize;
             let column = match page {
-                Some(meta) => reader.page(meta)?,
+                Some(meta) => reader.page(meta)?.decode()?,
                 None => Column::absent(*kind, rows),
             };
-            // Without checksums that fit (see `fuzz_chunk`), directory and page may disagree on the type.
-            if column.values.kind() == *kind {
-                all.extend_from(&column, 0..column.len());
-            }
+            all.extend_from(&column, 0..column.len());
         }
         cells.push((*id, all));
     }
-    Ok(Everything { series, columns, cells })
+    Ok(Everything { series, columns, runs, cells })
 }
 
-fn check_round_trip(content: &Content) {
-    let (bytes, written) = content.write(false);
-    assert_eq!(content.write(true), (bytes.clone(), written.clone()), "drained or not");
+fn check_round_trip(content: &Content, profile: Profile) {
+    let (bytes, written, series) = content.write_as(profile, false);
+    let drained = content.write_as(profile, true);
+    assert_eq!(drained, (bytes.clone(), written.clone(), series), "drained or not");
     let reader = ChunkReader::open(&bytes).unwrap();
-    let (root, rows) = (reader.root(), content.times().len());
+    let (root, row_count) = (reader.root(), content.times().len());
     assert_eq!((root.id, root.table, root.range, root.seq), (ChunkId(41), TableId(7), RANGE, SEQ));
-    assert_eq!((root.rows, root.series), (rows as u64, content.series.len() as u64));
+    assert_eq!((root.rows, root.series), (row_count as u64, content.series.len() as u64));
+    assert_eq!(series, root.series);
     let found = read(&bytes).unwrap();
     assert_eq!(found.series, content.runs());
     assert_eq!(found.columns, written);
 
     let mut expected = vec![(TIME_COLUMN, Column::of(Values::Int(content.times())))];
-    let anything = |column: &Column| PageStats::of(column).present + PageStats::of(column).nulls > 0;
-    expected.extend(content.columns.iter().filter(|(_, column)| anything(column)).cloned());
-    // A map of cells that are all values stays a map within its page only.
-    let dense = |columns: &[(ColumnId, Column)]| {
-        let rebuild = |(id, column): &(ColumnId, Column)| {
-            let mut rebuilt = Column::new(column.values.kind());
-            (0..column.len()).for_each(|row| rebuilt.extend_from(column, row..row + 1));
-            (*id, rebuilt)
-        };
-        exact_all(&columns.iter().map(rebuild).collect::<Vec<_>>())
+    let there = |column: &Column| (0..column.len()).any(|row| column.cells.get(row) != Cell::Absent);
+    expected.extend(content.columns.iter().filter(|(_, column)| there(column)).cloned());
+    let sorted = |columns: &[(ColumnId, Column)]| {
+        let mut columns: Vec<_> = columns.iter().map(|(id, column)| (*id, rows(column))).collect();
+        columns.sort_by_key(|(id, _)| *id);
+        columns
     };
-    let (mut found_cells, mut expected_cells) = (dense(&found.cells), dense(&expected));
-    found_cells.sort_by_key(|(id, _)| *id);
-    expected_cells.sort_by_key(|(id, _)| *id);
-    assert_eq!(found_cells, expected_cells);
-
-    for ColumnPages { id, pages, .. } in &found.columns {
-        assert_eq!(pages.len(), rows.div_ceil(ROW_GROUP_ROWS));
-        let column = &found.cells.iter().find(|(other, _)| other == id).unwrap().1;
-        for (group, meta) in pages.iter().enumerate() {
-            let start = group * ROW_GROUP_ROWS;
-            let rows = start..(start + ROW_GROUP_ROWS).min(column.len());
-            let Some(meta) = meta else { continue };
-            assert!(
-                meta.offset.is_multiple_of(PAGE_ALIGN as u64)
-                    && (meta.len as usize).is_multiple_of(PAGE_ALIGN)
-            );
-            assert_eq!(meta.stats, PageStats::of(&column.slice(rows)), "column {id}, row group {group}");
-        }
+    assert_eq!(sorted(&found.cells), sorted(&expected));
+    for meta in found.columns.iter().flat_map(|column| column.pages.iter().flatten()) {
+        assert!(meta.offset.is_multiple_of(PAGE_ALIGN as u64));
+        assert!((meta.len as usize).is_multiple_of(PAGE_ALIGN));
     }
+    assert!(found.columns.iter().all(|column| column.pages.len() == content.groups.len()));
+    stats::check(content, &bytes);
 }
 
-/// Two series, and a column for each codec and cell mode; a few KB.
+/// Two series, and a column for each codec and cell mode, in two row groups of which the first is of one series.
 fn exemplar() -> Content {
     let start = 1_700_000_000_000_000_000;
     let late = |i: i64| if i % 10 == 4 { 3000 + i } else { 0 };
@@ -162,6 +161,8 @@ fn exemplar() -> Content {
     let texts = |texts: Vec<String>| Values::Text(texts.iter().map(|text| text.as_bytes()).collect());
     let mut nulls = Column::new(PhysicalType::UInt64);
     nulls.push_empty(Cell::Null, rows);
+    let mut late = Column::absent(PhysicalType::Int64, 30);
+    late.extend_from(&Column::of(Values::Int((0..10).map(|i| i64::MAX - i).collect())), 0..10);
     let columns = vec![
         Column::of(Values::Float(row().map(|i| f64::from_bits(FLOATS[i % FLOATS.len()])).collect())),
         Column::of(Values::Float(row().map(|i| (i / 5) as f64 / 3.0).collect())),
@@ -174,11 +175,54 @@ fn exemplar() -> Content {
         map(texts((0..present).map(|i| format!("line {i}\0")).collect())),
         Column::absent(PhysicalType::Float64, rows),
         nulls,
+        late,
     ];
-    Content {
-        series,
-        columns: columns.into_iter().zip(1..).map(|(column, id)| (ColumnId(id), column)).collect(),
-    }
+    let columns = columns.into_iter().zip(1..).map(|(column, id)| (ColumnId(id), column)).collect();
+    Content { series, columns, groups: vec![20, 20] }
+}
+
+/// Two series that are long enough for statistics of their own and one that is not, across five row groups.
+fn long_exemplar() -> Content {
+    let (start, minute) = (1_700_000_000_000_000_000, 60_000_000_000);
+    let times = |n: i64| (0..n).map(|i| start + i * minute).collect::<Vec<_>>();
+    let series = vec![
+        (SeriesKey::encode([Some("a")]), times(1500)),
+        (SeriesKey::encode([Some("b")]), times(30)),
+        (SeriesKey::encode([Some("b"), Some("")]), times(1024)),
+    ];
+    let rows = 2554;
+    let row = || 0..rows;
+    // No first and no last value; nothing in the second row group.
+    let gap = |row: usize| (600..1000).contains(&row) || matches!(row, 0 | 1 | 1499 | 2553);
+    let gaps = |kind| {
+        let cells: Vec<Cell> = row()
+            .map(|row| match row {
+                row if gap(row) => Cell::Absent,
+                row if row % 50 == 7 => Cell::Null,
+                _ => Cell::Value,
+            })
+            .collect();
+        let present = cells.iter().filter(|cell| **cell == Cell::Value).count();
+        let values = match kind {
+            PhysicalType::Boolean => Values::Bool((0..present).map(|i| i % 900 < 400).collect()),
+            _ => Values::Int((0..present as i64).map(|i| i64::MAX - i % 5).collect()),
+        };
+        strategy::mixed(cells, &Column::of(values))
+    };
+    let mut nans: Vec<f64> = row().map(|i| (i * i % 9) as f64 / 4.0).collect();
+    (nans[40], nans[1499]) = (f64::NAN, f64::from_bits(0xfff8_dead_beef_0001));
+    let mut late = Column::absent(PhysicalType::UInt64, 2000);
+    late.extend_from(&Column::of(Values::UInt(vec![u64::MAX; 554])), 0..554);
+    let columns = vec![
+        Column::of(Values::Float(row().map(|i| f64::from((i * 7 % 50) as u32) / 10.0).collect())),
+        Column::of(Values::Float(nans)),
+        gaps(PhysicalType::Int64),
+        gaps(PhysicalType::Boolean),
+        late,
+        Column::of(Values::Text(row().map(|i| [&b"on"[..], b"off"][i / 800 % 2]).collect())),
+    ];
+    let columns = columns.into_iter().zip(1..).map(|(column, id)| (ColumnId(id), column)).collect();
+    Content { series, columns, groups: vec![600, 400, 700, 424, 430] }
 }
 
 fn content(random: &mut Random, rows: &[usize]) -> Content {
@@ -199,42 +243,66 @@ fn content(random: &mut Random, rows: &[usize]) -> Content {
     let series: Vec<_> = keys.into_iter().zip(rows.iter().map(times).collect::<Vec<_>>()).collect();
     let total = rows.iter().sum();
     let column = |id| (ColumnId(id), strategy::column(random, KINDS[id as usize % KINDS.len()], total));
-    Content { series, columns: (1..9).map(column).collect() }
+    Content { series, columns: (1..9).map(column).collect(), groups: vec![total] }
+}
+
+/// The lines of `values.txt` for the chunks.
+pub(crate) fn values() -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, content) in [("chunk", exemplar()), ("chunk_long", long_exemplar())] {
+        let (bytes, columns, _) = content.write(false);
+        let reader = ChunkReader::open(&bytes).unwrap();
+        for column in columns {
+            for (group, meta) in column.pages.iter().enumerate() {
+                let Some(meta) = meta else { continue };
+                let page = reader.page(meta).unwrap().decode().unwrap();
+                lines.push(golden::values_line(&format!("{name}:{}:{group}", column.id), &page));
+            }
+        }
+    }
+    lines
 }
 
 #[test]
 fn golden() {
-    let (bytes, _) = exemplar().write(false);
-    assert!(bytes.len() < 5000, "{} bytes are many to flip", bytes.len());
+    let (bytes, ..) = exemplar().write(false);
+    assert!(bytes.len() < 8000, "{} bytes are many to flip", bytes.len());
     golden::check("chunk", &bytes);
-    check_round_trip(&exemplar());
+    let (bytes, ..) = long_exemplar().write(false);
+    assert!(bytes.len() < 20_000, "{} bytes", bytes.len());
+    golden::check("chunk_long", &bytes);
+    for profile in [Profile::Fast, Profile::Dense] {
+        check_round_trip(&exemplar(), profile);
+        check_round_trip(&long_exemplar(), profile);
+    }
 }
 
 #[test]
 fn sizes() {
-    let key = SeriesKey::encode([]);
-    let (bytes, columns) = Content { series: vec![(key, vec![5])], columns: Vec::new() }.write(false);
-    assert_eq!(bytes[..HEAD_LEN], [&b"SONDECHK"[..], &[0; 56]].concat());
+    let series = vec![(SeriesKey::encode([]), vec![5])];
+    let (bytes, columns, _) = Content { series, columns: Vec::new(), groups: vec![1] }.write(false);
+    assert_eq!(bytes[..HEAD_LEN], [&b"SONDECHK"[..], &[1], &[0; 55]].concat());
     assert_eq!(bytes[bytes.len() - 8..], *b"SONDECHK");
-    let root_len = u32::from_le_bytes(bytes[bytes.len() - TAIL_LEN..][..4].try_into().unwrap()) as usize;
-    assert_eq!(root_len, ROOT_LEN);
+    assert_eq!(u32_at(&bytes, bytes.len() - TAIL_LEN), ROOT_LEN);
     const { assert!(ROOT_LEN <= ROOT_BYTES) };
-    // Id, key length, rows, two times; groups, columns, the time column's id and type, one entry of 49 bytes.
-    let (series, pages) = (2 + 1 + 1 + 16, 1 + 1 + 4 + 1 + 49);
-    assert_eq!(bytes.len(), HEAD_LEN + PAGE_ALIGN + series + pages + ROOT_LEN + TAIL_LEN);
+    // Id, key length, rows, two times; groups, columns, the time column's id and type, an entry with a range; no columns.
+    let (series, pages, runs) = (2 + 1 + 1 + 16, 1 + 1 + 4 + 1 + 4 + 8 + 4 + 16 + 1 + 16, 1);
+    assert_eq!(bytes.len(), HEAD_LEN + PAGE_ALIGN + series + pages + runs + ROOT_LEN + TAIL_LEN);
     assert_eq!(columns[0].pages[0].unwrap().offset, HEAD_LEN as u64);
+    let stats = columns[0].pages[0].unwrap().stats;
+    assert!(stats.range == Some((5, 5)) && stats.ends.is_none() && stats.sum.is_none());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn round_trip(seed: u64, rows in proptest::collection::vec(1..60_usize, 1..8), long: bool) {
+    fn round_trip(seed: u64, rows in proptest::collection::vec(1..60_usize, 1..8), long: bool, dense: bool) {
         let mut rows = rows;
         if long {
             rows[0] = 1024;
         }
-        check_round_trip(&content(&mut Random::new(seed), &rows));
+        check_round_trip(&content(&mut Random::new(seed), &rows), if dense { Profile::Dense } else { Profile::Fast });
     }
 }
 
@@ -252,13 +320,39 @@ fn two_row_groups_come_back() {
     second.push_empty(Cell::Null, 1);
     let both = Column::of(Values::UInt((0..rows as u64).collect()));
     let columns = vec![(ColumnId(3), first), (ColumnId(2), second), (ColumnId(1), both)];
-    let content = Content { series, columns };
-    check_round_trip(&content);
-    let (bytes, _) = content.write(false);
+    let content = Content { series, columns, groups: vec![ROW_GROUP_ROWS, 3] };
+    check_round_trip(&content, Profile::Fast);
+    let (bytes, ..) = content.write(false);
     let columns = ChunkReader::open(&bytes).unwrap().columns().unwrap();
     let there: Vec<_> =
         columns.iter().map(|column| (column.id.0, [0, 1].map(|i| column.pages[i].is_some()))).collect();
     assert_eq!(there, [(0, [true, true]), (3, [true, false]), (1, [true, true]), (2, [false, true])]);
+}
+
+/// The dense profile is for pages of values; both profiles say the same of them.
+#[test]
+fn the_profile_is_that_of_all_pages() {
+    let walk = Values::Int((0..2000).map(|i| i64::from(exemplars::walk(i).pow(2) / 40 + i * 5)).collect());
+    let times = exemplars::noise(2000).scan(0, |at, word| {
+        *at += (word >> 40).cast_signed();
+        Some(*at)
+    });
+    let series = vec![(SeriesKey::encode([]), times.collect())];
+    let content = Content { series, columns: vec![(ColumnId(1), Column::of(walk))], groups: vec![2000] };
+    let (fast, fast_pages, _) = content.write_as(Profile::Fast, false);
+    let (dense, dense_pages, _) = content.write_as(Profile::Dense, false);
+    let units = |bytes: &[u8], pages: &[ColumnPages]| {
+        let reader = ChunkReader::open(bytes).unwrap();
+        pages
+            .iter()
+            .map(|column| reader.page(&column.pages[0].unwrap()).unwrap().is_unit())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(units(&fast, &fast_pages), [false, false]);
+    assert_eq!(units(&dense, &dense_pages), [false, true]);
+    for (fast, dense) in fast_pages.iter().zip(&dense_pages) {
+        assert_eq!(fast.pages[0].unwrap().stats, dense.pages[0].unwrap().stats);
+    }
 }
 
 /// Every bit of the file stands under a checksum that a reader verifies before it believes the bit.
@@ -269,7 +363,7 @@ fn damage_is_refused() {
 
 #[test]
 fn an_untouched_section_is_not_verified() {
-    let (mut bytes, _) = exemplar().write(false);
+    let (mut bytes, ..) = exemplar().write(false);
     bytes[HEAD_LEN] ^= 1;
     let reader = ChunkReader::open(&bytes).unwrap();
     let columns = reader.columns().unwrap();
@@ -277,95 +371,101 @@ fn an_untouched_section_is_not_verified() {
     assert!(reader.page(&columns[1].pages[0].unwrap()).is_ok());
 }
 
-#[test]
-fn a_later_version_is_refused() {
-    let (bytes, _) = exemplar().write(false);
+fn u32_at(bytes: &[u8], at: usize) -> usize {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+}
+
+/// Where the sections stand, in the order of the root.
+fn sections(bytes: &[u8]) -> [std::ops::Range<usize>; 3] {
     let root = bytes.len() - TAIL_LEN - ROOT_LEN;
-    for at in [8, root, root + 4] {
+    [68, 88, 108].map(|at| {
+        let (start, len) = (u32_at(bytes, root + at), u32_at(bytes, root + at + 8));
+        start..start + len
+    })
+}
+
+/// Makes the checksums of sections and root right.
+fn reseal(bytes: &mut [u8]) {
+    let tail = bytes.len() - TAIL_LEN;
+    for (section, at) in sections(bytes).into_iter().zip([68, 88, 108]) {
+        let crc = crc32(&bytes[section]);
+        bytes[tail - ROOT_LEN + at + 16..][..4].copy_from_slice(&crc.to_le_bytes());
+    }
+    let crc = crc32(&bytes[tail - ROOT_LEN..tail]);
+    bytes[tail + 4..tail + 8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Behind checksums that are right, a section may say anything: it is refused, or names what the file has.
+#[test]
+fn sealed_damage_never_panics() {
+    let series = |reader: &ChunkReader<'_>| {
+        let Ok(series) = reader.series() else { return };
+        assert_eq!(series.iter().map(|run| run.rows).sum::<u64>(), reader.root().rows);
+    };
+    let pages = |reader: &ChunkReader<'_>| {
+        for meta in reader.columns().iter().flatten().flat_map(|column| column.pages.iter().flatten()) {
+            let Ok(page) = reader.page(meta) else { continue };
+            assert_eq!(
+                (page.rows(), page.present()),
+                (meta.stats.rows as usize, meta.stats.present as usize)
+            );
+        }
+    };
+    let runs = |reader: &ChunkReader<'_>| drop(reader.run_statistics(&reader.series().unwrap()));
+    let checks: [&dyn Fn(&ChunkReader<'_>); 3] = [&series, &pages, &runs];
+    for (bytes, ..) in [exemplar().write(false), long_exemplar().write(false)] {
+        let mut flipped = bytes.clone();
+        for (section, check) in sections(&bytes).into_iter().zip(checks) {
+            for at in section {
+                flipped[at] ^= 1 << (at % 8);
+                reseal(&mut flipped);
+                check(&ChunkReader::open(&flipped).unwrap());
+                flipped[at] = bytes[at];
+            }
+        }
+        reseal(&mut flipped);
+        assert!(flipped == bytes);
+    }
+}
+
+#[test]
+fn another_version_is_refused() {
+    let (bytes, ..) = exemplar().write(false);
+    let root = bytes.len() - TAIL_LEN - ROOT_LEN;
+    let refused = |at: usize, byte: u8, who: &str| {
         let mut bytes = bytes.clone();
-        bytes[at] = 1;
+        bytes[at] = byte;
         reseal(&mut bytes);
         let error = ChunkReader::open(&bytes).unwrap_err();
-        assert!(error.to_string().contains("newer sonde"), "{error}");
+        assert!(error.to_string().contains(who), "{error}");
+    };
+    for at in [8, root] {
+        refused(at, 0, "development build");
+        refused(at, 2, "newer sonde");
     }
+    refused(root + 4, 1, "newer sonde");
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
-    Some(u32::from_le_bytes(bytes.get(at..)?.get(..4)?.try_into().ok()?) as usize)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<usize> {
-    Some(u64::from_le_bytes(bytes.get(at..)?.get(..8)?.try_into().ok()?) as usize)
-}
-
-/// Writes the checksum of `bytes[start..start + len]` to `at`.
-fn seal(bytes: &mut [u8], at: usize, start: usize, len: usize) -> Option<()> {
-    let crc = crc32(bytes.get(start..)?.get(..len)?);
-    bytes.get_mut(at..)?.get_mut(..4)?.copy_from_slice(&crc.to_le_bytes());
-    Some(())
-}
-
-/// Makes the checksums of the pages right, as far as the page directory still says where they are.
-fn reseal_pages(bytes: &mut [u8], directory: usize) -> Option<()> {
-    let (groups, columns) = (*bytes.get(directory)?, *bytes.get(directory + 1)?);
-    let mut at = directory + 2;
-    for _ in 0..columns {
-        at += 5;
-        for _ in 0..groups {
-            let len = u32_at(bytes, at)?;
-            if len > 0 {
-                let offset = u64_at(bytes, at + 4)?;
-                let _ = seal(bytes, at + 12, offset, len);
-            }
-            at += if len > 0 { 49 } else { 4 };
-        }
-    }
-    Some(())
-}
-
-/// Makes all checksums right, from the pages to the root, as far as the file still says where they are.
-fn reseal(bytes: &mut [u8]) {
-    let Some(tail) = bytes.len().checked_sub(TAIL_LEN) else { return };
-    let root = tail.saturating_sub(u32_at(bytes, tail).unwrap());
-    let section = |bytes: &[u8], at: usize| Some((u64_at(bytes, at)?, u64_at(bytes, at + 8)?));
-    if let Some((pages, len)) = section(bytes, root + 88) {
-        let _ = reseal_pages(bytes, pages);
-        let _ = seal(bytes, root + 104, pages, len);
-    }
-    if let Some((series, len)) = section(bytes, root + 68) {
-        let _ = seal(bytes, root + 84, series, len);
-    }
-    let _ = seal(bytes, tail + 4, root, tail - root);
-}
-
-/// Reads whatever can be read; nothing may panic.
-fn decode(bytes: &[u8]) {
-    let Ok(reader) = ChunkReader::open(bytes) else { return };
-    if let Ok(series) = reader.series() {
-        assert!(series.iter().map(|run| run.rows).sum::<u64>() == reader.root().rows);
-    }
-    for column in reader.columns().unwrap_or_default() {
-        for meta in column.pages.iter().flatten() {
-            if let Ok(page) = reader.page(meta) {
-                assert_eq!(page.len(), meta.stats.rows as usize);
-                let _ = exact(&page);
-            }
-        }
-    }
-}
-
+/// Rows of other series in between, other times, or fewer rows than the series have, are mistakes of the caller.
 #[test]
-fn resealing_changes_nothing_that_is_whole() {
-    let (bytes, _) = exemplar().write(false);
-    let mut sealed = bytes.clone();
-    reseal(&mut sealed);
-    assert!(sealed == bytes);
-}
-
-#[test]
-fn fuzz_chunk() {
-    let mut random = Random::new(8);
-    let mut exemplars = vec![exemplar().write(false).0];
-    exemplars.extend((0..6).map(|i| content(&mut random, &[1, 30 + i]).write(false).0));
-    random::fuzz(&exemplars, |bytes| reseal(bytes), decode);
+fn a_writer_is_given_rows_in_order() {
+    let push = |groups: &[(&str, &[i64])]| {
+        let groups: Vec<(String, Vec<i64>)> =
+            groups.iter().map(|(key, times)| ((*key).to_owned(), times.to_vec())).collect();
+        std::panic::catch_unwind(move || {
+            let mut writer = ChunkWriter::new(ChunkId(1), TableId(1), RANGE, SEQ, Profile::Fast);
+            for (key, times) in groups {
+                let id = SeriesId(key.as_bytes()[0].into());
+                let series =
+                    SeriesRows { id, key: SeriesKey::encode([Some(key.as_str())]), rows: times.len() };
+                writer.push_group(times, &[], &[series]);
+            }
+        })
+        .is_ok()
+    };
+    assert!(push(&[("a", &[1, 2]), ("a", &[2, 3]), ("b", &[0])]));
+    assert!(!push(&[("a", &[2, 1])]), "times that go back");
+    assert!(!push(&[("a", &[1, 2]), ("a", &[1])]), "times that go back in the next row group");
+    assert!(!push(&[("b", &[1]), ("a", &[1])]), "keys that go back");
+    assert!(!push(&[("a", &[])]), "no rows");
 }

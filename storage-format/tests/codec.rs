@@ -1,215 +1,21 @@
-//! Codecs against implementations that push and pop single bits, written from the drawing in docs/format/page.md.
+//! Codecs against those of `plain`, which push and pop single bits.
 
 use proptest::prelude::*;
+use sonde_storage_format::limits::WORD_DICTIONARY;
 use sonde_storage_format::{
-    CodecId, Cursor, PhysicalType, Values, decode_floats, decode_page, encode_floats_as, encode_ints_as,
+    CodecId, Column, Cursor, PhysicalType, Values, decode_floats, decode_page, encode_floats_as,
+    encode_ints_as, encode_page, use_portable_code,
 };
 
-use crate::page::page_of;
+use crate::page::{dictionary, page_of, vectors};
 use crate::random::Random;
-use crate::same::bits;
-use crate::strategy;
-
-/// Bits one by one, most significant first.
-#[derive(Default)]
-struct Bits(Vec<bool>);
-
-impl Bits {
-    fn put(&mut self, value: u64, count: u32) {
-        (0..count).rev().for_each(|i| self.0.push(value >> i & 1 == 1));
-    }
-
-    fn into_bytes(self) -> Vec<u8> {
-        self.0
-            .chunks(8)
-            .map(|byte| byte.iter().zip(0..8).map(|(bit, i)| u8::from(*bit) << (7 - i)).sum())
-            .collect()
-    }
-}
-
-fn plain_gorilla(values: &[f64]) -> Vec<u8> {
-    let mut out = Bits::default();
-    let mut window = None;
-    out.put(values[0].to_bits(), 64);
-    for pair in values.windows(2) {
-        let xor = pair[0].to_bits() ^ pair[1].to_bits();
-        if xor == 0 {
-            out.put(0b0, 1);
-            continue;
-        }
-        // Five bits hold at most 31 leading zeroes.
-        let (leading, trailing) = (xor.leading_zeros().min(31), xor.trailing_zeros());
-        match window {
-            Some((first, last)) if leading >= first && trailing >= last => {
-                out.put(0b10, 2);
-                out.put(xor >> last, 64 - first - last);
-            }
-            _ => {
-                out.put(0b11, 2);
-                out.put(leading.into(), 5);
-                out.put(u64::from(64 - leading - trailing) - 1, 6);
-                out.put(xor >> trailing, 64 - leading - trailing);
-                window = Some((leading, trailing));
-            }
-        }
-    }
-    out.into_bytes()
-}
-
-fn plain_delta_of_delta(values: &[i64]) -> Vec<u8> {
-    let mut out = Bits::default();
-    out.put(values[0].cast_unsigned(), 64);
-    let mut last_delta = 0_i64;
-    for pair in values.windows(2) {
-        let delta = pair[1].wrapping_sub(pair[0]);
-        let change = delta.wrapping_sub(last_delta);
-        last_delta = delta;
-        let zigzag = if change < 0 { !(change.cast_unsigned() << 1) } else { change.cast_unsigned() << 1 };
-        match zigzag {
-            0 => out.put(0, 1),
-            z if z < 1 << 14 => (out.put(0b10, 2), out.put(z, 14)).1,
-            z if z < 1 << 24 => (out.put(0b110, 3), out.put(z, 24)).1,
-            z if z < 1 << 36 => (out.put(0b1110, 4), out.put(z, 36)).1,
-            z => (out.put(0b1111, 4), out.put(z, 64)).1,
-        }
-    }
-    out.into_bytes()
-}
-
-/// Value `i` of a plainly packed byte string, least significant bit of a byte first.
-fn packed(bytes: &[u8], index: usize, width: usize) -> u64 {
-    (0..width).fold(0, |value, i| {
-        let at = index * width + i;
-        value | u64::from(bytes[at / 8] >> (at % 8) & 1) << i
-    })
-}
-
-/// The same of a vector: interleaved where there are 1,024 values.
-fn packed_vector(bytes: &[u8], count: usize, index: usize, width: usize) -> u64 {
-    if count != 1024 {
-        return packed(bytes, index, width);
-    }
-    let (lane, row) = (index % 16, index / 16);
-    (0..width).fold(0, |value, i| {
-        let at = row * width + i;
-        value | u64::from(bytes[8 * (16 * (at / 64) + lane) + at % 64 / 8] >> (at % 8) & 1) << i
-    })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
-fn unzigzag(word: u64) -> u64 {
-    if word & 1 == 1 { !(word >> 1) } else { word >> 1 }
-}
-
-fn varint(bytes: &mut &[u8]) -> u64 {
-    let (mut value, mut shift) = (0, 0);
-    loop {
-        let byte = bytes[0];
-        *bytes = &bytes[1..];
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return value;
-        }
-        shift += 7;
-    }
-}
-
-/// `packed` of the drawing, to the end of the bytes.
-fn plain_packed(bytes: &[u8], count: usize) -> Vec<u64> {
-    let (width, exceptions, high) = (usize::from(bytes[0]), u16_at(bytes, 1), usize::from(bytes[3]));
-    let low = &bytes[4..];
-    let mut values: Vec<u64> = (0..count).map(|i| packed_vector(low, count, i, width)).collect();
-    let positions = &low[(count * width).div_ceil(8)..];
-    let highs = &positions[2 * exceptions..];
-    assert_eq!(highs.len(), (exceptions * high).div_ceil(8));
-    for i in 0..exceptions {
-        values[u16_at(positions, 2 * i)] |= packed(highs, i, high) << width;
-    }
-    values
-}
-
-/// A vector of integers, tag included, as the drawing has it.
-fn plain_words(vector: &[u8], count: usize) -> Vec<u64> {
-    let mut rest = &vector[1..];
-    match CodecId::from_byte(vector[0]).unwrap() {
-        CodecId::Constant => vec![u64_at(rest, 0); count],
-        CodecId::For => {
-            let base = u64_at(rest, 0);
-            plain_packed(&rest[8..], count).into_iter().map(|word| word.wrapping_add(base)).collect()
-        }
-        CodecId::Delta => {
-            let (first, centre) = (u64_at(rest, 0), u64_at(rest, 8));
-            let steps = plain_packed(&rest[16..], count);
-            assert_eq!(steps[0], 0);
-            let mut words = vec![first];
-            for step in &steps[1..] {
-                let step = unzigzag(*step).wrapping_add(centre);
-                words.push(words[words.len() - 1].wrapping_add(step));
-            }
-            words
-        }
-        CodecId::DeltaRle => {
-            let mut words = vec![varint(&mut rest)];
-            while !rest.is_empty() {
-                let (delta, run) = (unzigzag(varint(&mut rest)), varint(&mut rest));
-                (0..run).for_each(|_| words.push(words[words.len() - 1].wrapping_add(delta)));
-            }
-            words
-        }
-        CodecId::Gcd => {
-            let base = u64_at(rest, 0);
-            rest = &rest[8..];
-            let divisor = varint(&mut rest);
-            let quotients = plain_words(rest, count);
-            quotients.into_iter().map(|word| base.wrapping_add(word.wrapping_mul(divisor))).collect()
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-/// ALP as the drawing has it, tag included.
-struct Alp {
-    exponents: (u8, u8),
-    lane: usize,
-    exceptions: usize,
-    integers: Vec<i64>,
-    values: Vec<f64>,
-}
-
-fn plain_alp(vector: &[u8], count: usize) -> Alp {
-    assert_eq!(vector[0], CodecId::Alp as u8);
-    let (e, f, lane) = (i32::from(vector[1]), i32::from(vector[2]), usize::from(vector[3]));
-    let exceptions = u16_at(vector, 4);
-    let positions = &vector[6..];
-    let raw = &positions[2 * exceptions..];
-    let lanes = &raw[8 * exceptions..];
-    let lanes_len = (count * lane).div_ceil(8);
-    let words = plain_words(&lanes[lanes_len..], count);
-    let integers: Vec<i64> = words.into_iter().map(|word| (word ^ 1 << 63).cast_signed()).collect();
-    let power = |n: i32| format!("1e{n}").parse::<f64>().unwrap();
-    let ulps = |i: usize| {
-        if lane == 0 { 0 } else { packed_vector(lanes, count, i, lane) as i64 - (1 << (lane - 1)) }
-    };
-    let back = |(i, d): (usize, &i64)| {
-        f64::from_bits((*d as f64 * power(f) * power(-e)).to_bits().wrapping_add_signed(ulps(i)))
-    };
-    let mut values: Vec<f64> = integers.iter().enumerate().map(back).collect();
-    for i in 0..exceptions {
-        values[u16_at(positions, 2 * i)] = f64::from_bits(u64_at(raw, 8 * i));
-    }
-    Alp { exponents: (vector[1], vector[2]), lane, exceptions, integers, values }
-}
+use crate::same::{bits, exact};
+use crate::strategy::{self, KINDS};
+use crate::{exemplars, plain};
 
 fn floats_back(vector: &[u8], count: usize) -> Vec<f64> {
     let mut back = vec![0.0; count];
-    decode_floats(&mut Cursor::new("test", vector), &[], &mut back).unwrap();
+    decode_floats(&mut Cursor::new("test", vector), &mut back).unwrap();
     back
 }
 
@@ -220,10 +26,42 @@ fn ints_back(vector: &[u8], count: usize) -> Vec<i64> {
     }
 }
 
+fn from_word(word: u64) -> i64 {
+    (word ^ 1 << 63).cast_signed()
+}
+
 fn floats() -> impl Strategy<Value = Vec<f64>> {
     let long =
         (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| strategy::floats(&mut Random::new(seed), len));
-    prop_oneof![long, proptest::collection::vec(any::<u64>().prop_map(f64::from_bits), 1..20)]
+    // Values of those before, far and near, with other high bits: what Chimp128 looks for.
+    let again = (1..=1024_usize, any::<u64>()).prop_map(|(len, seed)| {
+        let mut random = Random::new(seed);
+        let mut values = strategy::floats(&mut random, len);
+        for i in 1..len {
+            let like = i.saturating_sub(1 + random.below(140));
+            match random.below(4) {
+                0 => values[i] = values[like],
+                1 => {
+                    values[i] =
+                        f64::from_bits(values[like].to_bits() ^ random.next() << 14 >> random.below(3))
+                }
+                _ => {}
+            }
+        }
+        values
+    });
+    prop_oneof![long, again, proptest::collection::vec(any::<u64>().prop_map(f64::from_bits), 1..20)]
+}
+
+/// Doubles whose left bits are few, or nearly.
+fn real_doubles() -> impl Strategy<Value = Vec<f64>> {
+    let len = prop_oneof![Just(1024_usize), 1..1024_usize];
+    (len, 1..12_usize, 48..60_u32, any::<u64>()).prop_map(|(len, lefts, right, seed)| {
+        let mut random = Random::new(seed);
+        let lefts: Vec<u64> = (0..lefts).map(|_| random.next() << right).collect();
+        let word = |random: &mut Random| random.pick(&lefts) | random.next() >> (64 - right);
+        (0..len).map(|_| f64::from_bits(word(&mut random))).collect()
+    })
 }
 
 fn ints() -> impl Strategy<Value = Vec<i64>> {
@@ -240,21 +78,37 @@ proptest! {
     #[test]
     fn gorilla_is_the_plain_stream(values in floats()) {
         let vector = encode_floats_as(CodecId::Gorilla, &values).unwrap();
-        prop_assert_eq!(&vector[1..], plain_gorilla(&values));
+        prop_assert_eq!(&vector[1..], plain::gorilla(&values));
+        prop_assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
+    }
+
+    #[test]
+    fn chimp_is_the_plain_stream(values in floats()) {
+        let vector = encode_floats_as(CodecId::Chimp128, &values).unwrap();
+        prop_assert_eq!(&vector[1..], plain::chimp(&values));
+        prop_assert_eq!(bits(&plain::from_chimp(&vector[1..], values.len())), bits(&values));
         prop_assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
     }
 
     #[test]
     fn delta_of_delta_is_the_plain_stream(values in ints()) {
         let vector = encode_ints_as(CodecId::DeltaOfDelta, &values).unwrap();
-        prop_assert_eq!(&vector[1..], plain_delta_of_delta(&values));
+        prop_assert_eq!(&vector[1..], plain::delta_of_delta(&values));
         prop_assert_eq!(ints_back(&vector, values.len()), values);
     }
 
     #[test]
     fn alp_is_the_plain_arithmetic(values in floats()) {
         if let Some(vector) = encode_floats_as(CodecId::Alp, &values) {
-            prop_assert_eq!(bits(&plain_alp(&vector, values.len()).values), bits(&values));
+            prop_assert_eq!(bits(&plain::alp(&vector, values.len()).values), bits(&values));
+            prop_assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
+        }
+    }
+
+    #[test]
+    fn alp_rd_is_as_drawn(values in prop_oneof![floats(), real_doubles()]) {
+        if let Some(vector) = encode_floats_as(CodecId::AlpRd, &values) {
+            prop_assert_eq!(bits(&plain::alp_rd(&vector, values.len())), bits(&values));
             prop_assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
         }
     }
@@ -270,16 +124,65 @@ proptest! {
     fn integers_are_as_drawn(values in ints()) {
         for codec in [CodecId::For, CodecId::Delta, CodecId::DeltaRle] {
             let vector = encode_ints_as(codec, &values).unwrap();
-            let drawn = plain_words(&vector, values.len()).into_iter().map(|word| (word ^ 1 << 63).cast_signed());
+            let drawn = plain::words(&vector, values.len()).into_iter().map(from_word);
             prop_assert_eq!(drawn.collect::<Vec<_>>(), values.clone());
             prop_assert_eq!(ints_back(&vector, values.len()), values.clone());
         }
     }
 
+    /// Nothing but sequences is one, whatever wraps.
     #[test]
-    fn delta_runs_come_back(values in ints()) {
-        let vector = encode_ints_as(CodecId::DeltaRle, &values).unwrap();
-        prop_assert_eq!(ints_back(&vector, values.len()), values);
+    fn sequences_are_as_drawn(first: i64, step: i64, len in 1..1025_usize, off in 0..2000_usize) {
+        let mut values: Vec<i64> = (0..len as i64).map(|i| first.wrapping_add(i.wrapping_mul(step))).collect();
+        let broken = off < len && len > 2;
+        if broken {
+            values[off] ^= 1;
+        }
+        let vector = encode_ints_as(CodecId::Sequence, &values);
+        prop_assert_eq!(vector.is_none(), broken);
+        if let Some(vector) = vector {
+            let drawn = plain::words(&vector, len).into_iter().map(from_word);
+            prop_assert_eq!(drawn.collect::<Vec<_>>(), values.clone());
+            prop_assert_eq!(ints_back(&vector, len), values);
+        }
+    }
+
+    /// Vectors of codes, full ones and the last one, of floats and of integers. Two words would have a divisor.
+    #[test]
+    fn dictionaries_are_as_drawn(full in 0..2_usize, rest in 200..1025_usize, few in 3..9_usize, seed: u64) {
+        let len = 1024 * full + rest;
+        let mut random = Random::new(seed);
+        let few: Vec<u64> = (0..few).map(|_| random.next()).collect();
+        let words: Vec<u64> = (0..len).map(|_| random.pick(&few)).collect();
+        let floats = Values::Float(words.iter().map(|word| f64::from_bits(*word)).collect());
+        for values in [Values::UInt(words.clone()), floats] {
+            let page = encode_page(&Column::of(values), false);
+            let entries = plain::word_entries(dictionary(&page));
+            prop_assert!(entries.len() <= few.len() && entries.is_sorted_by(|a, b| a < b));
+            let mut drawn = Vec::new();
+            for (vector, words) in vectors(&page).into_iter().zip(words.chunks(1024)) {
+                prop_assert_eq!(vector[0], CodecId::Dictionary as u8);
+                let codes = plain::words(&vector[1..], words.len());
+                drawn.extend(codes.into_iter().map(|code| entries[code as usize]));
+            }
+            prop_assert_eq!(&drawn, &words);
+        }
+    }
+}
+
+/// What any processor does is what this one does. Other tests may run either code meanwhile, with the same results.
+#[test]
+fn portable_code_writes_and_reads_the_same() {
+    let mut random = Random::new(11);
+    let exemplars = exemplars::all().into_iter().map(|exemplar| exemplar.column);
+    let drawn = (0..60).map(|i| strategy::column(&mut random, KINDS[i % 3], 1024 + i % 2));
+    for column in exemplars.chain(drawn.collect::<Vec<_>>()) {
+        use_portable_code(true);
+        let page = encode_page(&column, true);
+        let back = decode_page(&page).unwrap();
+        use_portable_code(false);
+        assert_eq!(encode_page(&column, true), page);
+        assert_eq!(exact(&decode_page(&page).unwrap()), exact(&back));
     }
 }
 
@@ -296,7 +199,7 @@ fn alp_samples_take_no_more_than_with_the_reference() {
         let values: Vec<f64> = text.lines().map(|line| line.parse().unwrap()).collect();
         assert_eq!(values.len(), 1024, "{name}");
         let vector = encode_floats_as(CodecId::Alp, &values).unwrap();
-        let alp = plain_alp(&vector, values.len());
+        let alp = plain::alp(&vector, values.len());
         assert_eq!(bits(&alp.values), bits(&values), "{name}");
         assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values), "{name}");
         let reference = 13 + 1024 * width / 8 + 10 * exceptions;
@@ -316,7 +219,7 @@ fn averages_take_a_lane() {
         .map(|i| f64::from_bits(decimal(i).to_bits().wrapping_add_signed((i % 5) as i64 - 2)))
         .collect();
     let vector = encode_floats_as(CodecId::Alp, &values).unwrap();
-    let alp = plain_alp(&vector, values.len());
+    let alp = plain::alp(&vector, values.len());
     assert_eq!(bits(&alp.values), bits(&values));
     assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
     assert_eq!((alp.lane, alp.exceptions), (3, 0));
@@ -327,7 +230,7 @@ fn averages_take_a_lane() {
 #[test]
 fn integers_as_floats_keep_small_exponents() {
     let values: Vec<f64> = (0..1024).map(|i| f64::from(1_000_000 + i * 37 % 5000)).collect();
-    let alp = plain_alp(&encode_floats_as(CodecId::Alp, &values).unwrap(), values.len());
+    let alp = plain::alp(&encode_floats_as(CodecId::Alp, &values).unwrap(), values.len());
     assert_eq!((alp.exponents, alp.exceptions), ((0, 0), 0));
     assert_eq!(alp.integers[0], 1_000_000);
 }
@@ -342,21 +245,34 @@ fn outliers_are_patched() {
     assert_eq!(ints_back(&vector, values.len()), values);
 }
 
+/// More distinct words than a dictionary holds, in a page that could have codes otherwise.
+#[test]
+fn a_dictionary_has_its_limit() {
+    let page = |distinct: usize| {
+        let (mut random, all) = (Random::new(7), Random::new(8).bytes(8 * distinct));
+        let all: Vec<u64> = all.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        // Most are some few of them, so that a sample tells that there may be codes.
+        let mut words: Vec<u64> = (0..30_000).map(|_| random.pick(&all[..16])).collect();
+        words.extend(all);
+        encode_page(&Column::of(Values::UInt(words)), false)
+    };
+    assert_eq!(plain::word_entries(dictionary(&page(WORD_DICTIONARY))).len(), WORD_DICTIONARY);
+    assert!(dictionary(&page(WORD_DICTIONARY + 1)).is_empty());
+}
+
 #[test]
 fn codecs_apply_to_their_types_only() {
+    use CodecId::*;
+    let floats: Vec<f64> = (0..40).map(f64::from).collect();
     for byte in 0..=u8::MAX {
         let Some(codec) = CodecId::from_byte(byte) else {
-            assert!(byte > 15);
+            assert!(byte > 18);
             continue;
         };
-        use CodecId::*;
         assert_eq!(codec as u8, byte);
-        assert_eq!(
-            encode_floats_as(codec, &(0..40).map(f64::from).collect::<Vec<_>>()).is_some(),
-            matches!(codec, Raw | Gorilla | Alp),
-            "{codec:?}"
-        );
-        let ints = matches!(codec, For | Delta | DeltaRle | DeltaOfDelta);
-        assert_eq!(encode_ints_as(codec, &[1, 2]).is_some(), ints, "{codec:?}");
+        let of_floats = matches!(codec, Raw | Gorilla | Alp | Chimp128 | AlpRd);
+        assert_eq!(encode_floats_as(codec, &floats).is_some(), of_floats, "{codec:?}");
+        let of_ints = matches!(codec, For | Delta | DeltaRle | DeltaOfDelta | Sequence);
+        assert_eq!(encode_ints_as(codec, &[1, 2]).is_some(), of_ints, "{codec:?}");
     }
 }

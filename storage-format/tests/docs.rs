@@ -1,8 +1,9 @@
 //! The hex dumps in docs/format are what the code writes.
 
 use sonde_storage_format::{
-    CatalogChange, Checkpoint, ColumnDef, ColumnId, ColumnRole, Edit, PhysicalType, SEGMENT_HEADER_LEN,
-    SegmentHeader, SeqNo, SeqRange, SeriesKey, State, StateEntry, TableId, TableSeries, WalWriter, Writer,
+    CatalogChange, Cell, Checkpoint, Column, ColumnDef, ColumnId, ColumnRole, Edit, PhysicalType,
+    SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, SeriesKey, State, StateEntry, TableId, TableSeries,
+    Values, WalWriter, Writer, encode_page,
 };
 
 use crate::manifest::manifest;
@@ -20,6 +21,19 @@ fn dump(bytes: &[u8]) -> String {
 fn check(name: &str, document: &str, bytes: &[u8]) {
     let dump = dump(bytes);
     assert!(document.contains(&format!("```text\n{dump}```\n")), "{name} should have\n{dump}");
+}
+
+#[test]
+fn page() {
+    let mut column = Column::of(Values::Int(vec![7, 8, 10]));
+    column.push_empty(Cell::Null, 1);
+    check("page.md", include_str!("../../docs/format/page.md"), &encode_page(&column, false));
+}
+
+#[test]
+fn series_key() {
+    let key = SeriesKey::encode([Some("pump"), None, Some("a\0")]);
+    check("series_key.md", include_str!("../../docs/format/series_key.md"), key.as_bytes());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use sonde_storage_format::SeriesKey;
 
-use crate::{damage, golden, random, strategy};
+use crate::{damage, golden, strategy};
 
 fn key(tags: &[Option<&str>]) -> SeriesKey {
     SeriesKey::encode(tags.iter().copied())
@@ -44,14 +44,8 @@ fn a_key_that_ends_in_absent_values_is_refused() {
 
 #[test]
 fn damage_never_panics() {
-    let key = key(&[Some("a\0b"), None, Some("ü")]);
-    damage::each_flip(key.as_bytes(), |flipped, _| decode(flipped));
-    damage::each_truncation(key.as_bytes(), decode);
-}
-
-#[test]
-fn fuzz_series_key() {
-    let exemplars = [key(&[Some("a\0b"), None, Some("ü")]), key(&[None, Some("")]), key(&[])];
-    let exemplars = exemplars.map(|key| key.as_bytes().to_vec());
-    random::fuzz(&exemplars, |_| {}, decode);
+    for key in [key(&[Some("a\0b"), None, Some("ü")]), key(&[None, Some("")])] {
+        damage::each_flip(key.as_bytes(), |flipped, _| decode(flipped));
+        damage::each_truncation(key.as_bytes(), decode);
+    }
 }

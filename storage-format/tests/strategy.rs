@@ -61,9 +61,18 @@ pub(crate) fn columns(kind: PhysicalType) -> impl Strategy<Value = Column> {
 
 /// A column of `rows` rows.
 pub(crate) fn column(random: &mut Random, kind: PhysicalType, rows: usize) -> Column {
+    let cells = cells(random, rows);
+    let present = cells.iter().filter(|cell| **cell == Cell::Value).count();
+    let values = Column::of(values(random, kind, present));
+    // A map now and then although every row has a value.
+    if present == rows && random.below(4) > 0 { values } else { mixed(cells, &values) }
+}
+
+/// How `rows` rows stand: all values, or any mix.
+fn cells(random: &mut Random, rows: usize) -> Vec<Cell> {
     let mode = random.below(8);
     if mode < 3 {
-        return Column::of(values(random, kind, rows));
+        return vec![Cell::Value; rows];
     }
     let mut cells = Vec::with_capacity(rows);
     while cells.len() < rows {
@@ -72,12 +81,51 @@ pub(crate) fn column(random: &mut Random, kind: PhysicalType, rows: usize) -> Co
             3 | 4 => random.pick(&[Cell::Absent, Cell::Null, Cell::Value, Cell::Value]),
             5 => Cell::Absent,
             6 => Cell::Null,
-            _ => Cell::Value, // a map although every row has a value
+            _ => Cell::Value,
         };
         cells.resize((cells.len() + run).min(rows), cell);
     }
-    let present = cells.iter().filter(|cell| **cell == Cell::Value).count();
-    mixed(cells, &Column::of(values(random, kind, present)))
+    cells
+}
+
+/// A column of one shape throughout, for which pages have units; of shapes that they have vectors for where there is no
+/// unit of the type.
+pub(crate) fn regular(random: &mut Random, kind: PhysicalType, rows: usize) -> Column {
+    let cells = cells(random, rows);
+    let n = cells.iter().filter(|cell| **cell == Cell::Value).count();
+    let (start, step) = (random.next() >> random.below(64), random.next() >> random.below(64));
+    let (shape, bits, period) = (random.below(5), 2 + random.below(20), 130 + random.below(60));
+    let words: Vec<u64> = match shape {
+        0 => (0..n as u64).map(|i| start.wrapping_add(i.wrapping_mul(step))).collect(),
+        1 => (0..n).map(|i| start.wrapping_add((i % 700 * bits) as u64)).collect(),
+        2 => {
+            let (mut at, unit) = (start % 10_000, random.pick(&[1, 1, 250]));
+            let walk = (0..n).map(|_| {
+                at += random.next() % (1 << bits) * unit;
+                at
+            });
+            walk.collect()
+        }
+        _ => {
+            // Noise that repeats after long, or at once but for a few times only.
+            let pattern: Vec<u64> = (0..period.max(n)).map(|_| random.next()).collect();
+            (0..n).map(|i| pattern[if shape == 3 { i % period } else { i / 7 }]).collect()
+        }
+    };
+    let values = match kind {
+        PhysicalType::Float64 if shape >= 3 => Values::Float(words.into_iter().map(f64::from_bits).collect()),
+        PhysicalType::Float64 => {
+            let (scale, special) = ([10.0, 3.0][period % 2], random.pick(&FLOATS));
+            let mut floats: Vec<f64> =
+                words.into_iter().map(|word| (word % (1 << 40)) as f64 / scale).collect();
+            floats.iter_mut().skip(period).step_by(period).for_each(|float| *float = f64::from_bits(special));
+            Values::Float(floats)
+        }
+        PhysicalType::Int64 => Values::Int(words.into_iter().map(u64::cast_signed).collect()),
+        PhysicalType::UInt64 => Values::UInt(words),
+        PhysicalType::Boolean | PhysicalType::Text => values(random, kind, n),
+    };
+    mixed(cells, &Column::of(values))
 }
 
 /// Spreads values over the rows that have one.

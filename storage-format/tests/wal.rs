@@ -1,22 +1,21 @@
-//! Segments of the log: head, frames, every kind of record.
+//! Segments of the log: head and frames.
 
 use proptest::prelude::*;
 use sonde_storage_format::{
-    Cell, Column, ColumnId, Frame, FrameScan, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo,
-    SeqRange, SeriesId, SeriesKey, SeriesRecord, State, TableId, Values, WalWriter, find_frame_after,
+    Frame, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, State, WalWriter,
+    find_frame_after,
 };
 
 use crate::random::Random;
-use crate::same::{exact, exact_all};
-use crate::strategy::{self, FLOATS, KINDS};
-use crate::{catalog, damage, golden, random};
+use crate::records::{assert_same, exemplars, record};
+use crate::{damage, golden};
 
-const FRAME_HEADER_LEN: usize = 32;
-const NUMBER: u64 = 3;
+pub(crate) const FRAME_HEADER_LEN: usize = 32;
+pub(crate) const NUMBER: u64 = 3;
 /// Zeroes behind the last frame, as a segment that was written ahead of use has them.
 const UNUSED: usize = 96;
 
-fn write(records: &[Record], segment: u64, offset: u64, seq: SeqRange) -> Vec<u8> {
+pub(crate) fn write(records: &[Record], segment: u64, offset: u64, seq: SeqRange) -> Vec<u8> {
     let mut writer = WalWriter::new();
     for record in records {
         match record {
@@ -24,6 +23,8 @@ fn write(records: &[Record], segment: u64, offset: u64, seq: SeqRange) -> Vec<u8
             Record::State(state) => writer.state(state),
             Record::Catalog(change) => writer.catalog(change),
             Record::Series(series) => writer.series(series),
+            Record::Message(message) => writer.message(message),
+            Record::Tombstone(tombstone) => writer.tombstone(tombstone),
         }
     }
     assert_eq!(writer.is_empty(), records.is_empty());
@@ -45,60 +46,8 @@ fn segment(number: u64, groups: &[Vec<Record>]) -> (Vec<u8>, Vec<usize>) {
     (bytes, starts)
 }
 
-fn exemplars() -> Vec<Vec<Record>> {
-    let float = Values::Float(FLOATS.map(f64::from_bits)[..3].to_vec());
-    let mut mixed = Column::new(sonde_storage_format::PhysicalType::Text);
-    mixed.push_empty(Cell::Absent, 1);
-    mixed.extend_from(&Column::of(Values::Text([&b"a\0\xc3\xa9"[..]].into_iter().collect())), 0..1);
-    mixed.push_empty(Cell::Null, 1);
-    let rows = RowsRecord {
-        table: TableId(7),
-        first_seq: SeqNo(1),
-        seq_offsets: vec![0, 0, 300],
-        series: vec![SeriesId(0), SeriesId(1), SeriesId(1 << 40)],
-        times: vec![1_700_000_000_000_000_000, -1, i64::MIN],
-        columns: vec![
-            (ColumnId(2), Column::of(float)),
-            (ColumnId(3), mixed),
-            (ColumnId(4), Column::of(Values::Int(vec![i64::MIN, 0, i64::MAX]))),
-            (ColumnId(5), Column::of(Values::UInt(vec![0, 1, u64::MAX]))),
-            (ColumnId(6), Column::of(Values::Bool(vec![true, false, true]))),
-        ],
-    };
-    let state = |value: Option<&[u8]>| {
-        let (namespace, key) = ("mqtt.retained".to_owned(), b"plant/\0/1".to_vec());
-        Record::State(State { namespace, key, value: value.map(<[u8]>::to_vec) })
-    };
-    let series = SeriesRecord {
-        table: TableId(7),
-        first: SeriesId(200),
-        keys: vec![SeriesKey::encode([]), SeriesKey::encode([Some("a"), None, Some("\0")])],
-    };
-    let changes = catalog::exemplars().into_iter().map(Record::Catalog);
-    vec![
-        changes.chain([Record::Series(series)]).collect(),
-        vec![Record::Rows(rows)],
-        Vec::new(),
-        vec![state(Some(b"on")), state(Some(b"")), state(None)],
-    ]
-}
-
-/// A record as something that `==` compares bit by bit.
-fn exact_record(record: &Record) -> impl PartialEq + std::fmt::Debug + use<> {
-    let (mut record, mut columns) = (record.clone(), Vec::new());
-    if let Record::Rows(rows) = &mut record {
-        columns = exact_all(&std::mem::take(&mut rows.columns));
-    }
-    (record, columns)
-}
-
 fn records_of(frame: &Frame<'_>) -> Vec<Record> {
     frame.records().map(Result::unwrap).collect()
-}
-
-fn assert_same(found: &[Record], expected: &[Record]) {
-    let exact = |records: &[Record]| records.iter().map(exact_record).collect::<Vec<_>>();
-    assert_eq!(exact(found), exact(expected));
 }
 
 /// All frames from the head to the first place that has none, and that place.
@@ -149,45 +98,6 @@ fn a_writer_by_default_is_a_new_writer() {
     assert_eq!(writer.finish(NUMBER, 64, seq, 64), WalWriter::new().finish(NUMBER, 64, seq, 64));
 }
 
-fn record(random: &mut Random) -> Record {
-    let table = TableId(random.next() as u32);
-    match random.below(5) {
-        0 => Record::Catalog(catalog::change(random)),
-        1 => {
-            let (len, max) = (random.below(20), random.pick(&[1, 300]));
-            let value = (random.below(3) > 0).then(|| random.bytes(max));
-            Record::State(State { namespace: catalog::text(random), key: random.bytes(len), value })
-        }
-        2 => {
-            let keys = (0..random.below(5)).map(|_| {
-                let (a, b) = (catalog::text(random), catalog::text(random));
-                SeriesKey::encode([Some(a.as_str()), None, Some(b.as_str())])
-            });
-            let keys = keys.collect();
-            Record::Series(SeriesRecord { table, first: SeriesId(random.next()), keys })
-        }
-        _ => {
-            let count = random.pick(&[0, 1, 2, 30, 1025]);
-            let columns = (0..random.below(7)).map(|i| {
-                let kind = random.pick(&KINDS);
-                (ColumnId(i as u32), strategy::column(random, kind, count))
-            });
-            let columns = columns.collect();
-            let mut seq_offsets: Vec<u32> =
-                (0..count).map(|_| random.next() as u32 >> random.below(32)).collect();
-            seq_offsets.sort_unstable();
-            Record::Rows(RowsRecord {
-                table,
-                first_seq: SeqNo(random.next()),
-                seq_offsets,
-                series: (0..count).map(|_| SeriesId(random.next() >> random.below(64))).collect(),
-                times: strategy::ints(random, count),
-                columns,
-            })
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -223,14 +133,15 @@ fn a_damaged_head_is_refused() {
 }
 
 #[test]
-fn a_head_of_a_later_version_is_refused() {
-    for at in [8, 12] {
+fn a_head_of_another_version_is_refused() {
+    // The version, then feature bits.
+    for (at, byte, who) in [(8, 0, "development build"), (8, 2, "newer sonde"), (12, 1, "newer sonde")] {
         let mut head = SegmentHeader { number: NUMBER, first_seq: SeqNo(1) }.encode();
-        head[at] = 1;
+        head[at] = byte;
         let crc = sonde_storage_format::crc32(&head[..60]);
         head[60..].copy_from_slice(&crc.to_le_bytes());
         let error = SegmentHeader::decode(&head).unwrap_err();
-        assert!(error.to_string().contains("newer sonde"), "{error}");
+        assert!(error.to_string().contains(who), "{error}");
     }
 }
 
@@ -316,69 +227,11 @@ fn a_frame_that_was_synced_before_it_was_written_is_none() {
     }
 }
 
-/// Makes a frame of `bytes`: its length, sync and checksum fields are set right where no frame could have them.
-fn reseal(bytes: &mut Vec<u8>, offset: u64) {
-    if bytes.len() < FRAME_HEADER_LEN {
-        bytes.resize(FRAME_HEADER_LEN, 0);
-    }
-    let stated = u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
-    let room = bytes.len() - FRAME_HEADER_LEN;
-    if stated == 0 || (stated - 1).next_multiple_of(8) > room {
-        let len = room as u32 / 8 * 8 + 1;
-        bytes[..4].copy_from_slice(&len.to_le_bytes());
-    }
-    if u64::from_le_bytes(bytes[24..32].try_into().unwrap()) > offset {
-        bytes[24..32].copy_from_slice(&offset.to_le_bytes());
-    }
-    seal(bytes, offset);
-}
-
-fn seal(bytes: &mut [u8], offset: u64) {
+/// Writes the checksum of a frame at this offset.
+pub(crate) fn seal(bytes: &mut [u8], offset: u64) {
     let len = u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize - 1;
     let mut covered = bytes[..4].to_vec();
     covered.extend_from_slice(&bytes[8..FRAME_HEADER_LEN + len.next_multiple_of(8)]);
     let crc = sonde_storage_format::crc32_seeded(NUMBER, offset, &covered);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-}
-
-/// A frame stands at the offset; what its records decode to encodes to something that decodes to the same.
-fn decode(bytes: &[u8], offset: u64) {
-    let mut segment = vec![0; offset as usize];
-    segment.extend_from_slice(bytes);
-    let FrameScan::Frame(frame) = FrameScan::at(NUMBER, &segment, offset) else { panic!("a sealed frame") };
-    assert_eq!(frame.offset, offset);
-    let Ok(records) = frame.records().collect::<Result<Vec<_>, _>>() else { return };
-    for record in &records {
-        if let Record::Rows(rows) = record {
-            for (_, column) in &rows.columns {
-                assert_eq!(exact(column).1.len(), rows.times.len());
-            }
-        }
-    }
-    let again = write(&records, NUMBER, 64, frame.seq);
-    let segment = [&[0; 64][..], &again].concat();
-    let FrameScan::Frame(frame) = FrameScan::at(NUMBER, &segment, 64) else { panic!("what was encoded") };
-    assert_same(&records_of(&frame), &records);
-}
-
-#[test]
-fn fuzz_wal_frame() {
-    let offset = SEGMENT_HEADER_LEN as u64;
-    let seq = SeqRange { first: SeqNo(1), last: SeqNo(9) };
-    let mut exemplars: Vec<_> = exemplars().iter().map(|group| write(group, NUMBER, offset, seq)).collect();
-    let mut random = Random::new(4);
-    exemplars.extend((0..20).map(|_| write(&[record(&mut random)], NUMBER, offset, seq)));
-    random::fuzz(&exemplars, |bytes| reseal(bytes, offset), |bytes| decode(bytes, offset));
-}
-
-/// A segment of anything: a scan ends, and finds nothing that was not written.
-#[test]
-fn fuzz_wal_segment() {
-    let (bytes, _) = segment(NUMBER, &exemplars());
-    let check = |bytes: &[u8]| {
-        let _ = SegmentHeader::decode(bytes);
-        let (_, _, offset) = scan(NUMBER, bytes);
-        let _ = find_frame_after(NUMBER, bytes, offset);
-    };
-    random::fuzz(&[bytes], |_| {}, check);
 }

@@ -340,3 +340,31 @@ def test_kill9_neither_loses_nor_doubles_what_a_rule_inserts(make_server):
     assert status(server, "copy")["lost"] == 0
     assert numbers("SELECT n FROM copies") == stored
     print(f"{len(stored)} rows")
+
+
+# Cycles
+
+
+def test_a_cycle_of_rules_ends_in_the_dead_letters(server, table):
+    """Two rules that feed each other, and one that feeds itself through MQTT."""
+    other = unique("others")
+    server.sql(f"CREATE TABLE {other} (time TIMESTAMP, device STRING TAG, value DOUBLE)")
+    query = "SELECT time, device, value + 1 AS value FROM"
+    there = rule(server, f"{query} {table} WHERE value > 100", f"INSERT INTO {other}")
+    back = rule(server, f"{query} {other}", f"INSERT INTO {table}")
+    write(server, table, 1, 101.5)
+    reason = [["rules made this row in 8 steps: they form a cycle"]]
+    letters = "SELECT reason FROM system.dead_letters WHERE topic LIKE 'rule %.{}'"
+    wait_until(lambda: server.sql(letters.format(there)) + server.sql(letters.format(back)) == reason, "a dead letter")
+    # Each step has written the value plus one: the newest write of the point is that of the last step.
+    assert server.sql(f"SELECT value FROM {table} WHERE device = 'd1'") == [[109.5]]
+    for name in (there, back):
+        server.sql(f"DROP RULE {name}")
+
+    echo = unique("echo")
+    server.sql(f"CREATE SOURCE {echo} ON MQTT '{echo}/#' FORMAT JSON (time = 'ts', unit = 's') INTO {echo}")
+    server.write(echo, [{"value": 1.5, "ts": TIME_S}])
+    looping = rule(server, f"SELECT EXTRACT(EPOCH FROM time) AS ts, value FROM {echo}", f"PUBLISH TO '{echo}/again' QOS 1")
+    server.write(echo, [{"value": 2.5, "ts": TIME_S + 1}])
+    wait_until(lambda: server.sql(letters.format(looping)) == reason, "a dead letter")
+    server.sql(f"DROP RULE {looping}")

@@ -1,6 +1,9 @@
 """`sonde inspect` and `sonde bench codecs`: what they say of our files, and of files that they have never seen."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +40,44 @@ def test_inspect_describes_every_file(tool, directory):
     assert values["BIGINT"]["range"] == [0, 2999] and values["time"]["bits_per_value"] < 8
 
 
+READER = Path(__file__).parents[1] / "format" / "reader.py"
+
+
+def test_a_reader_in_another_language_reads_the_same_chunk(tool, make_server):
+    """The reader knows our format from its documents alone; `--dump` is what our own code makes of the file."""
+    server = make_server()
+    start = 1_708_700_000_000_000_000
+    lines = []
+    for i in range(40_000):
+        fields = [f"value={20 + i % 7 / 10}", f"wave={(i % 400) ** 0.5 / 3}", f"count={i * i % 1000}i", f'state="{"on" if i % 9 else "off"}"']
+        # Fields that are not there are absent, in runs and one by one.
+        present = [field for k, field in enumerate(fields) if (i // 1000 + k) % 5 and (i % 11 or k != 2)]
+        lines.append(f"pump,device=d{i % 3 if i % 50 else i % 700} {','.join(present)},running={i % 2000 < 900} {start + i * 10**9 + i % 13 * 1000}")
+    for first in range(0, len(lines), 10_000):
+        server.write("pump", "\n".join(lines[first : first + 10_000]) + "\n")
+    server.sql("FLUSH TABLE pump")
+    server.stop()
+    rows = 0
+    for chunk in sorted((server.data_dir / "chunks").rglob("*.chunk")):
+        ours = [json.loads(line) for line in tool("inspect", str(chunk), "--dump").splitlines()]
+        read = subprocess.run([sys.executable, str(READER), str(chunk)], capture_output=True, text=True, check=True, timeout=120)
+        theirs = [json.loads(line) for line in read.stdout.splitlines()]
+        assert ours == theirs
+        rows += len(ours)
+    assert rows == len(lines)
+
+
+def test_inspect_dumps_every_file(tool, directory):
+    seen = set()
+    for path in sorted(path for part in ("chunks", "manifest", "wal", "state") for path in (directory / part).rglob("*")):
+        if path.is_file():
+            lines = [json.loads(line) for line in tool("inspect", str(path), "--dump").splitlines()]
+            seen.update((path.suffix, key) for line in lines for key in line)
+            seen.update((path.suffix, key) for line in lines for key in line.get("record", ()))
+    assert {(".chunk", "time"), (".chunk", "series"), (".manifest", "edit"), (".wal", "rows"), (".wal", "catalog")} <= seen, seen
+    tool("inspect", "--dump", str(directory / "VERSION"), code=65)
+
+
 def test_inspect_says_what_is_wrong_in_one_line(tool, directory, tmp_path):
     picture = tmp_path / "picture.jpg"
     picture.write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
@@ -66,7 +107,7 @@ def test_bench_codecs_takes_a_csv_that_it_has_never_seen(tool, tmp_path):
     temperature = columns["meter:temperature"]
     assert temperature["values"] == 3600 and 0 < temperature["hot_bits"] < temperature["gorilla_bits"] < 64
     assert found["mean"]["hot_bits"] == temperature["hot_bits"] and found["mean"]["float_columns"] == 1
-    assert {"compacted_bits", "zstd3_bits", "parquet_zstd_bits"} <= set(found["mean"])
+    assert {"compacted_bits", "zstd3_bits", "parquet_zstd_bits", "chimp128_bits", "pco_bits"} <= set(found["mean"])
     text = tool("bench", "codecs", "--input", str(path))
     assert "meter:temperature" in text and "mean of 1 float columns" in text
     tool("bench", "codecs", "--input", str(tmp_path / "nothing.csv"), code=74)

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sonde_storage_format::{ChunkId, ColdFile, Edit, SeqNo, TableId, TimeRange, Timestamp};
+use sonde_storage_format::{ChunkId, ColdFile, Edit, Profile, SeqNo, TableId, TimeRange, Timestamp};
 
 use crate::catalog::Table;
 use crate::cold::write::{new_file, write_day};
@@ -181,7 +181,7 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
         let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
         let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
-        parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, merge)?);
+        parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, Profile::Fast, merge)?);
         if day.end > chunk.meta.times.1 {
             break;
         }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sonde_storage_format::{Column, ColumnId, PhysicalType, Timestamp, Values};
+use sonde_storage_format::limits::VECTOR_VALUES;
+use sonde_storage_format::{Column, ColumnId, PageMeta, PhysicalType, Timestamp, Values};
 
 use crate::cold::read::ColdSource;
 use crate::engine::Inner;
@@ -132,52 +133,39 @@ impl ChunkSource {
         if runs.is_empty() {
             return Ok(None);
         }
-        let Values::Int(times) = open.page(&time_page)?.values else { return Ok(None) };
         if first < time.start || last >= time.end {
-            for run in &mut runs {
-                let of_run = times.get(run.rows.clone()).unwrap_or_default();
-                let from = of_run.partition_point(|t| *t < time.start.as_nanos());
-                let to = of_run.partition_point(|t| *t < time.end.as_nanos());
-                run.rows = run.rows.start + from..run.rows.start + to;
-            }
-            runs.retain(|run| !run.rows.is_empty());
+            self.cut_to_time(open, &time_page, &mut runs)?;
         }
         let wanted: usize = runs.iter().map(|run| run.rows.len()).sum();
         if wanted == 0 {
             return Ok(None);
         }
-        let mut ranks = Vec::with_capacity(wanted);
+        let wanted = Wanted::of(&runs);
+        let mut ranks = Vec::with_capacity(wanted.rows);
         runs.iter().for_each(|run| ranks.resize(ranks.len() + run.rows.len(), run.rank));
-        let whole = wanted == rows;
         let mut columns = Vec::with_capacity(self.context.fields.len());
         for (id, kind) in self.context.fields.iter().zip(kinds(&self.context)) {
-            columns.push(self.read_column(open, group, *id, kind, &runs, whole)?);
+            columns.push(read_column(open, group, *id, kind, &wanted)?);
         }
-        let times = if whole { times } else { pick_times(&times, &runs, wanted) };
+        let Values::Int(times) = wanted.read(open, &time_page)?.values else { return Ok(None) };
         Ok(Some(Window { ranks, times, columns }))
     }
 
-    fn read_column(
-        &self,
-        open: &OpenChunk,
-        group: usize,
-        id: ColumnId,
-        kind: PhysicalType,
-        runs: &[Run],
-        whole: bool,
-    ) -> Result<Column> {
-        let wanted = runs.iter().map(|run| run.rows.len()).sum();
-        let pages = open.columns.iter().find(|column| column.id == id);
-        let Some(page) = pages.and_then(|column| column.pages.get(group).copied().flatten()) else {
-            return Ok(Column::absent(kind, wanted));
-        };
-        let column = open.page(&page)?;
-        if whole {
-            return Ok(column);
+    /// Leaves of each run the rows inside the wanted time.
+    fn cut_to_time(&self, open: &OpenChunk, page: &PageMeta, runs: &mut Vec<Run>) -> Result<()> {
+        let time = self.context.time;
+        let wanted = Wanted::of(runs);
+        let Values::Int(times) = wanted.read(open, page)?.values else { return Ok(()) };
+        let mut at = 0;
+        for run in runs.iter_mut() {
+            let of_run = times.get(at..at + run.rows.len()).unwrap_or_default();
+            at += run.rows.len();
+            let from = of_run.partition_point(|t| *t < time.start.as_nanos());
+            let to = of_run.partition_point(|t| *t < time.end.as_nanos());
+            run.rows = run.rows.start + from..run.rows.start + to;
         }
-        let mut picked = Column::new(kind);
-        runs.iter().for_each(|run| picked.extend_from(&column, run.rows.clone()));
-        Ok(picked)
+        runs.retain(|run| !run.rows.is_empty());
+        Ok(())
     }
 
     /// The wanted series of a row group, with their rows counted from the group's first.
@@ -216,8 +204,57 @@ impl ChunkSource {
     }
 }
 
-fn pick_times(times: &[i64], runs: &[Run], wanted: usize) -> Vec<i64> {
-    let mut picked = Vec::with_capacity(wanted);
-    runs.iter().for_each(|run| picked.extend_from_slice(times.get(run.rows.clone()).unwrap_or_default()));
-    picked
+fn read_column(
+    open: &OpenChunk,
+    group: usize,
+    id: ColumnId,
+    kind: PhysicalType,
+    wanted: &Wanted,
+) -> Result<Column> {
+    let pages = open.columns.iter().find(|column| column.id == id);
+    match pages.and_then(|column| column.pages.get(group).copied().flatten()) {
+        Some(page) => wanted.read(open, &page),
+        None => Ok(Column::absent(kind, wanted.rows)),
+    }
+}
+
+/// The rows of a row group that a scan wants, in ascending order.
+struct Wanted {
+    rows: usize,
+    /// Runs with only a few rows between them are decoded together.
+    pieces: Vec<Range<usize>>,
+    /// The wanted rows among those of the pieces; `None` where that is all of them.
+    picks: Option<Vec<Range<usize>>>,
+}
+
+impl Wanted {
+    fn of(runs: &[Run]) -> Self {
+        let mut pieces: Vec<Range<usize>> = Vec::new();
+        let mut picks = Vec::with_capacity(runs.len());
+        let mut decoded = 0;
+        for run in runs {
+            let near = pieces.last_mut().filter(|piece| run.rows.start < piece.end + VECTOR_VALUES);
+            match near {
+                Some(piece) => {
+                    decoded += run.rows.end - piece.end;
+                    piece.end = run.rows.end;
+                }
+                None => {
+                    decoded += run.rows.len();
+                    pieces.push(run.rows.clone());
+                }
+            }
+            picks.push(decoded - run.rows.len()..decoded);
+        }
+        let rows = runs.iter().map(|run| run.rows.len()).sum();
+        Self { rows, pieces, picks: (rows < decoded).then_some(picks) }
+    }
+
+    fn read(&self, open: &OpenChunk, page: &PageMeta) -> Result<Column> {
+        let column = open.rows(page, &self.pieces)?;
+        let Some(picks) = &self.picks else { return Ok(column) };
+        let mut picked = Column::new(column.values.kind());
+        picks.iter().for_each(|rows| picked.extend_from(&column, rows.clone()));
+        Ok(picked)
+    }
 }

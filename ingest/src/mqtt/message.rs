@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sonde_engine::Origin;
 use sonde_proto::mqtt::{PropertiesBuilder, Property, Publish, QoS};
 
 /// A message: shared by everyone it is delivered to.
@@ -17,8 +18,8 @@ pub struct Message {
     pub retain: bool,
     /// MQTT 5 properties that go with it, encoded.
     pub properties: Arc<[u8]>,
-    /// Published by a rule, so the default source does not take it.
-    pub by_rule: bool,
+    /// Where it comes from; what a rule published the default source does not take.
+    pub origin: Origin,
 }
 
 impl Message {
@@ -31,7 +32,7 @@ impl Message {
             qos,
             retain,
             properties: Arc::from([]),
-            by_rule: false,
+            origin: Origin::Client,
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, Principal, allows};
+use sonde_engine::Origin;
 use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
 use super::message::Message;
@@ -120,12 +121,13 @@ impl Worker {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
+        self.refresh_sources();
         let arriving = Arriving {
             topic: &message.topic,
             payload: &message.payload,
             qos: message.qos,
             retain: message.retain,
-            beside_default: message.by_rule,
+            beside_default: message.origin != Origin::Client,
             session: None,
         };
         self.take(&arriving, || message.clone()).map(drop)

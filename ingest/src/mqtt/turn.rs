@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll as TaskPoll};
 
 use futures::channel::oneshot;
-use sonde_engine::{Engine, Receipt, State, WriteBatchBuilder};
+use sonde_engine::{Engine, Origin, Receipt, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
 use super::packets::encode_answer;
@@ -76,14 +76,10 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(engine: &Engine) -> Self {
-        Self {
-            builder: engine.batch(),
-            answers: Vec::new(),
-            deliveries: Vec::new(),
-            undo: Vec::new(),
-            replies: Vec::new(),
-        }
+    pub(super) fn new(engine: &Engine, origin: Origin) -> Self {
+        let mut builder = engine.batch();
+        builder.set_origin(origin);
+        Self { builder, answers: Vec::new(), deliveries: Vec::new(), undo: Vec::new(), replies: Vec::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -109,7 +105,7 @@ impl Worker {
         if self.turn.is_empty() {
             return;
         }
-        let turn = std::mem::replace(&mut self.turn, Turn::new(&self.engine));
+        let turn = std::mem::replace(&mut self.turn, Turn::new(&self.engine, self.origin));
         let receipt = turn.builder.finish().map(|batch| self.engine.write(batch));
         self.committing.push_back(Committing {
             receipt,

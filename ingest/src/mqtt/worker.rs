@@ -13,7 +13,7 @@ use foldhash::HashMap;
 use mio::net::TcpListener;
 use mio::{Events, Interest as Readiness, Poll, Token};
 use slab::Slab;
-use sonde_engine::{Engine, Table};
+use sonde_engine::{Engine, Origin, Table};
 use sonde_proto::mqtt::{Disconnect, QoS, ReasonCode, Version, decode};
 
 use super::connection::{Connection, Phase, ReadResult};
@@ -62,6 +62,8 @@ pub(super) struct Worker {
     pub(super) router: Router,
     pub(super) retained: Retained,
     pub(super) turn: Turn,
+    /// Where the rows of the turn come from.
+    pub(super) origin: Origin,
     /// Reused by every look-up of the router.
     pub(super) interests: Vec<Interest>,
     /// Reused by every row.
@@ -96,7 +98,8 @@ impl Worker {
         shared: Shared,
     ) -> Self {
         let mut worker = Self {
-            turn: Turn::new(&engine),
+            turn: Turn::new(&engine, Origin::Client),
+            origin: Origin::Client,
             retained: Retained::recover(&engine),
             sources: Sources::load(&engine),
             waker: Waker::from(Arc::clone(&shared.inbox)),
@@ -247,10 +250,7 @@ impl Worker {
 
     /// Reads every connection that has something once, until the turn is full.
     fn read_ready(&mut self) {
-        if self.sources.is_stale(&self.engine) {
-            self.sources = Sources::load(&self.engine);
-            self.topic_cache.clear();
-        }
+        self.refresh_sources();
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..self.ready.len() {
             if self.turn.builder.bytes() >= TURN_BYTES {
@@ -260,6 +260,14 @@ impl Worker {
             self.read_connection(place, &mut buffer);
         }
         self.buffer = buffer;
+    }
+
+    /// Takes the sources of the catalog as it is now.
+    pub(super) fn refresh_sources(&mut self) {
+        if self.sources.is_stale(&self.engine) {
+            self.sources = Sources::load(&self.engine);
+            self.topic_cache.clear();
+        }
     }
 
     fn read_connection(&mut self, place: usize, buffer: &mut [u8]) {
@@ -432,19 +440,29 @@ impl Worker {
         }
     }
 
-    /// Publishes what a rule says; answered with the turn that holds the last of it.
+    /// Publishes what a rule says, in turns of their own; answered with the last of them.
     fn publish_all(&mut self, messages: &[Message], reply: Reply) {
-        for message in messages {
-            if let Err(error) = self.publish_internal(message, None) {
-                // Whoever asked has gone.
-                let _ = reply.send(Err(error));
-                return;
-            }
+        self.begin_turn_from(messages.first().map_or(Origin::Client, |message| message.origin));
+        let outcome = messages.iter().try_for_each(|message| {
+            self.publish_internal(message, None)?;
             if self.turn.builder.bytes() >= TURN_BYTES {
                 self.submit_turn();
             }
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => self.turn.replies.push(reply),
+            // Whoever asked may have gone.
+            Err(error) => drop(reply.send(Err(error))),
         }
-        self.turn.replies.push(reply);
+        self.begin_turn_from(Origin::Client);
+    }
+
+    /// Ends the turn: what comes now has this origin.
+    fn begin_turn_from(&mut self, origin: Origin) {
+        self.submit_turn();
+        self.origin = origin;
+        self.turn.builder.set_origin(origin);
     }
 
     fn list(&self) -> Vec<SessionInfo> {

@@ -17,8 +17,8 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parking_lot::Mutex;
 use sonde_engine::{
-    CURSORS, Column, ColumnRole, Engine, LogReader, ObjectKind, RowsRecord, SeqNo, State, Table, Timestamp,
-    WriteBatch, WriteBatchBuilder, arrow_schema, cursor_key, field_array,
+    CURSORS, Column, ColumnRole, Engine, LogReader, ObjectKind, Origin, RowsRecord, SeqNo, State, Table,
+    Timestamp, WriteBatch, WriteBatchBuilder, arrow_schema, cursor_key, field_array,
 };
 use sonde_proto::mqtt::{QoS, validate_topic};
 use sonde_query::door::format::nd_json;
@@ -27,7 +27,7 @@ use sonde_query::system::{BatchBuilder, Kind};
 use sonde_query::{Nulls, QueryEngine, ensure_table, write_rows};
 
 use crate::dead_letter::{self, DeadLetter};
-use crate::limits::RULE_ROWS;
+use crate::limits::{RULE_ROWS, RULE_STEPS};
 use crate::mqtt::{Message, Mqtt};
 
 /// The columns of `system.rules`.
@@ -255,7 +255,7 @@ impl Runner {
             return Ok(());
         }
         rule.unsaved += turn.bytes;
-        let done = self.apply(rule, table, &turn.rows, turn.position)?;
+        let done = self.apply(rule, table, turn.rows, turn.position)?;
         rule.rests_until = None;
         let mut statuses = self.statuses.lock();
         let status = statuses.entry(rule.key()).or_default();
@@ -277,10 +277,12 @@ impl Runner {
         &self,
         rule: &mut Rule,
         table: &Arc<Table>,
-        rows: &[RowsRecord],
+        mut rows: Vec<RowsRecord>,
         position: SeqNo,
     ) -> Result<Done, Failure> {
         let mut done = Done::default();
+        // Rules are for what happens now.
+        rows.retain(|rows| rows.origin != Origin::Import);
         if rows.is_empty() {
             // Nothing of the table: the cursor is saved with the next rows, or after a while.
             if rule.unsaved >= UNSAVED_BYTES {
@@ -289,20 +291,32 @@ impl Runner {
             }
             return Ok(done);
         }
+        let (rows, astray): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|rows| rule_steps(rows.origin) < RULE_STEPS);
+        let origin =
+            Origin::Rule(1 + rows.iter().map(|rows| rule_steps(rows.origin)).max().unwrap_or_default());
         let mut results = Vec::new();
-        for batch in to_batches(&self.engine, table, rows)? {
+        for batch in to_batches(&self.engine, table, &rows)? {
             results.extend(self.runtime.block_on(self.query.run_rule(&rule.spec, &rule.database, batch))?);
         }
         results.retain(|batch| batch.num_rows() > 0);
         done.matches = results.iter().map(|batch| batch.num_rows() as u64).sum();
         let mut builder = self.engine.batch();
+        builder.set_origin(origin);
         builder.begin_message();
         let mut letters = Letters { engine: &self.engine, rule, done: &mut done };
+        for batch in to_batches(&self.engine, table, &astray)? {
+            let reason = format!("rules made this row in {RULE_STEPS} steps: they form a cycle");
+            for row in 0..batch.num_rows() {
+                letters.write(&mut builder, &nd_json(&batch.slice(row, 1))?, &reason)?;
+            }
+        }
         for action in &rule.spec.actions {
             if let RuleAction::Publish { topic, qos, retain } = action {
                 let qos = QoS::from_bits(*qos).unwrap_or_default();
                 for batch in &results {
-                    self.publish(&mut builder, &mut letters, batch, topic, (qos, *retain))?;
+                    let message = Message { origin, ..Message::new("", &[], qos, *retain) };
+                    self.publish(&mut builder, &mut letters, batch, topic, &message)?;
                 }
             }
         }
@@ -357,7 +371,7 @@ impl Runner {
         letters: &mut Letters<'_>,
         batch: &RecordBatch,
         topic: &Template,
-        (qos, retain): (QoS, bool),
+        like: &Message,
     ) -> Result<(), Failure> {
         const OPTIONS: FormatOptions<'static> = FormatOptions::new();
         let mqtt = self.mqtt.as_ref().ok_or("PUBLISH needs the MQTT listener, and mqtt.listen is empty")?;
@@ -381,11 +395,17 @@ impl Runner {
                 letters.write(builder, payload, &format!("PUBLISH TO '{topic}': {error}"))?;
                 continue;
             }
-            let mut message = Message::new(&topic, payload, qos, retain);
-            message.by_rule = true;
-            messages.push(message);
+            messages.push(Message { topic: topic.into(), payload: payload.into(), ..like.clone() });
         }
         Ok(self.runtime.block_on(mqtt.publish(messages))?)
+    }
+}
+
+/// In how many steps rules made rows of this origin.
+fn rule_steps(origin: Origin) -> u8 {
+    match origin {
+        Origin::Rule(steps) => steps,
+        Origin::Client | Origin::Import => 0,
     }
 }
 

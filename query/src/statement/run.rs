@@ -137,6 +137,7 @@ fn alter_table(engine: &Engine, table: &Table, change: TableChange) -> Result<St
     let options = TableOptions {
         retention: change.retention.unwrap_or(before.retention),
         cold_after: change.cold_after.unwrap_or(before.cold_after),
+        profile: change.profile.unwrap_or(before.profile),
         ..before
     };
     engine.change_catalog(CatalogRequest::SetOptions(table.id(), options))?;

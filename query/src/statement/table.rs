@@ -1,7 +1,7 @@
-//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, durability)]`.
+//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, profile, durability)]`.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
-use sonde_engine::{ColumnRole, NewColumn, PhysicalType, TIME_NAME, TableOptions};
+use sonde_engine::{ColumnRole, NewColumn, PhysicalType, Profile, TIME_NAME, TableOptions};
 
 use super::Name;
 use super::parser::{OptionValue, Parser, parse_duration};
@@ -27,6 +27,8 @@ pub struct TableChange {
     pub retention: Option<i64>,
     /// When complete days go cold, in nanoseconds; 0 is never.
     pub cold_after: Option<i64>,
+    /// What compaction writes from now on.
+    pub profile: Option<Profile>,
 }
 
 pub(super) fn create(parser: &mut Parser<'_>) -> Result<CreateTable> {
@@ -103,6 +105,14 @@ fn duration(key: &str, value: &OptionValue) -> Result<i64> {
     }
 }
 
+fn profile(value: &OptionValue) -> Result<Profile> {
+    match value {
+        OptionValue::Text(text) if text == "fast" => Ok(Profile::Fast),
+        OptionValue::Text(text) if text == "dense" => Ok(Profile::Dense),
+        _ => Err(Error::Invalid("option profile is 'fast' or 'dense'".into())),
+    }
+}
+
 fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Result<()> {
     const DAY: i64 = 86_400_000_000_000;
     match key {
@@ -118,6 +128,7 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         }
         "retention" => options.retention = duration(key, value)?,
         "cold_after" => options.cold_after = duration(key, value)?,
+        "profile" => options.profile = profile(value)?,
         // Every write is synced; a table that may lose its last second is work of its own.
         "durability" if *value == OptionValue::Text("fsync".into()) => {}
         "durability" => {
@@ -125,7 +136,7 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         }
         _ => {
             return Err(Error::Invalid(format!(
-                "unknown option {key}; a table has partition, retention, cold_after and durability"
+                "unknown option {key}; a table has partition, retention, cold_after, profile and durability"
             )));
         }
     }
@@ -139,9 +150,10 @@ pub(super) fn change(parser: &mut Parser<'_>) -> Result<TableChange> {
         match key.as_str() {
             "retention" => change.retention = Some(duration(&key, &value)?),
             "cold_after" => change.cold_after = Some(duration(&key, &value)?),
+            "profile" => change.profile = Some(profile(&value)?),
             _ => {
                 return Err(Error::Invalid(format!(
-                    "option {key} cannot be altered; retention and cold_after can"
+                    "option {key} cannot be altered; retention, cold_after and profile can"
                 )));
             }
         }

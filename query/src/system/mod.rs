@@ -155,7 +155,7 @@ fn sources(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
     rows.finish()
 }
 
-const TABLES: [(&str, Kind); 7] = [
+const TABLES: [(&str, Kind); 8] = [
     ("database", Kind::Text),
     ("name", Kind::Text),
     ("kind", Kind::Text),
@@ -163,6 +163,7 @@ const TABLES: [(&str, Kind); 7] = [
     ("partition", Kind::Text),
     ("retention", Kind::Text),
     ("cold_after", Kind::Text),
+    ("profile", Kind::Text),
 ];
 
 fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
@@ -178,6 +179,7 @@ fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
         rows.text(span(def.options.partition).as_deref());
         rows.text(span(def.options.retention).as_deref());
         rows.text(span(def.options.cold_after).as_deref());
+        rows.text(Some(&format!("{:?}", def.options.profile).to_ascii_lowercase()));
         rows.end_row();
     }
     rows.finish()

@@ -39,7 +39,7 @@ pub(super) struct Measured {
     pub(super) hot: Encoded,
     /// The dense profile.
     pub(super) compacted: Encoded,
-    pub(super) zstd3_bits: f64,
+    pub(super) zstd3: Encoded,
     pub(super) parquet_zstd_bits: f64,
     /// Single codecs over vectors of 1,024; a vector that one does not apply to counts as raw.
     pub(super) codecs: Vec<(&'static str, f64)>,
@@ -54,7 +54,6 @@ pub(super) fn measure(input: &NamedColumn) -> Result<Measured> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(Exit::Failed, format!("{}: {error}", input.name));
     let raw = plain_bytes(&values);
-    let zstd3 = zstd::bulk::compress(&raw, 3).map_err(|error| failed(&error))?.len();
     let parquet = parquet_bytes(&values).map_err(|error| failed(&error))?;
     Ok(Measured {
         name: input.name.clone(),
@@ -63,7 +62,7 @@ pub(super) fn measure(input: &NamedColumn) -> Result<Measured> {
         values: count,
         hot: encoded(Profile::Fast, input, count).map_err(|error| failed(&error))?,
         compacted: encoded(Profile::Dense, input, count).map_err(|error| failed(&error))?,
-        zstd3_bits: bits(zstd3),
+        zstd3: zstd3(&raw, count).map_err(|error| failed(&error))?,
         parquet_zstd_bits: bits(parquet),
         codecs: codecs(&values, input.times).into_iter().map(|(name, bytes)| (name, bits(bytes))).collect(),
     })
@@ -95,6 +94,19 @@ fn encoded(profile: Profile, input: &NamedColumn, count: usize) -> sonde_storage
     let speed = |seconds: f64| count as f64 * 8.0 / seconds / 1e9;
     Ok(Encoded {
         bits: bytes as f64 * 8.0 / count.max(1) as f64,
+        encode_gbps: speed(encode),
+        decode_gbps: speed(decode),
+    })
+}
+
+/// The values as they are under zstd, level 3.
+fn zstd3(raw: &[u8], count: usize) -> std::io::Result<Encoded> {
+    let packed = zstd::bulk::compress(raw, 3)?;
+    let encode = seconds(|| drop(std::hint::black_box(zstd::bulk::compress(raw, 3))));
+    let decode = seconds(|| drop(std::hint::black_box(zstd::bulk::decompress(&packed, raw.len()))));
+    let speed = |seconds: f64| count as f64 * 8.0 / seconds / 1e9;
+    Ok(Encoded {
+        bits: packed.len() as f64 * 8.0 / count.max(1) as f64,
         encode_gbps: speed(encode),
         decode_gbps: speed(decode),
     })
@@ -150,10 +162,20 @@ fn parquet_bytes(values: &Values) -> parquet::errors::Result<usize> {
 /// Bytes of each codec that applies to the type.
 fn codecs(values: &Values, times: bool) -> Vec<(&'static str, usize)> {
     match values {
-        Values::Float(values) => [("gorilla_bits", CodecId::Gorilla), ("alp_bits", CodecId::Alp)]
-            .into_iter()
-            .map(|(name, codec)| (name, vectors(values, |vector| encode_floats_as(codec, vector))))
-            .collect(),
+        Values::Float(values) => {
+            let ids = [
+                ("gorilla_bits", CodecId::Gorilla),
+                ("chimp128_bits", CodecId::Chimp128),
+                ("alp_bits", CodecId::Alp),
+                ("alp_rd_bits", CodecId::AlpRd),
+            ];
+            let mut sizes: Vec<_> = ids
+                .into_iter()
+                .map(|(name, codec)| (name, vectors(values, |vector| encode_floats_as(codec, vector))))
+                .collect();
+            sizes.push(("pco_bits", pco_bytes(values)));
+            sizes
+        }
         Values::Int(values) => {
             let mut ids = vec![
                 ("for_bits", CodecId::For),
@@ -169,6 +191,16 @@ fn codecs(values: &Values, times: bool) -> Vec<(&'static str, usize)> {
         }
         _ => Vec::new(),
     }
+}
+
+/// Bytes of pco alone, at its default level, in chunks of a row group.
+fn pco_bytes(values: &[f64]) -> usize {
+    let config = pco::ChunkConfig::default().with_compression_level(pco::DEFAULT_COMPRESSION_LEVEL);
+    let chunks = values.chunks(ROW_GROUP_ROWS);
+    // It refuses only configurations and sizes that it does not get here; such a chunk would count as raw.
+    let bytes =
+        |chunk: &[f64]| pco::standalone::simple_compress(chunk, &config).map_or(8 * chunk.len(), |b| b.len());
+    chunks.map(bytes).sum()
 }
 
 fn vectors<T>(values: &[T], encode: impl Fn(&[T]) -> Option<Vec<u8>>) -> usize {

@@ -57,12 +57,14 @@ fn figures(column: &Measured) -> Vec<(&'static str, f64)> {
     let mut figures = vec![
         ("hot_bits", column.hot.bits),
         ("compacted_bits", column.compacted.bits),
-        ("zstd3_bits", column.zstd3_bits),
+        ("zstd3_bits", column.zstd3.bits),
         ("parquet_zstd_bits", column.parquet_zstd_bits),
         ("hot_encode_gbps", column.hot.encode_gbps),
         ("hot_decode_gbps", column.hot.decode_gbps),
         ("compacted_encode_gbps", column.compacted.encode_gbps),
         ("compacted_decode_gbps", column.compacted.decode_gbps),
+        ("zstd3_encode_gbps", column.zstd3.encode_gbps),
+        ("zstd3_decode_gbps", column.zstd3.decode_gbps),
     ];
     figures.extend(column.codecs.iter().copied());
     figures
@@ -112,7 +114,7 @@ fn print_table(measured: &[Measured]) -> Result<()> {
             column.values,
             column.hot.bits,
             column.compacted.bits,
-            column.zstd3_bits,
+            column.zstd3.bits,
             column.parquet_zstd_bits,
             speed(&column.hot),
             speed(&column.compacted),

@@ -2,11 +2,8 @@
 //! encoding: a float becomes `d = round(v * 10^e * 10^-f)` and comes back as `d * 10^f * 10^-e`, two multiplications,
 //! no fused multiply-add. Where averages lie a few units in the last place (ULP) beside a decimal, a lane of a few bits
 //! a value says how many.
+//! Drawn in `docs/format/page.md`.
 //!
-//! ```text
-//! vector := e u8 | f u8 | lane u8 | exceptions u16 | position u16 * | bits u64 *
-//!           | packed (ulps + 2^(lane - 1)), where lane > 0 | d, as a vector of integers with its tag
-//! ```
 //! # Invariants
 //! - A value is an exception unless it comes back with every bit as it was, so NaN payloads, -0.0 and infinities need
 //!   no case of their own.
@@ -16,7 +13,7 @@
     reason = "exponents are checked against the tables' length before they are used"
 )]
 
-use super::{bitpack, int};
+use super::{bitpack, int, simd};
 use crate::cursor::{Cursor, Result};
 use crate::limits::VECTOR_VALUES;
 
@@ -146,18 +143,20 @@ fn cheapest(sample: &[f64], lane: u32) -> Option<(u64, Exponents)> {
 }
 
 /// Appends the vector without its tag; `false`, with nothing appended, where ALP does not pay.
-pub(crate) fn encode(values: &[f64], candidates: &[(Exponents, u32)], out: &mut Vec<u8>) -> bool {
-    let sample = sample_of(values);
-    let costs = candidates
-        .iter()
-        .filter_map(|(exponents, lane)| Some((cost(&sample, *exponents, *lane)?, *exponents, *lane)));
-    let Some((_, exponents, lane)) = costs.min_by_key(|(cost, ..)| *cost) else { return false };
-    let near: Vec<Option<(i64, i64)>> = values.iter().map(|value| nearest(*value, exponents)).collect();
-    let lane = if lane == 0 { 0 } else { narrowest(&near) };
-    let kept = |near: &Option<(i64, i64)>| near.filter(|(_, ulps)| in_lane(*ulps, lane));
-    let exceptions: Vec<usize> =
-        near.iter().enumerate().filter(|(_, near)| kept(near).is_none()).map(|(at, _)| at).collect();
-    let Some((mut filler, _)) = near.iter().find_map(kept) else { return false };
+pub(crate) fn encode(
+    values: &[f64],
+    candidates: &[(Exponents, u32)],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> bool {
+    let Some((exponents, lane)) = choose(values, candidates) else { return false };
+    let Scratch { words, ulps, exceptions } = scratch;
+    words.resize(values.len(), 0);
+    ulps.resize(values.len(), 0);
+    simd::dispatch(FindNearest { values, exponents, words, ulps });
+    let lane = if lane == 0 { 0 } else { narrowest(ulps) };
+    exceptions.clear();
+    exceptions.extend((0..values.len()).filter(|at| !in_lane(ulps[*at].cast_signed(), lane)));
     if exceptions.len() as u64 * EXCEPTION_BITS >= values.len() as u64 * 64 {
         return false;
     }
@@ -166,21 +165,13 @@ pub(crate) fn encode(values: &[f64], candidates: &[(Exponents, u32)], out: &mut 
     out.extend_from_slice(&(exceptions.len() as u16).to_le_bytes());
     exceptions.iter().for_each(|at| out.extend_from_slice(&(*at as u16).to_le_bytes()));
     exceptions.iter().for_each(|at| out.extend_from_slice(&values[*at].to_bits().to_le_bytes()));
+    fill_exceptions(words, exceptions);
     if lane > 0 {
-        let half = 1_i64 << (lane - 1);
-        let ulps: Vec<u64> =
-            near.iter().map(|near| (kept(near).map_or(0, |(_, ulps)| ulps) + half).cast_unsigned()).collect();
-        bitpack::pack_vector(&ulps, lane, out);
+        exceptions.iter().for_each(|at| ulps[*at] = 0);
+        ulps.iter_mut().for_each(|ulps| *ulps = ulps.wrapping_add(1 << (lane - 1)));
+        bitpack::pack_vector(ulps, lane, out);
     }
-    // An exception repeats the integer before it, which costs deltas nothing.
-    let words: Vec<u64> = near
-        .iter()
-        .map(|near| {
-            filler = kept(near).map_or(filler, |(int, _)| int);
-            int::to_word(filler)
-        })
-        .collect();
-    int::encode(&words, out);
+    int::encode(words, out);
     if out.len() - start >= 8 * values.len() {
         out.truncate(start);
         return false;
@@ -188,11 +179,58 @@ pub(crate) fn encode(values: &[f64], candidates: &[(Exponents, u32)], out: &mut 
     true
 }
 
+/// An exception's place takes the word before it, which costs deltas nothing; the first ones take the first other.
+fn fill_exceptions(words: &mut [u64], exceptions: &[usize]) {
+    let leading = exceptions.iter().enumerate().take_while(|(i, at)| i == *at).count();
+    let mut filler = words.get(leading).copied().unwrap_or_default();
+    words.iter_mut().take(leading).for_each(|word| *word = filler);
+    for at in exceptions.iter().skip(leading) {
+        filler = words[at - 1];
+        words[*at] = filler;
+    }
+}
+
+/// The candidate that takes least for a sample of the values.
+fn choose(values: &[f64], candidates: &[(Exponents, u32)]) -> Option<(Exponents, u32)> {
+    if let [only] = candidates {
+        return Some(*only);
+    }
+    let sample = sample_of(values);
+    let costs = candidates.iter().filter_map(|choice| Some((cost(&sample, choice.0, choice.1)?, *choice)));
+    costs.min_by_key(|(cost, _)| *cost).map(|(_, choice)| choice)
+}
+
+/// Finds the word of each value's integer, and how many units in the last place (as `i64` bits) the value lies above
+/// what comes back of it; the least number where the integer is too large to count.
+struct FindNearest<'a> {
+    values: &'a [f64],
+    exponents: Exponents,
+    words: &'a mut [u64],
+    ulps: &'a mut [u64],
+}
+
+impl simd::Kernel for FindNearest<'_> {
+    /// The same as [`nearest`], without branches and conversions.
+    #[inline(always)]
+    fn run(self) {
+        let (e, f) = self.exponents;
+        let (up, down, factor, fraction) = (F10[e], IF10[f], F10[f], IF10[e]);
+        for ((value, word), ulps) in self.values.iter().zip(self.words).zip(self.ulps) {
+            let rounded = *value * up * down + MAGIC;
+            let float = rounded - MAGIC;
+            let back = float * factor * fraction;
+            let off = value.to_bits().wrapping_sub(back.to_bits());
+            *word = rounded.to_bits().wrapping_sub(MAGIC.to_bits()) ^ (1 << 63);
+            *ulps = if float.abs() < LIMIT as f64 { off } else { 1 << 63 };
+        }
+    }
+}
+
 /// The lane for which lane and exceptions take least.
-fn narrowest(near: &[Option<(i64, i64)>]) -> u32 {
+fn narrowest(ulps: &[u64]) -> u32 {
     let bits = |lane: u32| {
-        let missed = near.iter().filter(|near| near.is_none_or(|(_, ulps)| !in_lane(ulps, lane))).count();
-        near.len() as u64 * u64::from(lane) + missed as u64 * EXCEPTION_BITS
+        let missed = ulps.iter().filter(|ulps| !in_lane(ulps.cast_signed(), lane)).count();
+        ulps.len() as u64 * u64::from(lane) + missed as u64 * EXCEPTION_BITS
     };
     (0..=MAX_LANE).min_by_key(|lane| bits(*lane)).unwrap_or_default()
 }
@@ -242,6 +280,34 @@ pub(crate) fn to_floats(integers: &[i64], (e, f): Exponents, out: &mut [f64]) {
     }
 }
 
+/// The float of one integer; not finite or not exact beyond `|int| < 2^51`.
+pub(crate) fn float_of(int: i64, (e, f): Exponents) -> f64 {
+    to_float(int, e, f)
+}
+
+/// The words of the integers whose floats lie within bounds, both inclusive: an integer's float grows with it.
+pub(crate) fn bounds(low: f64, high: f64, exponents: Exponents) -> int::Bounds {
+    let (least, most) = (-(LIMIT.cast_signed()) + 1, LIMIT.cast_signed() - 1);
+    // The first integer whose float is not below, or above, a bound.
+    let first = |wanted: &dyn Fn(f64) -> bool| {
+        let (mut from, mut to) = (least, most + 1);
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if wanted(float_of(middle, exponents)) {
+                to = middle;
+            } else {
+                from = middle + 1;
+            }
+        }
+        from
+    };
+    let (start, end) = (first(&|float| float >= low), first(&|float| float > high));
+    if start >= end || low.is_nan() || high.is_nan() {
+        return int::Bounds::NONE;
+    }
+    int::Bounds { low: int::to_word(start), high: int::to_word(end - 1) }
+}
+
 /// Reads a pair of exponents.
 pub(crate) fn read_exponents(cursor: &mut Cursor<'_>) -> Result<Exponents> {
     let (e, f) = (usize::from(cursor.u8()?), usize::from(cursor.u8()?));
@@ -251,68 +317,129 @@ pub(crate) fn read_exponents(cursor: &mut Cursor<'_>) -> Result<Exponents> {
     Ok((e, f))
 }
 
-/// Memory that the vectors of a page are decoded in, one after the other, where they cannot be in place.
+/// Memory that the vectors of a page share, one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    words: Vec<u64>,
+    pub(crate) words: Vec<u64>,
     ulps: Vec<u64>,
+    exceptions: Vec<usize>,
+}
+
+/// What a vector says before its integers.
+pub(crate) struct Head<'a> {
+    pub(crate) exponents: Exponents,
+    pub(crate) lane: u32,
+    exceptions: usize,
+    positions: Cursor<'a>,
+    bits: Cursor<'a>,
+}
+
+impl<'a> Head<'a> {
+    /// Reads it, the lane's values not.
+    pub(crate) fn read(cursor: &mut Cursor<'a>) -> Result<Self> {
+        let exponents = read_exponents(cursor)?;
+        let lane = u32::from(cursor.u8()?);
+        if lane > MAX_LANE {
+            return Err(cursor.invalid("a lane of at most 4 bits", lane.into()));
+        }
+        let exceptions = usize::from(cursor.u16()?);
+        let positions = Cursor::new("ALP exceptions", cursor.take(2 * exceptions)?);
+        let bits = Cursor::new("ALP exceptions", cursor.take(8 * exceptions)?);
+        Ok(Self { exponents, lane, exceptions, positions, bits })
+    }
+
+    /// Gives each exception's position, below `len`, and value.
+    pub(crate) fn each_exception(mut self, len: usize, mut put: impl FnMut(usize, f64)) -> Result<()> {
+        for _ in 0..self.exceptions {
+            let at = usize::from(self.positions.u16()?);
+            if at >= len {
+                return Err(self.positions.invalid("an exception inside the vector", at as u64));
+            }
+            put(at, f64::from_bits(self.bits.u64()?));
+        }
+        Ok(())
+    }
 }
 
 /// Reads a vector behind its tag, as many values as `out` has.
 pub(crate) fn decode(cursor: &mut Cursor<'_>, scratch: &mut Scratch, out: &mut [f64]) -> Result<()> {
-    let exponents = read_exponents(cursor)?;
-    let lane = u32::from(cursor.u8()?);
-    if lane > MAX_LANE {
-        return Err(cursor.invalid("a lane of at most 4 bits", lane.into()));
-    }
-    let exceptions = usize::from(cursor.u16()?);
-    let mut positions = Cursor::new("ALP exceptions", cursor.take(2 * exceptions)?);
-    let mut bits = Cursor::new("ALP exceptions", cursor.take(8 * exceptions)?);
-    if lane > 0 {
+    let head = Head::read(cursor)?;
+    if head.lane > 0 {
         scratch.ulps.resize(out.len(), 0);
-        bitpack::unpack_vector(cursor, lane, &mut scratch.ulps)?;
+        bitpack::unpack_vector(cursor, head.lane, &mut scratch.ulps)?;
     }
-    scratch.words.resize(out.len(), 0);
-    let codec = super::read_codec(cursor)?;
-    int::decode(codec, cursor, &mut scratch.words)?;
-    words_to_floats(&scratch.words, exponents, out);
-    if lane > 0 {
-        let half = 1 << (lane - 1);
-        for (slot, ulps) in out.iter_mut().zip(&scratch.ulps) {
-            *slot = f64::from_bits(slot.to_bits().wrapping_add(*ulps).wrapping_sub(half));
+    if let Some(frame) = int::Frame::read(cursor, out.len())?
+        && let Ok(out) = <&mut [f64; VECTOR_VALUES]>::try_from(&mut *out)
+    {
+        frame.packed.unpack(out, ToFloat::new(frame.base, head.exponents));
+    } else {
+        scratch.words.resize(out.len(), 0);
+        let codec = super::read_codec(cursor)?;
+        let base = int::decode_offsets(codec, cursor, &mut scratch.words)?;
+        simd::dispatch(Convert { words: &scratch.words, map: ToFloat::new(base, head.exponents), out });
+    }
+    if head.lane > 0 {
+        simd::dispatch(AddUlps { ulps: &scratch.ulps, half: 1 << (head.lane - 1), out });
+    }
+    head.each_exception(out.len(), |at, value| {
+        if let Some(slot) = out.get_mut(at) {
+            *slot = value;
+        }
+    })
+}
+
+/// The float of an integer that is kept as its word less a base.
+#[derive(Clone, Copy)]
+struct ToFloat {
+    /// A word's flipped sign bit, its base and the magic number are one addend.
+    addend: u64,
+    factor: f64,
+    fraction: f64,
+}
+
+impl ToFloat {
+    fn new(base: u64, (e, f): Exponents) -> Self {
+        let addend = base.wrapping_add(1 << 63).wrapping_add(MAGIC.to_bits());
+        Self { addend, factor: F10[f], fraction: IF10[e] }
+    }
+}
+
+impl bitpack::Map for ToFloat {
+    type Out = f64;
+
+    #[inline(always)]
+    fn of(&self, word: u64) -> f64 {
+        (f64::from_bits(word.wrapping_add(self.addend)) - MAGIC) * self.factor * self.fraction
+    }
+}
+
+struct Convert<'a> {
+    words: &'a [u64],
+    map: ToFloat,
+    out: &'a mut [f64],
+}
+
+impl simd::Kernel for Convert<'_> {
+    #[inline(always)]
+    fn run(self) {
+        use bitpack::Map;
+        for (slot, word) in self.out.iter_mut().zip(self.words) {
+            *slot = self.map.of(*word);
         }
     }
-    for _ in 0..exceptions {
-        let at = usize::from(positions.u16()?);
-        match out.get_mut(at) {
-            Some(slot) => *slot = f64::from_bits(bits.u64()?),
-            None => return Err(cursor.invalid("an exception inside the vector", at as u64)),
+}
+
+struct AddUlps<'a> {
+    ulps: &'a [u64],
+    half: u64,
+    out: &'a mut [f64],
+}
+
+impl simd::Kernel for AddUlps<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for (slot, ulps) in self.out.iter_mut().zip(self.ulps) {
+            *slot = f64::from_bits(slot.to_bits().wrapping_add(*ulps).wrapping_sub(self.half));
         }
-    }
-    Ok(())
-}
-
-/// The floats of words, with the widest instructions that pay.
-fn words_to_floats(words: &[u64], exponents: Exponents, out: &mut [f64]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, which is all that the function asks for.
-        #[expect(unsafe_code, reason = "a function compiled for a feature that was just detected")]
-        return unsafe { words_to_floats_avx2(words, exponents, out) };
-    }
-    convert(words, exponents, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn words_to_floats_avx2(words: &[u64], exponents: Exponents, out: &mut [f64]) {
-    convert(words, exponents, out);
-}
-
-#[inline(always)]
-fn convert(words: &[u64], (e, f): Exponents, out: &mut [f64]) {
-    let (factor, fraction) = (F10[f], IF10[e]);
-    for (slot, word) in out.iter_mut().zip(words) {
-        *slot = int_to_float(int::from_word(*word)) * factor * fraction;
     }
 }

@@ -6,6 +6,7 @@
 //! neighbouring values take the same shifts, which compilers turn into vector instructions (the idea of FastLanes,
 //! Afroozeh and Boncz, VLDB 2023).
 
+use super::simd;
 use crate::cursor::{Cursor, Result};
 use crate::limits::VECTOR_VALUES;
 
@@ -109,12 +110,9 @@ pub(crate) fn pack_vector(values: &[u64], width: u32, out: &mut Vec<u8>) {
 
 /// Reads the values of a vector, as many as `out` has.
 pub(crate) fn unpack_vector(cursor: &mut Cursor<'_>, width: u32, out: &mut [u64]) -> Result<()> {
-    if width > 64 {
-        return Err(cursor.invalid("a bit width of at most 64", width.into()));
-    }
     let count = out.len();
     if let Ok(out) = <&mut [u64; VECTOR_VALUES]>::try_from(&mut *out) {
-        interleaved(cursor.take(packed_len(count, width))?, width, out);
+        Interleaved::read(cursor, width)?.unpack(out, Same);
         return Ok(());
     }
     let mut slots = out.iter_mut();
@@ -125,45 +123,76 @@ pub(crate) fn unpack_vector(cursor: &mut Cursor<'_>, width: u32, out: &mut [u64]
     })
 }
 
-/// Unpacks 1,024 interleaved values of a width of at most 64 with the widest instructions that pay.
-fn interleaved(bytes: &[u8], width: u32, out: &mut [u64; VECTOR_VALUES]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, which is all that the function asks for.
-        #[expect(unsafe_code, reason = "a function compiled for a feature that was just detected")]
-        return unsafe { interleaved_avx2(bytes, width, out) };
+/// What is made of each value while it is unpacked. Implementations mark `of` as `#[inline(always)]`.
+pub(crate) trait Map {
+    /// What a value becomes.
+    type Out: Copy;
+    /// Makes it of a value.
+    fn of(&self, value: u64) -> Self::Out;
+}
+
+/// The values as they are.
+struct Same;
+
+impl Map for Same {
+    type Out = u64;
+
+    #[inline(always)]
+    fn of(&self, value: u64) -> u64 {
+        value
     }
-    by_width(bytes, width, out);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn interleaved_avx2(bytes: &[u8], width: u32, out: &mut [u64; VECTOR_VALUES]) {
-    by_width(bytes, width, out);
+/// 1,024 interleaved values that are not unpacked yet.
+pub(crate) struct Interleaved<'a> {
+    /// As many lines of 16 words as the width has bits, which are at most 64.
+    bytes: &'a [u8],
+    width: u32,
 }
 
-/// Calls the kernel of a width; each is compiled on its own, with all shifts known.
-#[inline(always)]
-fn by_width(bytes: &[u8], width: u32, out: &mut [u64; VECTOR_VALUES]) {
-    macro_rules! kernels {
-        ($($w:literal)*) => {
-            match width {
-                0 => out.fill(0),
-                $($w => kernel::<$w>(bytes, out),)*
-                _ => unreachable!("a width of {width} bits was not refused"),
-            }
-        };
+impl<'a> Interleaved<'a> {
+    /// Takes their bytes.
+    pub(crate) fn read(cursor: &mut Cursor<'a>, width: u32) -> Result<Self> {
+        if width > 64 {
+            return Err(cursor.invalid("a bit width of at most 64", width.into()));
+        }
+        Ok(Self { bytes: cursor.take(packed_len(VECTOR_VALUES, width))?, width })
     }
-    kernels!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32
-        33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64);
+
+    /// Unpacks them and puts what the map makes of each.
+    pub(crate) fn unpack<M: Map>(self, out: &mut [M::Out; VECTOR_VALUES], map: M) {
+        simd::dispatch(Unpack { bytes: self.bytes, width: self.width, out, map });
+    }
+}
+
+struct Unpack<'a, M: Map> {
+    bytes: &'a [u8],
+    width: u32,
+    out: &'a mut [M::Out; VECTOR_VALUES],
+    map: M,
+}
+
+impl<M: Map> simd::Kernel for Unpack<'_, M> {
+    /// Calls the kernel of the width; each is compiled on its own, with all shifts known.
+    #[inline(always)]
+    fn run(self) {
+        macro_rules! kernels {
+            ($($w:literal)*) => {
+                match self.width {
+                    0 => self.out.fill(self.map.of(0)),
+                    $($w => kernel::<$w, M>(self.bytes, self.out, self.map),)*
+                    _ => unreachable!("a width of {} bits was not refused", self.width),
+                }
+            };
+        }
+        kernels!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32
+            33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64);
+    }
 }
 
 #[inline(always)]
-#[expect(
-    clippy::indexing_slicing,
-    reason = "the caller took as many lines of 16 words as the width has bits"
-)]
-fn kernel<const W: usize>(bytes: &[u8], out: &mut [u64; VECTOR_VALUES]) {
+#[expect(clippy::indexing_slicing, reason = "there are as many lines of 16 words as the width has bits")]
+fn kernel<const W: usize, M: Map>(bytes: &[u8], out: &mut [M::Out; VECTOR_VALUES], map: M) {
     let (lines, _) = bytes.as_chunks::<{ 8 * LANES }>();
     let lines = &lines[..W];
     let mask = u64::MAX >> (64 - W);
@@ -173,9 +202,10 @@ fn kernel<const W: usize>(bytes: &[u8], out: &mut [u64; VECTOR_VALUES]) {
         let low = lanes(&lines[word]);
         if shift + W > 64 {
             let high = lanes(&lines[word + 1]);
-            *slots = std::array::from_fn(|lane| (low[lane] >> shift | high[lane] << (64 - shift)) & mask);
+            *slots =
+                std::array::from_fn(|lane| map.of((low[lane] >> shift | high[lane] << (64 - shift)) & mask));
         } else {
-            *slots = std::array::from_fn(|lane| low[lane] >> shift & mask);
+            *slots = std::array::from_fn(|lane| map.of(low[lane] >> shift & mask));
         }
     }
 }
@@ -191,24 +221,40 @@ fn lanes(line: &[u8; 8 * LANES]) -> [u64; LANES] {
 #[derive(Debug, Default)]
 pub(crate) struct BitWriter {
     bytes: Vec<u8>,
-    used: u32,
+    /// The bits that do not fill eight bytes yet, at the low end.
+    pending: u64,
+    count: u32,
 }
 
 impl BitWriter {
-    /// Appends the low `count` bits of `value`.
+    /// Appends the low `count` bits of `value`, at most 64.
     pub(crate) fn put(&mut self, value: u64, count: u32) {
-        for i in (0..count).rev() {
-            if self.used.is_multiple_of(8) {
-                self.bytes.push(0);
-            }
-            if let Some(last) = self.bytes.last_mut() {
-                *last |= (((value >> i) & 1) as u8) << (7 - self.used % 8);
-            }
-            self.used += 1;
+        if count == 0 {
+            return;
         }
+        let value = value & (u64::MAX >> (64 - count));
+        let room = 64 - self.count;
+        if count < room {
+            self.pending = self.pending << count | value;
+            self.count += count;
+            return;
+        }
+        let over = count - room;
+        let full = u128::from(self.pending) << room | u128::from(value >> over);
+        self.bytes.extend_from_slice(&(full as u64).to_be_bytes());
+        (self.pending, self.count) = (value & ((1_u128 << over) - 1) as u64, over);
     }
 
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
+    /// Bytes so far, the last one not full.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() + self.count.div_ceil(8) as usize
+    }
+
+    /// The bytes; zero bits fill the last one.
+    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
+        let last = (u128::from(self.pending) << (64 - self.count)) as u64;
+        let bytes = last.to_be_bytes();
+        self.bytes.extend_from_slice(bytes.get(..self.count.div_ceil(8) as usize).unwrap_or_default());
         self.bytes
     }
 }
@@ -217,49 +263,57 @@ impl BitWriter {
 #[derive(Debug)]
 pub(crate) struct BitReader<'a> {
     cursor: Cursor<'a>,
-    byte: u8,
+    /// Bits read from the bytes and not given out yet, at the low end.
+    pending: u64,
     left: u32,
 }
 
 impl<'a> BitReader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { cursor: Cursor::new("bit stream", bytes), byte: 0, left: 0 }
+        Self { cursor: Cursor::new("bit stream", bytes), pending: 0, left: 0 }
     }
 
     pub(crate) fn bit(&mut self) -> Result<bool> {
-        if self.left == 0 {
-            self.byte = self.cursor.u8()?;
-            self.left = 8;
-        }
-        self.left -= 1;
-        Ok((self.byte >> self.left) & 1 == 1)
+        Ok(self.bits(1)? == 1)
     }
 
+    /// The next `count` bits, at most 64.
     pub(crate) fn bits(&mut self, count: u32) -> Result<u64> {
-        let mut value = 0_u64;
-        let mut wanted = count;
-        while wanted > 0 {
-            if self.left == 0 {
-                self.byte = self.cursor.u8()?;
-                self.left = 8;
-            }
-            let n = wanted.min(self.left);
-            let chunk = (u64::from(self.byte) >> (self.left - n)) & ((1 << n) - 1);
-            value = (value << n) | chunk;
-            self.left -= n;
-            wanted -= n;
+        if count <= self.left {
+            self.left -= count;
+            return Ok(self.pending >> self.left & mask(count));
         }
-        Ok(value)
+        let high = self.pending & mask(self.left);
+        let low = count - self.left;
+        self.fill()?;
+        let Some(left) = self.left.checked_sub(low) else {
+            // Fewer than eight bytes were left, and these too are too few.
+            return Err(self.cursor.invalid("more bits", low.into()));
+        };
+        self.left = left;
+        Ok(u128::from(high).unbounded_shl(low) as u64 | self.pending.unbounded_shr(left) & mask(low))
+    }
+
+    /// Takes the next eight bytes, or those that are left.
+    fn fill(&mut self) -> Result<()> {
+        let bytes = self.cursor.take(self.cursor.left().clamp(1, 8))?;
+        self.pending = bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        self.left = 8 * bytes.len() as u32;
+        Ok(())
     }
 
     /// Fails unless only the padding of the last byte is left, and that is zero.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        let padding = self.byte & ((1_u16 << self.left) - 1) as u8;
-        if padding != 0 {
-            return Err(self.cursor.invalid("zero padding", padding.into()));
+        let padding = self.pending & mask(self.left);
+        if padding != 0 || self.left > 7 {
+            return Err(self.cursor.invalid("less than a byte of zero padding", padding));
         }
         self.cursor.finish()
     }
+}
+
+fn mask(bits: u32) -> u64 {
+    u64::MAX.unbounded_shr(64 - bits)
 }
 
 #[cfg(test)]
@@ -296,7 +350,7 @@ mod tests {
             if full && width > 0 {
                 // The portable code reads what the processor's own does, and the drawing says the same.
                 let mut portable = [0; VECTOR_VALUES];
-                by_width(&bytes, width, &mut portable);
+                simd::Kernel::run(Unpack { bytes: &bytes, width, out: &mut portable, map: Same });
                 prop_assert_eq!(&portable[..], &values[..]);
                 let bit = |lane: usize, at: usize| bytes[8 * (16 * (at / 64) + lane) + at % 64 / 8] >> (at % 8) & 1;
                 let drawn = |i: usize| (0..width as usize).map(|b| u64::from(bit(i % 16, i / 16 * width as usize + b)) << b).sum::<u64>();

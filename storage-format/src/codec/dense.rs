@@ -1,20 +1,20 @@
 //! The dense profile: one unit of all present values of a page, by `pco` (Loncaric, 2024), which takes less and decodes
 //! some ten times slower than the vectors of the fast profile.
-//!
-//! ```text
-//! pco     := a standalone pco file of the values: float64, or the words of integers
-//! alp_pco := e u8 | f u8 | exceptions u32 | position u32 * | bits u64 * | a standalone pco file of the integers d (i64)
-//! ```
+//! zstd takes over where values repeat in long patterns.
 
 use pco::data_types::Number;
 use pco::standalone::{simple_compress, simple_decompress_into};
 use pco::{ChunkConfig, DEFAULT_COMPRESSION_LEVEL};
 
-use super::{CodecId, alp, read_codec};
+use super::{CodecId, alp, dictionary, read_codec};
 use crate::cursor::{Cursor, Result};
+use crate::limits::PLAIN_BYTES;
 
 /// Values below which a page is not worth a unit.
 const LEAST_VALUES: usize = 1024;
+/// Levels of zstd: to see what it could do, and to do it.
+const HASTY_LEVEL: i32 = 1;
+const THOROUGH_LEVEL: i32 = 9;
 /// Shares of the vectors' bytes that a unit may take at most.
 const SAVES: (usize, usize) = (9, 10);
 
@@ -52,7 +52,19 @@ pub(crate) fn encode_floats(values: &[f64], vectors: usize) -> Option<Vec<u8>> {
     let mut decimal = vec![CodecId::AlpPco as u8];
     let smaller = encode_decimal(values, &mut decimal) && decimal.len() < plain.len();
     let unit = if smaller { decimal } else { plain };
+    let unit = or_zstd(values.iter().map(|value| value.to_bits()), unit);
     pays(unit.len(), vectors).then_some(unit)
+}
+
+/// The words under zstd where that is smaller. A hasty try tells whether the thorough one is worth its time.
+fn or_zstd(words: impl Iterator<Item = u64>, unit: Vec<u8>) -> Vec<u8> {
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    if dictionary::compress_at(HASTY_LEVEL, &bytes).len() * 4 > unit.len() * 5 {
+        return unit;
+    }
+    let mut packed = vec![CodecId::ZstdWords as u8];
+    packed.extend(dictionary::compress_at(THOROUGH_LEVEL, &bytes));
+    if packed.len() < unit.len() { packed } else { unit }
 }
 
 fn encode_decimal(values: &[f64], out: &mut Vec<u8>) -> bool {
@@ -73,6 +85,7 @@ pub(crate) fn encode_words(words: &[u64], vectors: usize) -> Option<Vec<u8>> {
     }
     let mut unit = vec![CodecId::Pco as u8];
     compress(words, &mut unit);
+    let unit = or_zstd(words.iter().copied(), unit);
     pays(unit.len(), vectors).then_some(unit)
 }
 
@@ -81,6 +94,7 @@ pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, out: &mut [f64]) -> Result<
     match read_codec(cursor)? {
         CodecId::Pco => decompress(cursor, out)?,
         CodecId::AlpPco => decode_decimal(cursor, out)?,
+        CodecId::ZstdWords => decode_zstd(cursor, out, f64::from_bits)?,
         other => return Err(cursor.invalid("a codec for a unit of floats", other as u64)),
     }
     cursor.finish()
@@ -107,11 +121,24 @@ fn decode_decimal(cursor: &mut Cursor<'_>, out: &mut [f64]) -> Result<()> {
     Ok(())
 }
 
+fn decode_zstd<T>(cursor: &mut Cursor<'_>, out: &mut [T], value: impl Fn(u64) -> T) -> Result<()> {
+    let bytes = dictionary::decompress(cursor, PLAIN_BYTES)?;
+    if bytes.len() != 8 * out.len() {
+        return Err(cursor.invalid("eight bytes for each value of the page", bytes.len() as u64));
+    }
+    let mut words = Cursor::new("words under zstd", &bytes);
+    for slot in out {
+        *slot = value(words.u64()?);
+    }
+    Ok(())
+}
+
 /// Reads a page's one unit of words, which fills the cursor.
 pub(crate) fn decode_words(cursor: &mut Cursor<'_>, out: &mut [u64]) -> Result<()> {
     match read_codec(cursor)? {
         CodecId::Pco => decompress(cursor, out)?,
-        CodecId::DeltaRle => super::int::decode(CodecId::DeltaRle, cursor, out)?,
+        CodecId::ZstdWords => decode_zstd(cursor, out, |word| word)?,
+        codec @ (CodecId::DeltaRle | CodecId::Sequence) => super::int::decode(codec, cursor, out)?,
         other => return Err(cursor.invalid("a codec for a unit of integers", other as u64)),
     }
     cursor.finish()

@@ -1,19 +1,19 @@
-//! Strings: a sorted dictionary for the page and bit-packed codes per vector, or plain bytes under zstd. Floats with few
-//! distinct values: the same, their codes being a vector of integers.
-//!
-//! ```text
-//! dictionary := count varint | (len varint, bytes) *        under zstd
-//! floats     := count varint | bits u64 * ascending         under zstd
-//! codes      := width u8 | packed codes
-//! plain      := zstd of (len varint * | bytes)
-//! ```
+//! Pages with few distinct values: a sorted dictionary for the page, and for each vector its codes as a vector of
+//! integers. Strings that are not few: plain bytes under zstd.
 
-use super::bitpack;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+use super::{bitpack, int, simd};
 use crate::column::Texts;
 use crate::cursor::{Cursor, FormatError, Result, Writer};
 use crate::limits;
 
 const ZSTD_LEVEL: i32 = 3;
+/// Words of a page that show whether it has few distinct ones, and how many of them may be distinct: what a sample of
+/// 4,096 equally frequent ones has.
+const SAMPLES: usize = 1024;
+const MOST_SAMPLES: usize = 906;
 
 /// The distinct strings of `texts`, sorted, if they are few enough for codes to pay.
 pub(crate) fn distinct<'a>(texts: &[&'a [u8]]) -> Option<Vec<&'a [u8]>> {
@@ -50,100 +50,182 @@ pub(crate) fn decode_entries(bytes: &[u8]) -> Result<Vec<&[u8]>> {
     Ok(entries)
 }
 
-/// The distinct bits of the floats, ascending; empty where there are too many for codes to pay.
-pub(crate) fn distinct_floats(values: &[f64]) -> Vec<u64> {
-    let limit = (values.len() / 8).min(limits::FLOAT_DICTIONARY);
-    let mut distinct = std::collections::HashSet::with_capacity(limit + 1);
-    for value in values {
-        distinct.insert(value.to_bits());
-        if distinct.len() > limit {
-            return Vec::new();
+/// The distinct words of a page, ascending, and the code of each.
+#[derive(Debug)]
+pub(crate) struct WordDictionary {
+    entries: Vec<u64>,
+    codes: HashMap<u64, u16, BuildHasherDefault<Mix>>,
+}
+
+impl WordDictionary {
+    /// Of a page's words; `None` where there are too many for codes to pay.
+    pub(crate) fn of(words: impl ExactSizeIterator<Item = u64> + Clone) -> Option<Self> {
+        let limit = (words.len() / 8).min(limits::WORD_DICTIONARY);
+        let step = words.len().div_ceil(SAMPLES).max(1);
+        let mut sample: Vec<u64> = words.clone().step_by(step).collect();
+        sample.sort_unstable();
+        sample.dedup();
+        if sample.len() > MOST_SAMPLES {
+            return None;
         }
+        let mut codes = HashMap::with_capacity_and_hasher(limit + 1, BuildHasherDefault::default());
+        for word in words {
+            codes.insert(word, 0);
+            if codes.len() > limit {
+                return None;
+            }
+        }
+        let mut entries: Vec<u64> = codes.keys().copied().collect();
+        entries.sort_unstable();
+        for (code, word) in entries.iter().enumerate() {
+            codes.insert(*word, code as u16);
+        }
+        Some(Self { entries, codes })
     }
-    let mut distinct: Vec<u64> = distinct.into_iter().collect();
-    distinct.sort_unstable();
-    distinct
+
+    /// Appends the codes of one vector of the page.
+    pub(crate) fn encode(&self, words: impl Iterator<Item = u64>, out: &mut Vec<u8>) {
+        let code = |word| self.codes.get(&word).copied().unwrap_or_default();
+        let codes: Vec<u64> = words.map(|word| code(word).into()).collect();
+        int::encode(&codes, out);
+    }
+
+    /// Bytes that the codes of so many words take where they have no pattern.
+    pub(crate) fn plain_bytes(&self, words: usize) -> usize {
+        words * bitpack::width(self.entries.len().saturating_sub(1) as u64) as usize / 8
+    }
+
+    /// Its bytes in a page.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.varint(self.entries.len() as u64);
+        self.entries.iter().for_each(|word| writer.u64(*word));
+        compress(writer.as_bytes())
+    }
 }
 
-/// Encodes a dictionary of floats.
-pub(crate) fn encode_float_entries(entries: &[u64]) -> Vec<u8> {
-    let mut writer = Writer::new();
-    writer.varint(entries.len() as u64);
-    entries.iter().for_each(|bits| writer.u64(*bits));
-    writer.into_bytes()
+/// Spreads the bits of a word; nobody gains from making words of a page collide.
+#[derive(Debug, Default)]
+struct Mix(u64);
+
+impl std::hash::Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
-/// Reads a dictionary of floats.
-pub(crate) fn decode_float_entries(bytes: &[u8]) -> Result<Vec<f64>> {
-    let mut cursor = Cursor::new("dictionary of floats", bytes);
-    let count = cursor.count(limits::FLOAT_DICTIONARY, 8)?;
-    let mut entries = Vec::with_capacity(count);
-    let mut last = None;
+/// Reads a dictionary of words.
+pub(crate) fn decode_word_entries(bytes: &[u8]) -> Result<Vec<u64>> {
+    let mut cursor = Cursor::new("dictionary of words", bytes);
+    let count = cursor.count(limits::WORD_DICTIONARY, 8)?;
+    let mut entries: Vec<u64> = Vec::with_capacity(count);
     for at in 0..count {
-        let bits = cursor.u64()?;
-        if last.is_some_and(|last| last >= bits) {
+        let word = cursor.u64()?;
+        if entries.last().is_some_and(|last| *last >= word) {
             return Err(cursor.invalid("entries in ascending order", at as u64));
         }
-        last = Some(bits);
-        entries.push(f64::from_bits(bits));
+        entries.push(word);
     }
     cursor.finish()?;
     Ok(entries)
 }
 
-/// The codes of one vector of floats.
-pub(crate) fn float_codes(values: &[f64], entries: &[u64]) -> Vec<u64> {
-    values.iter().map(|value| entries.binary_search(&value.to_bits()).unwrap_or_default() as u64).collect()
-}
-
-/// Reads the codes of one vector and puts the float of each.
-pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, entries: &[f64], out: &mut [f64]) -> Result<()> {
-    let mut scratch = [0_u64; limits::VECTOR_VALUES];
-    let Some(codes) = scratch.get_mut(..out.len()) else {
-        return Err(cursor.invalid("a vector of at most 1,024 values", out.len() as u64));
-    };
+/// Reads the codes of one vector, as many as `codes` has, each below `entries`.
+pub(crate) fn decode_codes(cursor: &mut Cursor<'_>, entries: usize, codes: &mut [u64]) -> Result<()> {
     let codec = super::read_codec(cursor)?;
-    super::int::decode(codec, cursor, codes)?;
-    for (slot, code) in out.iter_mut().zip(codes.iter()) {
-        match usize::try_from(*code).ok().and_then(|code| entries.get(code)) {
-            Some(entry) => *slot = *entry,
-            None => return Err(cursor.invalid("a code of the dictionary", *code)),
-        }
-    }
-    Ok(())
+    int::decode(codec, cursor, codes)?;
+    let mut known = true;
+    simd::dispatch(AllBelow { limit: entries as u64, codes, known: &mut known });
+    let most = || codes.iter().copied().max().unwrap_or_default();
+    if known { Ok(()) } else { Err(cursor.invalid("a code of the dictionary", most())) }
 }
 
-/// Appends the codes of one vector.
-pub(crate) fn encode_codes(texts: &[&[u8]], entries: &[&[u8]], out: &mut Vec<u8>) {
+struct AllBelow<'a> {
+    limit: u64,
+    codes: &'a [u64],
+    known: &'a mut bool,
+}
+
+impl simd::Kernel for AllBelow<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let beyond = self.codes.iter().fold(0, |beyond, code| beyond | u64::from(*code >= self.limit));
+        *self.known = beyond == 0;
+    }
+}
+
+/// The entries of a page of numbers, laid out so that a code needs no check of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Entries {
+    /// As many as the dictionary has, then zeroes; empty without a dictionary.
+    table: Vec<u64>,
+    len: usize,
+}
+
+impl Entries {
+    pub(crate) fn new(mut entries: Vec<u64>) -> Self {
+        let len = entries.len();
+        if len > 0 {
+            entries.resize(limits::WORD_DICTIONARY, 0);
+        }
+        Self { table: entries, len }
+    }
+
+    /// The entries, ascending.
+    pub(crate) fn as_slice(&self) -> &[u64] {
+        self.table.get(..self.len).unwrap_or_default()
+    }
+
+    /// Reads the codes of one vector and puts what `value` makes of the entry of each.
+    pub(crate) fn decode<T>(
+        &self,
+        cursor: &mut Cursor<'_>,
+        codes: &mut Vec<u64>,
+        out: &mut [T],
+        value: impl Fn(u64) -> T,
+    ) -> Result<()> {
+        codes.resize(out.len(), 0);
+        decode_codes(cursor, self.len, codes)?;
+        let Some(table) = self.table.first_chunk::<{ limits::WORD_DICTIONARY }>() else { return Ok(()) };
+        for (slot, code) in out.iter_mut().zip(codes) {
+            let code = *code as usize % limits::WORD_DICTIONARY;
+            *slot = value(table.get(code).copied().unwrap_or_default());
+        }
+        Ok(())
+    }
+}
+
+/// Appends the codes of one vector of strings.
+pub(crate) fn encode_texts(texts: &[&[u8]], entries: &[&[u8]], out: &mut Vec<u8>) {
     let code = |text: &&[u8]| entries.binary_search(text).unwrap_or_default() as u64;
-    let width = bitpack::width(entries.len().saturating_sub(1) as u64);
-    out.push(width as u8);
-    bitpack::pack(texts.iter().map(code), width, out);
+    int::encode(&texts.iter().map(code).collect::<Vec<_>>(), out);
 }
 
 /// Reads the codes of one vector and appends the string of each.
-pub(crate) fn decode_codes(
+pub(crate) fn decode_texts(
     cursor: &mut Cursor<'_>,
     count: usize,
     entries: &[&[u8]],
     out: &mut Texts,
 ) -> Result<()> {
-    let width = cursor.u8()?.into();
-    let mut unknown = None;
-    let mut texts = Vec::with_capacity(count);
-    bitpack::unpack(cursor, count, width, |code| match entries.get(code as usize) {
-        Some(entry) => texts.push(*entry),
-        None => unknown = Some(code),
-    })?;
-    if let Some(code) = unknown {
-        return Err(cursor.invalid("a code of the dictionary", code));
-    }
+    let mut codes = vec![0; count];
+    decode_codes(cursor, entries.len(), &mut codes)?;
+    let texts = || codes.iter().filter_map(|code| entries.get(*code as usize));
     // A code is a few bits and its string up to 16 MiB, so the bytes left in the page bound nothing.
-    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    let bytes: usize = texts().map(|text| text.len()).sum();
     if bytes > out.room() {
         return Err(cursor.invalid("no more text than a column holds", bytes as u64));
     }
-    texts.into_iter().for_each(|text| out.push(text));
+    texts().for_each(|text| out.push(text));
     Ok(())
 }
 
@@ -178,9 +260,14 @@ pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, out: &mut Text
 
 /// `plain length varint | zstd frame`.
 pub(crate) fn compress(bytes: &[u8]) -> Vec<u8> {
+    compress_at(ZSTD_LEVEL, bytes)
+}
+
+/// The same at another level.
+pub(crate) fn compress_at(level: i32, bytes: &[u8]) -> Vec<u8> {
     let mut writer = Writer::new();
     writer.varint(bytes.len() as u64);
-    let packed = zstd::bulk::compress(bytes, ZSTD_LEVEL);
+    let packed = zstd::bulk::compress(bytes, level);
     // zstd fails only where its output buffer is too small, and `bulk` sizes it for the worst case.
     writer.put(&packed.unwrap_or_else(|error| panic!("BUG: zstd of {} bytes: {error}", bytes.len())));
     writer.into_bytes()

@@ -7,8 +7,8 @@ use super::bitpack::{BitReader, BitWriter};
 use super::int::to_word;
 use crate::cursor::{Cursor, Result, unzigzag, zigzag};
 
-/// Appends the floats as one XOR stream.
-pub(crate) fn encode_floats(values: &[f64], out: &mut Vec<u8>) {
+/// Appends the floats as one XOR stream; `false`, with nothing appended, once they take `limit` bytes.
+pub(crate) fn encode_floats(values: &[f64], limit: usize, out: &mut Vec<u8>) -> bool {
     let mut bits = BitWriter::default();
     let mut previous = 0_u64;
     let (mut leading, mut meaningful) = (0_u32, 0_u32);
@@ -18,6 +18,9 @@ pub(crate) fn encode_floats(values: &[f64], out: &mut Vec<u8>) {
             bits.put(word, 64);
             previous = word;
             continue;
+        }
+        if bits.len() >= limit {
+            return false;
         }
         let xor = word ^ previous;
         previous = word;
@@ -39,7 +42,11 @@ pub(crate) fn encode_floats(values: &[f64], out: &mut Vec<u8>) {
         }
         bits.put(xor >> (64 - leading - meaningful), meaningful);
     }
+    if bits.len() >= limit {
+        return false;
+    }
     out.extend_from_slice(&bits.into_bytes());
+    true
 }
 
 /// Reads floats that fill the rest of the cursor, as many as `out` has.
@@ -73,11 +80,14 @@ pub(crate) fn decode_floats(cursor: &mut Cursor<'_>, out: &mut [f64]) -> Result<
 /// Bits that follow each timestamp prefix.
 const BUCKETS: [u32; 4] = [14, 24, 36, 64];
 
-/// Appends the timestamps as one delta-of-delta stream.
-pub(crate) fn encode_times(values: &[i64], out: &mut Vec<u8>) {
+/// Appends the timestamps as one delta-of-delta stream; `false`, with nothing appended, once they take `limit` bytes.
+pub(crate) fn encode_times(values: &[i64], limit: usize, out: &mut Vec<u8>) -> bool {
     let mut bits = BitWriter::default();
     let (mut previous, mut delta) = (0_i64, 0_i64);
     for (i, &value) in values.iter().enumerate() {
+        if bits.len() >= limit {
+            return false;
+        }
         let step = value.wrapping_sub(previous);
         previous = value;
         if i == 0 {
@@ -96,7 +106,11 @@ pub(crate) fn encode_times(values: &[i64], out: &mut Vec<u8>) {
         bits.put(prefix, len);
         bits.put(dod, BUCKETS.get(bucket).copied().unwrap_or(64));
     }
+    if bits.len() >= limit {
+        return false;
+    }
     out.extend_from_slice(&bits.into_bytes());
+    true
 }
 
 /// Reads timestamps that fill the rest of the cursor, as the words of integers, as many as `out` has.

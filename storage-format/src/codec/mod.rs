@@ -1,16 +1,24 @@
-//! Codecs of one vector: at most 1,024 present values of one type, decodable alone, the smallest encoding chosen.
+//! Codecs of one vector: at most 1,024 present values of one type, decodable alone, and the choice between them by size
+//! and by what decoding costs.
 //!
-//! Each vector is its codec's tag and the codec's bytes; the number of values is known from the page.
+//! Each vector is its codec's tag and the codec's bytes, drawn in `docs/format/page.md`; the number of values is known
+//! from the page.
 
 pub(crate) mod alp;
+mod alp_rd;
 pub(crate) mod bitpack;
+mod chimp;
 pub(crate) mod dense;
 pub(crate) mod dictionary;
 mod gorilla;
-mod int;
+pub(crate) mod int;
 mod rle;
+mod simd;
 
 pub(crate) use int::{from_word, to_word};
+pub use simd::use_portable_code;
+
+use dictionary::WordDictionary;
 
 use crate::column::Texts;
 use crate::cursor::{Cursor, Result};
@@ -49,45 +57,53 @@ pub enum CodecId {
     Rle = 8,
     /// Booleans: one bit each.
     Bitmap = 9,
-    /// Strings: codes into the page's dictionary.
+    /// Strings and numbers: codes into the page's dictionary.
     Dictionary = 10,
     /// Strings: plain under zstd.
     Zstd = 11,
     /// Integers and times: over their greatest common divisor.
     Gcd = 12,
-    /// Floats: codes into the page's dictionary.
-    FloatDictionary = 13,
+    /// Floats: XOR with one of the last 128.
+    Chimp128 = 13,
     /// A page's unit of the dense profile.
     Pco = 14,
     /// A page's unit of the dense profile: decimal integers.
     AlpPco = 15,
+    /// Floats: dictionary of left bits, right bits as they are.
+    AlpRd = 16,
+    /// Integers and times: a first one and a step.
+    Sequence = 17,
+    /// A page's unit of the dense profile: 8 bytes each under zstd.
+    ZstdWords = 18,
 }
 
 impl CodecId {
+    const ALL: [Self; 19] = [
+        Self::Raw,
+        Self::Constant,
+        Self::Gorilla,
+        Self::Alp,
+        Self::DeltaOfDelta,
+        Self::For,
+        Self::Delta,
+        Self::DeltaRle,
+        Self::Rle,
+        Self::Bitmap,
+        Self::Dictionary,
+        Self::Zstd,
+        Self::Gcd,
+        Self::Chimp128,
+        Self::Pco,
+        Self::AlpPco,
+        Self::AlpRd,
+        Self::Sequence,
+        Self::ZstdWords,
+    ];
+
     /// The codec with this number, if there is one.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
-        use CodecId::*;
-        [
-            Raw,
-            Constant,
-            Gorilla,
-            Alp,
-            DeltaOfDelta,
-            For,
-            Delta,
-            DeltaRle,
-            Rle,
-            Bitmap,
-            Dictionary,
-            Zstd,
-            Gcd,
-            FloatDictionary,
-            Pco,
-            AlpPco,
-        ]
-        .into_iter()
-        .find(|codec| *codec as u8 == byte)
+        Self::ALL.get(usize::from(byte)).copied()
     }
 }
 
@@ -96,24 +112,28 @@ pub(crate) fn read_codec(cursor: &mut Cursor<'_>) -> Result<CodecId> {
     CodecId::from_byte(byte).ok_or_else(|| cursor.invalid("a known codec", byte.into()))
 }
 
-/// Keeps the smallest of the candidates written so far.
-struct Smallest {
-    best: Vec<u8>,
+/// The smallest encoding of a vector so far, at the end of `out`.
+struct Smallest<'a> {
+    out: &'a mut Vec<u8>,
+    start: usize,
+    /// Bytes that the next one must stay below.
+    limit: usize,
     scratch: Vec<u8>,
 }
 
-impl Smallest {
-    fn new(codec: CodecId, encode: impl FnOnce(&mut Vec<u8>)) -> Self {
-        let mut best = vec![codec as u8];
-        encode(&mut best);
-        Self { best, scratch: Vec::new() }
+impl<'a> Smallest<'a> {
+    fn below(limit: usize, out: &'a mut Vec<u8>) -> Self {
+        Self { start: out.len(), out, limit, scratch: Vec::new() }
     }
 
-    fn consider(&mut self, codec: CodecId, encode: impl FnOnce(&mut Vec<u8>) -> bool) {
+    /// Keeps what `encode` writes below `limit` bytes, if it does.
+    fn consider(&mut self, codec: CodecId, encode: impl FnOnce(usize, &mut Vec<u8>) -> bool) {
         self.scratch.clear();
         self.scratch.push(codec as u8);
-        if encode(&mut self.scratch) && self.scratch.len() < self.best.len() {
-            std::mem::swap(&mut self.best, &mut self.scratch);
+        if encode(self.limit - 1, &mut self.scratch) && self.scratch.len() < self.limit {
+            self.out.truncate(self.start);
+            self.out.extend_from_slice(&self.scratch);
+            self.limit = self.scratch.len();
         }
     }
 }
@@ -123,117 +143,204 @@ impl Smallest {
 pub(crate) struct FloatPage {
     /// Exponents and lanes that ALP chooses from.
     alp: Vec<(alp::Exponents, u32)>,
-    /// The distinct values, as bits in ascending order; empty where there are too many.
-    pub(crate) dictionary: Vec<u64>,
+    /// Where ALP-RD cuts, if that pays; found out when first wanted.
+    right_bits: Option<Option<u32>>,
+    scratch: alp::Scratch,
 }
 
 impl FloatPage {
     /// Looks at the values of a page.
     pub(crate) fn of(values: &[f64]) -> Self {
-        Self { alp: alp::candidates(values), dictionary: dictionary::distinct_floats(values) }
-    }
-
-    /// The same without a dictionary.
-    pub(crate) fn without_dictionary(self) -> Self {
-        Self { dictionary: Vec::new(), ..self }
+        Self { alp: alp::candidates(values), ..Self::default() }
     }
 }
 
-/// Appends one vector of floats in the smallest encoding.
-pub(crate) fn encode_floats(values: &[f64], page: &FloatPage, out: &mut Vec<u8>) {
+/// A page's dictionary, and the bytes that its codes have saved so far.
+#[derive(Debug)]
+pub(crate) struct Codes {
+    pub(crate) dictionary: WordDictionary,
+    pub(crate) saved: usize,
+}
+
+impl Codes {
+    /// Codes have much the same pattern as the words: they are worth a try where the words are wider, or where the words
+    /// repeat and something else than words (exceptions, lanes) takes the bytes.
+    fn may_save<T: Copy + PartialEq>(&self, words: &[T], bytes: usize) -> bool {
+        let changes = words.iter().zip(words.iter().skip(1)).filter(|(a, b)| a != b).count();
+        bytes * 20 > self.dictionary.plain_bytes(words.len()) * 21 || changes * 8 < words.len()
+    }
+}
+
+/// Share of a vector's values in tenths of their bytes (8 each) above which bit streams are tried, and what they save at
+/// least: they decode ten to forty times slower than packed values.
+const STREAMS_ABOVE: usize = 5;
+const STREAMS_SAVE: usize = 1;
+/// Values at the start of a vector that show whether a bit stream is worth trying.
+const TRIAL: usize = 128;
+
+/// Appends one vector of the floats of a page in the smallest encoding, where a slower one must save something.
+pub(crate) fn encode_floats(
+    values: &[f64],
+    all: &[f64],
+    page: &mut FloatPage,
+    codes: Option<&mut Codes>,
+    out: &mut Vec<u8>,
+) {
     let Some(first) = values.first() else { return };
     if values.iter().all(|value| value.to_bits() == first.to_bits()) {
         out.push(CodecId::Constant as u8);
         out.extend_from_slice(&first.to_bits().to_le_bytes());
         return;
     }
-    let mut smallest = Smallest::new(CodecId::Raw, |out| {
-        values.iter().for_each(|v| out.extend_from_slice(&v.to_bits().to_le_bytes()))
-    });
-    smallest.consider(CodecId::Alp, |out| alp::encode(values, &page.alp, out));
-    if !page.dictionary.is_empty() {
-        smallest.consider(CodecId::FloatDictionary, |out| {
-            int::encode(&dictionary::float_codes(values, &page.dictionary), out);
+    let plain = 8 * values.len();
+    let start = out.len();
+    let mut smallest = Smallest::below(1 + plain, out);
+    let FloatPage { alp, right_bits, scratch } = page;
+    smallest.consider(CodecId::Alp, |_, out| alp::encode(values, alp, scratch, out));
+    if let Some(codes) = codes.filter(|codes| codes.may_save(values, smallest.limit)) {
+        let before = smallest.limit;
+        let words = values.iter().map(|value| value.to_bits());
+        smallest.consider(CodecId::Dictionary, |_, out| {
+            codes.dictionary.encode(words, out);
             true
         });
+        codes.saved += before - smallest.limit;
     }
-    // XOR pays on slowly moving doubles and repeats; where ALP halves the data already it decodes twenty times faster.
-    if smallest.best.len() > values.len() * 4 {
-        smallest.consider(CodecId::Gorilla, |out| {
-            gorilla::encode_floats(values, out);
-            true
+    // Real doubles: ALP leaves more than 48 bits of each (section 3.4 of its paper).
+    if smallest.limit > 6 * values.len() {
+        let right = *right_bits.get_or_insert_with(|| alp_rd::right_bits(all));
+        smallest.consider(CodecId::AlpRd, |_, out| {
+            right.inspect(|right| alp_rd::encode(values, *right, out)).is_some()
         });
     }
-    out.extend_from_slice(&smallest.best);
+    // XOR pays on slowly moving doubles and on repeats.
+    if smallest.limit * 10 > plain * STREAMS_ABOVE {
+        smallest.limit = smallest.limit * (10 - STREAMS_SAVE) / 10;
+        for (codec, encode) in STREAMS {
+            let trial = values.get(..TRIAL).unwrap_or(values);
+            let limit = smallest.limit * trial.len() / values.len() + trial.len() / 2;
+            if encode(trial, limit, &mut Vec::new()) {
+                smallest.consider(codec, |limit, out| encode(values, limit, out));
+            }
+        }
+    }
+    if out.len() == start {
+        out.push(CodecId::Raw as u8);
+        values.iter().for_each(|value| out.extend_from_slice(&value.to_bits().to_le_bytes()));
+    }
 }
+
+/// Appends the values as a bit stream; `false`, with nothing appended, once they take so many bytes.
+type Stream = fn(&[f64], usize, &mut Vec<u8>) -> bool;
+
+const STREAMS: [(CodecId, Stream); 2] =
+    [(CodecId::Chimp128, chimp::encode), (CodecId::Gorilla, gorilla::encode_floats)];
 
 /// Encodes one vector of floats, at most 1,024, with one codec, for benchmarks and tests; `None` where it does not apply.
 #[must_use]
 pub fn encode_floats_as(codec: CodecId, values: &[f64]) -> Option<Vec<u8>> {
     let mut out = vec![codec as u8];
+    let any = usize::MAX;
     match codec {
-        CodecId::Raw => values.iter().for_each(|v| out.extend_from_slice(&v.to_bits().to_le_bytes())),
-        CodecId::Gorilla => gorilla::encode_floats(values, &mut out),
-        CodecId::Alp => return alp::encode(values, &alp::candidates(values), &mut out).then_some(out),
-        _ => return None,
-    }
-    Some(out)
-}
-
-/// Reads one vector of floats that fills the cursor, as many as `out` has, at most 1,024. `dictionary` is the page's.
-pub fn decode_floats(cursor: &mut Cursor<'_>, dictionary: &[f64], out: &mut [f64]) -> Result<()> {
-    decode_floats_in(cursor, dictionary, &mut alp::Scratch::default(), out)
-}
-
-/// The same in memory that the vectors of a page share.
-pub(crate) fn decode_floats_in(
-    cursor: &mut Cursor<'_>,
-    dictionary: &[f64],
-    scratch: &mut alp::Scratch,
-    out: &mut [f64],
-) -> Result<()> {
-    if out.is_empty() {
-        return cursor.finish();
-    }
-    match read_codec(cursor)? {
         CodecId::Raw => {
-            for slot in out.iter_mut() {
-                *slot = f64::from_bits(cursor.u64()?);
+            values.iter().for_each(|value| out.extend_from_slice(&value.to_bits().to_le_bytes()));
+            true
+        }
+        CodecId::Gorilla => gorilla::encode_floats(values, any, &mut out),
+        CodecId::Chimp128 => chimp::encode(values, any, &mut out),
+        CodecId::Alp => {
+            let candidates = alp::candidates(values);
+            alp::encode(values, &candidates, &mut alp::Scratch::default(), &mut out)
+        }
+        CodecId::AlpRd if !values.is_empty() => {
+            let right = alp_rd::right_bits(values);
+            right.inspect(|right| alp_rd::encode(values, *right, &mut out)).is_some()
+        }
+        _ => false,
+    }
+    .then_some(out)
+}
+
+/// What the vectors of a page of numbers are decoded with, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    /// The page's dictionary.
+    pub(crate) entries: dictionary::Entries,
+    scratch: alp::Scratch,
+}
+
+impl Reader {
+    pub(crate) fn new(entries: Vec<u64>) -> Self {
+        Self { entries: dictionary::Entries::new(entries), scratch: alp::Scratch::default() }
+    }
+
+    /// Reads a vector of words that fills the cursor, as many as `out` has.
+    pub(crate) fn words(&mut self, cursor: &mut Cursor<'_>, out: &mut [u64]) -> Result<()> {
+        if !out.is_empty() {
+            match read_codec(cursor)? {
+                CodecId::DeltaOfDelta => gorilla::decode_times(cursor, out)?,
+                CodecId::Dictionary => {
+                    self.entries.decode(cursor, &mut self.scratch.words, out, |word| word)?;
+                }
+                codec => int::decode(codec, cursor, out)?,
             }
         }
-        CodecId::Constant => out.fill(f64::from_bits(cursor.u64()?)),
-        CodecId::Gorilla => gorilla::decode_floats(cursor, out)?,
-        CodecId::Alp => alp::decode(cursor, scratch, out)?,
-        CodecId::FloatDictionary => dictionary::decode_floats(cursor, dictionary, out)?,
-        other => return Err(cursor.invalid("a codec for floats", other as u64)),
+        cursor.finish()
     }
-    cursor.finish()
+
+    /// Reads one vector that fills the cursor, as many values as `out` has, at most 1,024.
+    pub(crate) fn floats(&mut self, cursor: &mut Cursor<'_>, out: &mut [f64]) -> Result<()> {
+        if out.is_empty() {
+            return cursor.finish();
+        }
+        match read_codec(cursor)? {
+            CodecId::Raw => {
+                for slot in out.iter_mut() {
+                    *slot = f64::from_bits(cursor.u64()?);
+                }
+            }
+            CodecId::Constant => out.fill(f64::from_bits(cursor.u64()?)),
+            CodecId::Gorilla => gorilla::decode_floats(cursor, out)?,
+            CodecId::Chimp128 => chimp::decode(cursor, out)?,
+            CodecId::Alp => alp::decode(cursor, &mut self.scratch, out)?,
+            CodecId::AlpRd => alp_rd::decode(cursor, &mut self.scratch.words, out)?,
+            CodecId::Dictionary => {
+                self.entries.decode(cursor, &mut self.scratch.words, out, f64::from_bits)?;
+            }
+            other => return Err(cursor.invalid("a codec for floats", other as u64)),
+        }
+        cursor.finish()
+    }
 }
 
-fn encode_words(words: &[u64], times: bool, out: &mut Vec<u8>) {
+/// Reads one vector of floats without a dictionary that fills the cursor, as many as `out` has, at most 1,024.
+pub fn decode_floats(cursor: &mut Cursor<'_>, out: &mut [f64]) -> Result<()> {
+    Reader::default().floats(cursor, out)
+}
+
+/// Appends one vector of words of the page's kind in the smallest encoding; `times` allows the time codecs.
+pub(crate) fn encode_words(words: &[u64], times: bool, codes: Option<&mut Codes>, out: &mut Vec<u8>) {
     let start = out.len();
     int::encode(words, out);
-    if times && out.len() - start > words.len() / 8 {
+    let plain = out.len() - start;
+    if let Some(codes) = codes.filter(|codes| codes.may_save(words, plain)) {
+        let mut coded = vec![CodecId::Dictionary as u8];
+        codes.dictionary.encode(words.iter().copied(), &mut coded);
+        if coded.len() < plain {
+            codes.saved += plain - coded.len();
+            out.truncate(start);
+            out.extend_from_slice(&coded);
+        }
+    }
+    if times && plain > words.len() / 8 {
         let values: Vec<i64> = words.iter().map(|&word| int::from_word(word)).collect();
         let mut stream = vec![CodecId::DeltaOfDelta as u8];
-        gorilla::encode_times(&values, &mut stream);
         // Bit by bit it decodes slowly: it has to save a tenth.
-        if stream.len() * 10 < (out.len() - start) * 9 {
+        if gorilla::encode_times(&values, plain * (10 - STREAMS_SAVE) / 10 - 1, &mut stream) {
             out.truncate(start);
             out.extend_from_slice(&stream);
         }
     }
-}
-
-/// Appends one vector of signed integers in the smallest encoding; `times` allows the time codecs.
-pub(crate) fn encode_ints(values: &[i64], times: bool, out: &mut Vec<u8>) {
-    let words: Vec<u64> = values.iter().map(|&value| int::to_word(value)).collect();
-    encode_words(&words, times, out);
-}
-
-/// Appends one vector of unsigned integers in the smallest encoding.
-pub(crate) fn encode_uints(values: &[u64], out: &mut Vec<u8>) {
-    encode_words(values, false, out);
 }
 
 /// Encodes a whole page of words as one unit of runs, tag included, where that takes fewer bytes than `limit`.
@@ -251,47 +358,59 @@ pub fn encode_ints_as(codec: CodecId, values: &[i64]) -> Option<Vec<u8>> {
         CodecId::For => int::encode_for(&words, &mut out),
         CodecId::Delta => int::encode_delta(&words, &mut out),
         CodecId::DeltaRle => return int::encode_delta_rle(&words, usize::MAX, &mut out).then_some(out),
-        CodecId::DeltaOfDelta => gorilla::encode_times(values, &mut out),
+        CodecId::DeltaOfDelta => return gorilla::encode_times(values, usize::MAX, &mut out).then_some(out),
+        CodecId::Sequence => {
+            out.clear();
+            return int::encode_sequence(&words, &mut out).then_some(out);
+        }
         _ => return None,
     }
     Some(out)
 }
 
-/// Reads words that fill the cursor, as many as `out` has: a vector, or a page's one unit.
-pub(crate) fn decode_words(cursor: &mut Cursor<'_>, out: &mut [u64]) -> Result<()> {
-    if !out.is_empty() {
-        match read_codec(cursor)? {
-            CodecId::DeltaOfDelta => gorilla::decode_times(cursor, out)?,
-            codec => int::decode(codec, cursor, out)?,
-        }
-    }
-    cursor.finish()
-}
-
-/// Appends one vector of booleans in the smaller encoding.
+/// Appends booleans in the smaller encoding, tag included.
 pub(crate) fn encode_bools(values: &[bool], out: &mut Vec<u8>) {
     if values.is_empty() {
         return;
     }
-    let mut smallest = Smallest::new(CodecId::Bitmap, |out| rle::encode_bitmap(values, out));
-    smallest.consider(CodecId::Rle, |out| {
-        rle::encode_rle(values, out);
-        true
-    });
-    out.extend_from_slice(&smallest.best);
+    let bitmap = 1 + values.len().div_ceil(8);
+    let start = out.len();
+    out.push(CodecId::Rle as u8);
+    if !rle::encode_rle(values, bitmap, out) {
+        out.truncate(start);
+        out.push(CodecId::Bitmap as u8);
+        rle::encode_bitmap(values, out);
+    }
 }
 
-/// Reads one vector of `count` booleans that fills the cursor.
+/// Reads `count` booleans that fill the cursor.
 pub(crate) fn decode_bools(cursor: &mut Cursor<'_>, count: usize, out: &mut Vec<bool>) -> Result<()> {
     if count == 0 {
         return cursor.finish();
     }
     match read_codec(cursor)? {
         CodecId::Bitmap => rle::decode_bitmap(cursor, count, out)?,
-        CodecId::Rle => rle::decode_rle(cursor, count, out)?,
+        CodecId::Rle => rle::each_run(cursor, count, |value, len| out.resize(out.len() + len, value))?,
         other => return Err(cursor.invalid("a codec for booleans", other as u64)),
     }
     cursor.finish()
+}
+
+/// Gives the runs of `count` booleans that fill the cursor; neighbours may be equal.
+pub(crate) fn each_bool_run(
+    cursor: &mut Cursor<'_>,
+    count: usize,
+    mut put: impl FnMut(bool, usize),
+) -> Result<()> {
+    let mut tagged = cursor.clone();
+    if count > 0 && read_codec(&mut tagged)? == CodecId::Rle {
+        rle::each_run(&mut tagged, count, put)?;
+        return tagged.finish();
+    }
+    let mut values = Vec::with_capacity(count);
+    decode_bools(cursor, count, &mut values)?;
+    values.chunk_by(|a, b| a == b).for_each(|run| put(run.first() == Some(&true), run.len()));
+    Ok(())
 }
 
 /// Appends one vector of strings: codes where the page has a dictionary, else plain.
@@ -302,7 +421,7 @@ pub(crate) fn encode_texts(texts: &[&[u8]], entries: Option<&[&[u8]]>, out: &mut
     match entries {
         Some(entries) => {
             out.push(CodecId::Dictionary as u8);
-            dictionary::encode_codes(texts, entries, out);
+            dictionary::encode_texts(texts, entries, out);
         }
         None => {
             out.push(CodecId::Zstd as u8);
@@ -322,7 +441,7 @@ pub(crate) fn decode_texts(
         return cursor.finish();
     }
     match read_codec(cursor)? {
-        CodecId::Dictionary => dictionary::decode_codes(cursor, count, entries, out)?,
+        CodecId::Dictionary => dictionary::decode_texts(cursor, count, entries, out)?,
         CodecId::Zstd => dictionary::decode_plain(cursor, count, out)?,
         other => return Err(cursor.invalid("a codec for strings", other as u64)),
     }
