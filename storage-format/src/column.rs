@@ -149,9 +149,10 @@ impl Texts {
         self.offsets.push(end.unwrap_or(i32::MAX));
     }
 
-    /// Bytes that still fit 32-bit offsets.
-    pub(crate) fn room(&self) -> usize {
-        i32::MAX as usize - self.bytes.len()
+    /// Makes room for so many more strings and bytes, and no more.
+    pub(crate) fn reserve(&mut self, strings: usize, bytes: usize) {
+        self.offsets.reserve_exact(strings);
+        self.bytes.reserve_exact(bytes);
     }
 
     /// Bytes of all strings.

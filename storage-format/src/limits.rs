@@ -28,6 +28,8 @@ pub const EDIT_BYTES: usize = 64 << 20;
 pub const CHECKPOINT_BYTES: usize = 4 << 30;
 /// Bytes of a string value.
 pub const TEXT_BYTES: usize = 16 << 20;
+/// Bytes of all strings of a page: a decoder asks for no more memory, however small the page.
+pub const PAGE_TEXT_BYTES: usize = 128 << 20;
 /// Columns of a table.
 pub const COLUMNS: usize = 4096;
 /// Bytes of a series key.

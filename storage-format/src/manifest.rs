@@ -11,6 +11,9 @@ use crate::time::{TimeRange, Timestamp};
 
 const MAGIC: &[u8; 8] = b"SONDEMAN";
 const VERSION: u32 = 1;
+/// Numbers of the first and the last kind of step.
+const STEP_CHUNK: u8 = 1;
+const STEP_LAST: u8 = 7;
 
 /// The head of a manifest file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,12 +170,27 @@ pub fn decode_edits(number: u64, bytes: &[u8]) -> Result<(Vec<Edit>, u64)> {
                 offset = end;
             }
             Err(error) => {
-                let later = (offset + 1..bytes.len()).find(|&at| frame_body(number, bytes, at).is_ok());
+                let later = (offset + 1..bytes.len())
+                    .find(|&at| may_be_frame(bytes, at) && frame_body(number, bytes, at).is_ok());
                 return if later.is_some() { Err(error) } else { Ok((edits, offset as u64)) };
             }
         }
     }
     Ok((edits, offset as u64))
+}
+
+/// Whether a frame could stand there, by what its first bytes say: to sum up all that may follow each byte of a long
+/// torn tail would take minutes.
+fn may_be_frame(bytes: &[u8], offset: usize) -> bool {
+    let mut cursor = Cursor::new("manifest frame", bytes.get(offset..).unwrap_or_default());
+    let mut first_step = || {
+        cursor.u32()?;
+        let len = cursor.u32()? as usize;
+        let mut body = Cursor::new("manifest edit", cursor.take(len)?);
+        let count = body.count(usize::MAX, 1)?;
+        if count > 0 { body.u8() } else { body.finish().map(|()| STEP_CHUNK) }
+    };
+    first_step().is_ok_and(|step| (STEP_CHUNK..=STEP_LAST).contains(&step))
 }
 
 fn frame_body(number: u64, bytes: &[u8], offset: usize) -> Result<(&[u8], usize)> {

@@ -78,7 +78,12 @@ impl<'a> ChunkReader<'a> {
                 return Err(cursor.invalid("series in key order", id.0));
             }
             series.push(SeriesRun { id, key, start, rows, first, last });
-            start = u64::saturating_add(start, rows);
+            start = match start.checked_add(rows).filter(|end| rows > 0 && *end <= self.root.rows) {
+                Some(end) => end,
+                None => {
+                    return Err(cursor.invalid("1 row or more in a series, and no more than in all", rows));
+                }
+            };
         }
         cursor.finish()?;
         if start != self.root.rows {

@@ -13,6 +13,7 @@
     reason = "exponents are checked against the tables' length before they are used"
 )]
 
+use super::interleaved::{Decimal, MAGIC};
 use super::{bitpack, int, simd};
 use crate::cursor::{Cursor, Result};
 use crate::limits::VECTOR_VALUES;
@@ -25,9 +26,10 @@ const IF10: [f64; MAX_EXPONENT + 1] = [
     1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15,
     1e-16, 1e-17, 1e-18,
 ];
-/// 2^52 + 2^51: adding and subtracting it rounds to the nearest integer.
-const MAGIC: f64 = 6_755_399_441_055_744.0;
 const LIMIT: u64 = 1 << 51;
+/// The words of all integers that ALP has.
+pub(crate) const INTEGERS: int::Bounds =
+    int::Bounds { low: (1 << 63) - (LIMIT - 1), high: (1 << 63) + (LIMIT - 1) };
 /// Values of a vector that are looked at when its exponents are chosen.
 const SAMPLES: usize = 32;
 /// Vectors of a page that are looked at when the page's candidates are chosen.
@@ -371,12 +373,12 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>, scratch: &mut Scratch, out: &mut [
     if let Some(frame) = int::Frame::read(cursor, out.len())?
         && let Ok(out) = <&mut [f64; VECTOR_VALUES]>::try_from(&mut *out)
     {
-        frame.packed.unpack(out, ToFloat::new(frame.base, head.exponents));
+        frame.packed.unpack_decimals(decimal(frame.base, head.exponents), out);
     } else {
         scratch.words.resize(out.len(), 0);
         let codec = super::read_codec(cursor)?;
         let base = int::decode_offsets(codec, cursor, &mut scratch.words)?;
-        simd::dispatch(Convert { words: &scratch.words, map: ToFloat::new(base, head.exponents), out });
+        simd::dispatch(Convert { words: &scratch.words, decimal: decimal(base, head.exponents), out });
     }
     if head.lane > 0 {
         simd::dispatch(AddUlps { ulps: &scratch.ulps, half: 1 << (head.lane - 1), out });
@@ -388,43 +390,23 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>, scratch: &mut Scratch, out: &mut [
     })
 }
 
-/// The float of an integer that is kept as its word less a base.
-#[derive(Clone, Copy)]
-struct ToFloat {
-    /// A word's flipped sign bit, its base and the magic number are one addend.
-    addend: u64,
-    factor: f64,
-    fraction: f64,
-}
-
-impl ToFloat {
-    fn new(base: u64, (e, f): Exponents) -> Self {
-        let addend = base.wrapping_add(1 << 63).wrapping_add(MAGIC.to_bits());
-        Self { addend, factor: F10[f], fraction: IF10[e] }
-    }
-}
-
-impl bitpack::Map for ToFloat {
-    type Out = f64;
-
-    #[inline(always)]
-    fn of(&self, word: u64) -> f64 {
-        (f64::from_bits(word.wrapping_add(self.addend)) - MAGIC) * self.factor * self.fraction
-    }
+/// How words less a base become floats.
+fn decimal(base: u64, (e, f): Exponents) -> Decimal {
+    let addend = base.wrapping_add(1 << 63).wrapping_add(MAGIC.to_bits());
+    Decimal { addend, factor: F10[f], fraction: IF10[e] }
 }
 
 struct Convert<'a> {
     words: &'a [u64],
-    map: ToFloat,
+    decimal: Decimal,
     out: &'a mut [f64],
 }
 
 impl simd::Kernel for Convert<'_> {
     #[inline(always)]
     fn run(self) {
-        use bitpack::Map;
         for (slot, word) in self.out.iter_mut().zip(self.words) {
-            *slot = self.map.of(*word);
+            *slot = self.decimal.of(*word);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! neighbouring values take the same shifts, which compilers turn into vector instructions (the idea of FastLanes,
 //! Afroozeh and Boncz, VLDB 2023).
 
-use super::simd;
+use super::interleaved::{Interleaved, LANES};
 use crate::cursor::{Cursor, Result};
 use crate::limits::VECTOR_VALUES;
 
@@ -79,8 +79,6 @@ fn read(bytes: &[u8], at: usize) -> u128 {
     u128::from_le_bytes(window.unwrap_or_default())
 }
 
-/// Lanes of the interleaved layout.
-const LANES: usize = 16;
 /// Values of each lane.
 const ROWS: usize = VECTOR_VALUES / LANES;
 const _: () = assert!(ROWS == 64 && LANES * ROWS == VECTOR_VALUES);
@@ -112,7 +110,7 @@ pub(crate) fn pack_vector(values: &[u64], width: u32, out: &mut Vec<u8>) {
 pub(crate) fn unpack_vector(cursor: &mut Cursor<'_>, width: u32, out: &mut [u64]) -> Result<()> {
     let count = out.len();
     if let Ok(out) = <&mut [u64; VECTOR_VALUES]>::try_from(&mut *out) {
-        Interleaved::read(cursor, width)?.unpack(out, Same);
+        Interleaved::read(cursor, width)?.unpack(out);
         return Ok(());
     }
     let mut slots = out.iter_mut();
@@ -121,100 +119,6 @@ pub(crate) fn unpack_vector(cursor: &mut Cursor<'_>, width: u32, out: &mut [u64]
             *slot = value;
         }
     })
-}
-
-/// What is made of each value while it is unpacked. Implementations mark `of` as `#[inline(always)]`.
-pub(crate) trait Map {
-    /// What a value becomes.
-    type Out: Copy;
-    /// Makes it of a value.
-    fn of(&self, value: u64) -> Self::Out;
-}
-
-/// The values as they are.
-struct Same;
-
-impl Map for Same {
-    type Out = u64;
-
-    #[inline(always)]
-    fn of(&self, value: u64) -> u64 {
-        value
-    }
-}
-
-/// 1,024 interleaved values that are not unpacked yet.
-pub(crate) struct Interleaved<'a> {
-    /// As many lines of 16 words as the width has bits, which are at most 64.
-    bytes: &'a [u8],
-    width: u32,
-}
-
-impl<'a> Interleaved<'a> {
-    /// Takes their bytes.
-    pub(crate) fn read(cursor: &mut Cursor<'a>, width: u32) -> Result<Self> {
-        if width > 64 {
-            return Err(cursor.invalid("a bit width of at most 64", width.into()));
-        }
-        Ok(Self { bytes: cursor.take(packed_len(VECTOR_VALUES, width))?, width })
-    }
-
-    /// Unpacks them and puts what the map makes of each.
-    pub(crate) fn unpack<M: Map>(self, out: &mut [M::Out; VECTOR_VALUES], map: M) {
-        simd::dispatch(Unpack { bytes: self.bytes, width: self.width, out, map });
-    }
-}
-
-struct Unpack<'a, M: Map> {
-    bytes: &'a [u8],
-    width: u32,
-    out: &'a mut [M::Out; VECTOR_VALUES],
-    map: M,
-}
-
-impl<M: Map> simd::Kernel for Unpack<'_, M> {
-    /// Calls the kernel of the width; each is compiled on its own, with all shifts known.
-    #[inline(always)]
-    fn run(self) {
-        macro_rules! kernels {
-            ($($w:literal)*) => {
-                match self.width {
-                    0 => self.out.fill(self.map.of(0)),
-                    $($w => kernel::<$w, M>(self.bytes, self.out, self.map),)*
-                    _ => unreachable!("a width of {} bits was not refused", self.width),
-                }
-            };
-        }
-        kernels!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32
-            33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64);
-    }
-}
-
-#[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "there are as many lines of 16 words as the width has bits")]
-fn kernel<const W: usize, M: Map>(bytes: &[u8], out: &mut [M::Out; VECTOR_VALUES], map: M) {
-    let (lines, _) = bytes.as_chunks::<{ 8 * LANES }>();
-    let lines = &lines[..W];
-    let mask = u64::MAX >> (64 - W);
-    let (rows, _) = out.as_chunks_mut::<LANES>();
-    for (row, slots) in rows.iter_mut().enumerate() {
-        let (word, shift) = (row * W / 64, row * W % 64);
-        let low = lanes(&lines[word]);
-        if shift + W > 64 {
-            let high = lanes(&lines[word + 1]);
-            *slots =
-                std::array::from_fn(|lane| map.of((low[lane] >> shift | high[lane] << (64 - shift)) & mask));
-        } else {
-            *slots = std::array::from_fn(|lane| map.of(low[lane] >> shift & mask));
-        }
-    }
-}
-
-#[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "a line has sixteen words")]
-fn lanes(line: &[u8; 8 * LANES]) -> [u64; LANES] {
-    let (words, _) = line.as_chunks::<8>();
-    std::array::from_fn(|lane| u64::from_le_bytes(words[lane]))
 }
 
 /// Writes single bits and short fields, most significant bit first.
@@ -347,15 +251,6 @@ mod tests {
             let mut back = vec![u64::MAX; len];
             unpack_vector(&mut Cursor::new("test", &bytes), width, &mut back).unwrap();
             prop_assert_eq!(&back, &values);
-            if full && width > 0 {
-                // The portable code reads what the processor's own does, and the drawing says the same.
-                let mut portable = [0; VECTOR_VALUES];
-                simd::Kernel::run(Unpack { bytes: &bytes, width, out: &mut portable, map: Same });
-                prop_assert_eq!(&portable[..], &values[..]);
-                let bit = |lane: usize, at: usize| bytes[8 * (16 * (at / 64) + lane) + at % 64 / 8] >> (at % 8) & 1;
-                let drawn = |i: usize| (0..width as usize).map(|b| u64::from(bit(i % 16, i / 16 * width as usize + b)) << b).sum::<u64>();
-                prop_assert!((0..VECTOR_VALUES).all(|i| drawn(i) == values[i]));
-            }
         }
 
         #[test]

@@ -222,11 +222,17 @@ pub(crate) fn decode_texts(
     let texts = || codes.iter().filter_map(|code| entries.get(*code as usize));
     // A code is a few bits and its string up to 16 MiB, so the bytes left in the page bound nothing.
     let bytes: usize = texts().map(|text| text.len()).sum();
-    if bytes > out.room() {
-        return Err(cursor.invalid("no more text than a column holds", bytes as u64));
-    }
+    check_room(cursor, out, bytes)?;
+    out.reserve(count, bytes);
     texts().for_each(|text| out.push(text));
     Ok(())
+}
+
+fn check_room(cursor: &Cursor<'_>, texts: &Texts, bytes: usize) -> Result<()> {
+    match texts.byte_len() + bytes {
+        all if all <= limits::PAGE_TEXT_BYTES => Ok(()),
+        all => Err(cursor.invalid("at most 128 MiB of text in a page", all as u64)),
+    }
 }
 
 /// Appends the strings of one vector as they are, compressed.
@@ -240,9 +246,7 @@ pub(crate) fn encode_plain(texts: &[&[u8]], out: &mut Vec<u8>) {
 /// Reads `count` strings that fill the rest of the cursor.
 pub(crate) fn decode_plain(cursor: &mut Cursor<'_>, count: usize, out: &mut Texts) -> Result<()> {
     let bytes = decompress(cursor, limits::PLAIN_BYTES)?;
-    if bytes.len() > out.room() {
-        return Err(cursor.invalid("no more text than a column holds", bytes.len() as u64));
-    }
+    check_room(cursor, out, bytes.len())?;
     let mut plain = Cursor::new("plain strings", &bytes);
     let mut lens = Vec::with_capacity(count);
     for _ in 0..count {

@@ -12,6 +12,7 @@ pub(crate) mod dense;
 pub(crate) mod dictionary;
 mod gorilla;
 pub(crate) mod int;
+mod interleaved;
 mod rle;
 mod simd;
 

@@ -24,12 +24,19 @@ pub fn use_portable_code(only: bool) {
 #[inline]
 pub(crate) fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && !PORTABLE_ONLY.load(Ordering::Relaxed) {
+    if has_avx2() {
         // SAFETY: the processor has AVX2, which is all that the function asks for.
         #[expect(unsafe_code, reason = "a function compiled for a feature that was just detected")]
         return unsafe { with_avx2(kernel) };
     }
     kernel.run();
+}
+
+/// Whether code for AVX2 may run, and should.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && !PORTABLE_ONLY.load(Ordering::Relaxed)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use super::{CELLS_ABSENT, CELLS_BOTH, CELLS_NULL, CELLS_VALUES, GRID_UNIT, GRID_VECTORS};
 use crate::codec::dictionary::{self, WordDictionary};
 use crate::codec::{self, Codes, FloatPage, Profile, dense};
-use crate::column::{Cell, Cells, Column, Values};
+use crate::column::{Cell, Cells, Column, Texts, Values};
 use crate::cursor::Writer;
-use crate::limits::{PAGE_ALIGN, ROW_GROUP_ROWS, VECTOR_VALUES};
+use crate::limits::{PAGE_ALIGN, PAGE_TEXT_BYTES, ROW_GROUP_ROWS, VECTOR_VALUES};
 
 /// Encodes the rows of one row group in the fast profile; `times` allows the codecs for timestamps.
 #[must_use]
@@ -20,6 +20,8 @@ pub fn encode_page(column: &Column, times: bool) -> Vec<u8> {
 pub fn encode_page_as(profile: Profile, column: &Column, times: bool) -> Vec<u8> {
     let rows = column.len();
     assert!(rows <= ROW_GROUP_ROWS, "a page holds at most {ROW_GROUP_ROWS} rows, not {rows}");
+    let text = column.values.texts().map_or(0, Texts::byte_len);
+    assert!(text <= PAGE_TEXT_BYTES, "a page holds at most {PAGE_TEXT_BYTES} bytes of text, not {text}");
     let dense = dense_values(column);
     let (cells, map) = encode_cells(&column.cells);
     let mut body = encode_body(&dense, times);

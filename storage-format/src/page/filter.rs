@@ -182,7 +182,8 @@ impl Page<'_> {
             if codec == CodecId::Alp {
                 let start = chosen.rows;
                 let head = alp::Head::read(&mut cursor)?;
-                if head.lane == 0 {
+                // The integers are compared as they are only where each is known to be one that a float can stand for.
+                if head.lane == 0 && int::all_within(cursor.clone(), alp::INTEGERS, n)? {
                     let bounds = match known {
                         Some((exponents, bounds)) if exponents == head.exponents => bounds,
                         _ => alp::bounds(low, high, head.exponents),

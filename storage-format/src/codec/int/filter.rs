@@ -57,17 +57,9 @@ pub(crate) fn filter(
     scratch: &mut Vec<u64>,
     mut put: impl FnMut(bool, usize),
 ) -> Result<()> {
-    let mut ahead = cursor.clone();
-    let extremes = match codec {
-        CodecId::Constant => {
-            let word = ahead.u64()?;
-            Some((word, word))
-        }
-        CodecId::For => frame_extremes(&mut ahead)?,
-        CodecId::Sequence => sequence_extremes(Sequence::read(&mut ahead)?, count),
-        _ => None,
-    };
-    if let Some(inside) = extremes.and_then(|(low, high)| bounds.decide(low, high)) {
+    if let Some(inside) =
+        extremes(codec, cursor.clone(), count)?.and_then(|(low, high)| bounds.decide(low, high))
+    {
         cursor.rest();
         put(inside, count);
         return Ok(());
@@ -90,6 +82,26 @@ pub(crate) fn filter(
         put(run.first().is_some_and(|word| bounds.contains(word.wrapping_add(base))), run.len());
     }
     Ok(())
+}
+
+/// Whether all words of a vector, tag included, are known to lie within bounds without decoding them.
+pub(crate) fn all_within(mut cursor: Cursor<'_>, bounds: Bounds, count: usize) -> Result<bool> {
+    let codec = read_codec(&mut cursor)?;
+    let extremes = extremes(codec, cursor, count)?;
+    Ok(extremes.and_then(|(low, high)| bounds.decide(low, high)) == Some(true))
+}
+
+/// What the words cannot be below or above, where their codec tells.
+fn extremes(codec: CodecId, mut cursor: Cursor<'_>, count: usize) -> Result<Option<(u64, u64)>> {
+    Ok(match codec {
+        CodecId::Constant => {
+            let word = cursor.u64()?;
+            Some((word, word))
+        }
+        CodecId::For => frame_extremes(&mut cursor)?,
+        CodecId::Sequence => sequence_extremes(Sequence::read(&mut cursor)?, count),
+        _ => None,
+    })
 }
 
 /// What the words of a frame of reference cannot be below or above; `None` where the frame wraps.

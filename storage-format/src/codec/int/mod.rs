@@ -7,8 +7,9 @@ mod encode;
 mod filter;
 
 pub(crate) use encode::{encode, encode_delta, encode_delta_rle, encode_for, encode_sequence};
-pub(crate) use filter::{Bounds, filter, filter_tagged};
+pub(crate) use filter::{Bounds, all_within, filter, filter_tagged};
 
+use super::interleaved::Interleaved;
 use super::{CodecId, bitpack, simd};
 use crate::cursor::{Cursor, Result, unzigzag};
 use crate::limits::VECTOR_VALUES;
@@ -117,7 +118,7 @@ fn decode_sequence(cursor: &mut Cursor<'_>, out: &mut [u64]) -> Result<()> {
 pub(crate) struct Frame<'a> {
     /// Added to each word.
     pub(crate) base: u64,
-    pub(crate) packed: bitpack::Interleaved<'a>,
+    pub(crate) packed: Interleaved<'a>,
 }
 
 impl<'a> Frame<'a> {
@@ -132,7 +133,7 @@ impl<'a> Frame<'a> {
         if exceptions > 0 || high > 0 {
             return Ok(None);
         }
-        let packed = bitpack::Interleaved::read(&mut ahead, width.into())?;
+        let packed = Interleaved::read(&mut ahead, width.into())?;
         *cursor = ahead;
         Ok(Some(Self { base, packed }))
     }

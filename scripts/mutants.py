@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Plants each mutant of storage-format/tests/mutants.toml in a copy of the checkout, and names the test that catches it.
+
+    scripts/mutants.py            all of them
+    scripts/mutants.py TEXT       those that have TEXT in their file, their lines or their reason
+    scripts/mutants.py --check    plants nothing: only whether each still fits the sources
+
+The copy lies in a temporary directory, builds in $CARGO_TARGET_DIR/mutants, and must pass its tests as it is. A mutant
+that keeps the tests from coming to an end within LIMIT seconds is caught, one that does not compile is a mistake in the
+list. Exits with 1 where a mutant survives, or a text that it replaces is not in its file exactly once.
+"""
+
+import argparse
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CRATE = Path("storage-format")
+LIST = CRATE / "tests/mutants.toml"
+TESTS = ("cargo", "test", "--locked", "-p", "sonde-storage-format")
+LIMIT = 120  # seconds; the tests take some ten
+MEMORY = 8 << 30  # bytes of address space: a decoder without its bounds may ask for any number
+# Every mutant meets the same cases, and none the cases that another one failed.
+PROPTEST = {"PROPTEST_RNG_SEED": "1", "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"}
+
+
+@dataclass
+class Mutant:
+    file: Path
+    old: str
+    new: str
+    why: str
+    line: int = 0
+
+    def mentions(self, text: str) -> bool:
+        return any(text in part for part in (str(self.file), self.old, self.new, self.why))
+
+
+def read_list() -> list[Mutant]:
+    files = tomllib.loads((ROOT / LIST).read_text())
+    return [Mutant(CRATE / "src" / name, **entry) for name, entries in files.items() for entry in entries]
+
+
+def misfits(mutants: list[Mutant]) -> list[str]:
+    """Finds the line of each mutant, and says which of them do not fit the sources."""
+    problems = []
+    for mutant in mutants:
+        text = (ROOT / mutant.file).read_text() if (ROOT / mutant.file).is_file() else ""
+        mutant.line = text[: text.find(mutant.old)].count("\n") + 1
+        if text.count(mutant.old) != 1 or mutant.old == mutant.new:
+            problems.append(f"{mutant.file} has this {text.count(mutant.old)} times, not once:\n{mutant.old}")
+    return problems
+
+
+def copy_checkout(copy: Path) -> None:
+    """Copies what git tracks or would track, as it is in the working tree, with new times: cargo goes by these."""
+    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    for name in names.split("\0"):
+        if name and (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, copy / name)
+
+
+def environment() -> dict[str, str]:
+    command = ("sh", "-c", '. scripts/env.sh && printf %s "$CARGO_TARGET_DIR"')
+    target = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return os.environ | PROPTEST | {"CARGO_TARGET_DIR": f"{target}/mutants"}
+
+
+def build(copy: Path, env: dict[str, str]) -> str | None:
+    """What the compiler says, if it fails."""
+    command = (*TESTS, "--no-run", "--quiet")
+    answer = subprocess.run(command, cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
+    return answer.stderr if answer.returncode != 0 else None
+
+
+def first_failure(copy: Path, env: dict[str, str]) -> str | None:
+    """The test that fails first, or how else the tests failed; `None` where they pass. They were built before."""
+
+    def bound_memory() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+    with subprocess.Popen(
+        TESTS, cwd=copy, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True, preexec_fn=bound_memory,
+    ) as tests:  # fmt: skip
+
+        def end() -> None:
+            try:
+                os.killpg(tests.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+        timer = threading.Timer(LIMIT, end)
+        timer.start()
+        try:
+            for line in tests.stdout:
+                if failed := re.match(r"test (\S+) .*FAILED$", line):
+                    return failed[1]
+            status = tests.wait()
+            if timer.is_alive():
+                return None if status == 0 else "no test's name: their process died"
+            return f"no end after {LIMIT} seconds"
+        finally:
+            timer.cancel()
+            end()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    mutants = read_list()
+    if problems := misfits(mutants):
+        print(*problems, f"mutants: {len(problems)} of {len(mutants)} do not fit", sep="\n", file=sys.stderr)
+        return 1
+    if arguments.check:
+        print(f"mutants: all {len(mutants)} fit")
+        return 0
+    mutants = [mutant for mutant in mutants if mutant.mentions(arguments.text)]
+
+    env = environment()
+    with tempfile.TemporaryDirectory(prefix="sonde-mutants-") as folder:
+        copy = Path(folder)
+        copy_checkout(copy)
+        failed = build(copy, env) or first_failure(copy, env)
+        if failed:
+            print(f"mutants: the checkout fails without any of them: {failed}", file=sys.stderr)
+            return 1
+        wrong = 0
+        for mutant in mutants:
+            path = copy / mutant.file
+            text = path.read_text()
+            path.write_text(text.replace(mutant.old, mutant.new))
+            if errors := build(copy, env):
+                verdict, by = "INVALID", f"it does not compile:\n{errors}"
+            elif by := first_failure(copy, env):
+                verdict = "caught"
+            else:
+                verdict, by = "SURVIVED", f"{mutant.why}\n- {mutant.old}\n+ {mutant.new}"
+            path.write_text(text)
+            wrong += verdict != "caught"
+            print(f"{verdict:8}  {f'{mutant.file}:{mutant.line}':40}  {by}", flush=True)
+    print(f"mutants: {len(mutants)}, of which {len(mutants) - wrong} were caught")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
