@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,16 +103,17 @@ def first_failure(copy: Path, env: dict[str, str]) -> str | None:
             except ProcessLookupError:
                 pass
 
+        began = time.monotonic()
         timer = threading.Timer(LIMIT, end)
         timer.start()
         try:
             for line in tests.stdout:
                 if failed := re.match(r"test (\S+) .*FAILED$", line):
                     return failed[1]
-            status = tests.wait()
-            if timer.is_alive():
-                return None if status == 0 else "no test's name: their process died"
-            return f"no end after {LIMIT} seconds"
+            if tests.wait() == 0:
+                return None
+            late = time.monotonic() - began >= LIMIT
+            return f"no end within {LIMIT} seconds" if late else "no test by name: their process died"
         finally:
             timer.cancel()
             end()
@@ -131,6 +133,8 @@ def main() -> int:
         print(f"mutants: all {len(mutants)} fit")
         return 0
     mutants = [mutant for mutant in mutants if mutant.mentions(arguments.text)]
+    if not mutants:
+        parser.error(f"no mutant mentions {arguments.text!r}")
 
     env = environment()
     with tempfile.TemporaryDirectory(prefix="sonde-mutants-") as folder:

@@ -426,7 +426,11 @@ fn decode_column(cursor: &mut Cursor<'_>, count: usize) -> Result<Column> {
             Values::Float(values) => values.push(f64::from_bits(cursor.u64()?)),
             Values::Int(values) => values.push(cursor.i64()?),
             Values::UInt(values) => values.push(cursor.u64()?),
-            Values::Bool(values) => values.push(cursor.u8()? == 1),
+            Values::Bool(values) => match cursor.u8()? {
+                0 => values.push(false),
+                1 => values.push(true),
+                other => return Err(cursor.invalid("0 or 1", other.into())),
+            },
             Values::Text(values) => values.push(cursor.text(TEXT_BYTES)?.as_bytes()),
         }
     }
@@ -500,6 +504,9 @@ fn decode_tombstone(cursor: &mut Cursor<'_>) -> Result<Tombstone> {
 
 fn decode_range_part(cursor: &mut Cursor<'_>) -> Result<TombstonePart> {
     let (start, end) = (Timestamp::from_nanos(cursor.i64()?), Timestamp::from_nanos(cursor.i64()?));
+    if start >= end {
+        return Err(cursor.invalid("a range that is not empty", 0));
+    }
     let series = match cursor.u8()? {
         0 => None,
         1 => {

@@ -64,6 +64,7 @@ impl ChunkWriter {
             columns.iter().filter(|(_, column)| !is_absent(column)).collect();
         let mut start = 0;
         for series in series {
+            assert!(series.rows > 0, "series {} without a row", series.id.0);
             let rows = start..start + series.rows;
             let new = self.push_series(series, times.get(rows.clone()).unwrap_or_default());
             self.runs.add(new, &written, &times, rows.clone());

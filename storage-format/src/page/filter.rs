@@ -148,8 +148,10 @@ impl Page<'_> {
             let (mut cursor, n) = self.vector(vector)?;
             let put = |inside: bool, n: usize| chosen.push_n(inside, n);
             match codec::read_codec(&mut cursor)? {
-                CodecId::Dictionary => int::filter_tagged(&mut cursor, codes, n, &mut scratch, put)?,
-                CodecId::DeltaOfDelta | CodecId::Pco | CodecId::ZstdWords => {
+                CodecId::Dictionary if !self.is_unit() => {
+                    int::filter_tagged(&mut cursor, codes, n, &mut scratch, put)?;
+                }
+                codec if codec == CodecId::DeltaOfDelta || (self.is_unit() && !is_runs(codec)) => {
                     scratch.resize(n, 0);
                     self.words_of(vector, &mut reader, &mut scratch)?;
                     chosen.push_all(scratch.iter().map(|word| bounds.contains(*word)));
@@ -172,14 +174,14 @@ impl Page<'_> {
         for vector in 0..self.vectors() {
             let (mut cursor, n) = self.vector(vector)?;
             let codec = codec::read_codec(&mut cursor)?;
-            if codec == CodecId::Dictionary {
+            if codec == CodecId::Dictionary && !self.is_unit() {
                 scratch.resize(n, 0);
                 dictionary::decode_codes(&mut cursor, of_entry.len(), &mut scratch)?;
                 cursor.finish()?;
                 chosen.push_all(scratch.iter().map(|code| of_entry.get(*code as usize) == Some(&true)));
                 continue;
             }
-            if codec == CodecId::Alp {
+            if codec == CodecId::Alp && !self.is_unit() {
                 let start = chosen.rows;
                 let head = alp::Head::read(&mut cursor)?;
                 // The integers are compared as they are only where each is known to be one that a float can stand for.
@@ -240,6 +242,11 @@ impl Page<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a unit of the codec is filtered as vectors of it are.
+fn is_runs(codec: CodecId) -> bool {
+    matches!(codec, CodecId::DeltaRle | CodecId::Sequence)
 }
 
 /// The choice among present values, as one among all rows.
