@@ -67,6 +67,12 @@ impl OpenChunk {
         match pieces {
             [all] if *all == (0..page.rows()) => page.decode(),
             [piece] => page.decode_rows(piece.clone()),
+            // A unit decodes as a whole, whichever rows are wanted of it.
+            _ if page.is_unit() => {
+                let (all, mut rows) = (page.decode()?, Column::new(page.kind()));
+                pieces.iter().for_each(|piece| rows.extend_from(&all, piece.clone()));
+                Ok(rows)
+            }
             _ => {
                 let mut rows = Column::new(page.kind());
                 for piece in pieces {

@@ -13,13 +13,11 @@ pub const DICTIONARY_BYTES: usize = 64 << 20;
 /// Distinct values of a page of numbers that a dictionary holds.
 pub const WORD_DICTIONARY: usize = 4096;
 /// Rows from which on a series in a chunk has statistics of its own.
-pub const RUN_ROWS: u64 = 1024;
+pub const RUN_ROWS: u64 = 4096;
 /// Pages start at multiples of this many bytes.
 pub const PAGE_ALIGN: usize = 64;
 /// Bytes of a chunk's root footer.
 pub const ROOT_BYTES: usize = 4096;
-/// Bytes of one directory section of a chunk.
-pub const SECTION_BYTES: usize = 1 << 30;
 /// Bytes of one frame of the log.
 pub const FRAME_BYTES: usize = 256 << 20;
 /// Bytes of one edit of the manifest.

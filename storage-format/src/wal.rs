@@ -618,8 +618,7 @@ fn read_frame(number: u64, rest: &[u8], offset: u64) -> Result<Frame<'_>> {
     let Some(len) = (stated as usize).checked_sub(1).filter(|len| *len <= FRAME_BYTES) else {
         return Err(cursor.invalid("a frame of at most 256 MiB", stated.into()));
     };
-    // Nothing is synced that was not written before. Seen first, this keeps `find_frame_after` from summing megabytes
-    // for every eight bytes of a torn tail that look like a length.
+    // Nothing is synced that was not written before.
     if synced_through > offset {
         return Err(cursor.invalid("a sync that ended before the frame", synced_through));
     }
@@ -636,9 +635,32 @@ fn read_frame(number: u64, rest: &[u8], offset: u64) -> Result<Frame<'_>> {
 /// torn tail but damage.
 #[must_use]
 pub fn find_frame_after(number: u64, bytes: &[u8], offset: u64) -> Option<Frame<'_>> {
-    let first = offset.next_multiple_of(FRAME_ALIGN as u64) + FRAME_ALIGN as u64;
-    (first..bytes.len() as u64).step_by(FRAME_ALIGN).find_map(|at| match FrameScan::at(number, bytes, at) {
+    let first = offset.checked_next_multiple_of(FRAME_ALIGN as u64)?.checked_add(FRAME_ALIGN as u64)?;
+    let may_be_frame = |at: &u64| {
+        let rest = usize::try_from(*at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+        has_records(rest).is_ok_and(|has| has)
+    };
+    let mut places = (first..bytes.len() as u64).step_by(FRAME_ALIGN).filter(may_be_frame);
+    places.find_map(|at| match FrameScan::at(number, bytes, at) {
         FrameScan::Frame(frame) => Some(frame),
         FrameScan::End | FrameScan::Bad(_) => None,
     })
+}
+
+/// Whether what stands here could be a frame: records follow its head, one behind the other, exactly up to its length.
+/// Columns of integers look like heads of frames wherever they lie, and to sum up megabytes for each takes minutes.
+fn has_records(rest: &[u8]) -> Result<bool> {
+    let mut cursor = Cursor::new("log frame", rest);
+    let stated = cursor.u32()? as usize;
+    cursor.take(FRAME_HEADER_LEN - 4)?;
+    let Some(len) = stated.checked_sub(1).filter(|len| *len <= FRAME_BYTES) else { return Ok(false) };
+    let mut records = Cursor::new("log frame", cursor.take(len)?);
+    while records.left() > 0 {
+        if !(KIND_ROWS..=KIND_SERIES).contains(&records.u8()?) {
+            return Ok(false);
+        }
+        let len = records.u32()? as usize;
+        records.take(len)?;
+    }
+    Ok(true)
 }

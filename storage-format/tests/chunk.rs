@@ -96,7 +96,7 @@ pub(crate) struct Everything {
 pub(crate) fn read(bytes: &[u8]) -> Result<Everything> {
     let reader = ChunkReader::open(bytes)?;
     let (series, columns) = (reader.series()?, reader.columns()?);
-    let runs = reader.run_statistics(&series)?;
+    let runs = reader.run_statistics(&series, |_| true)?;
     let mut cells = Vec::new();
     for ColumnPages { id, kind, pages } in &columns {
         let mut all = Column::new(*kind);
@@ -186,14 +186,14 @@ fn long_exemplar() -> Content {
     let (start, minute) = (1_700_000_000_000_000_000, 60_000_000_000);
     let times = |n: i64| (0..n).map(|i| start + i * minute).collect::<Vec<_>>();
     let series = vec![
-        (SeriesKey::encode([Some("a")]), times(1500)),
+        (SeriesKey::encode([Some("a")]), times(4596)),
         (SeriesKey::encode([Some("b")]), times(30)),
-        (SeriesKey::encode([Some("b"), Some("")]), times(1024)),
+        (SeriesKey::encode([Some("b"), Some("")]), times(4096)),
     ];
-    let rows = 2554;
+    let rows = 8722;
     let row = || 0..rows;
     // No first and no last value; nothing in the second row group.
-    let gap = |row: usize| (600..1000).contains(&row) || matches!(row, 0 | 1 | 1499 | 2553);
+    let gap = |row: usize| (2000..3500).contains(&row) || matches!(row, 0 | 1 | 4595 | 8721);
     let gaps = |kind| {
         let cells: Vec<Cell> = row()
             .map(|row| match row {
@@ -210,9 +210,9 @@ fn long_exemplar() -> Content {
         strategy::mixed(cells, &Column::of(values))
     };
     let mut nans: Vec<f64> = row().map(|i| (i * i % 9) as f64 / 4.0).collect();
-    (nans[40], nans[1499]) = (f64::NAN, f64::from_bits(0xfff8_dead_beef_0001));
-    let mut late = Column::absent(PhysicalType::UInt64, 2000);
-    late.extend_from(&Column::of(Values::UInt(vec![u64::MAX; 554])), 0..554);
+    (nans[40], nans[4595]) = (f64::NAN, f64::from_bits(0xfff8_dead_beef_0001));
+    let mut late = Column::absent(PhysicalType::UInt64, 5500);
+    late.extend_from(&Column::of(Values::UInt(vec![u64::MAX; 3222])), 0..3222);
     let columns = vec![
         Column::of(Values::Float(row().map(|i| f64::from((i * 7 % 50) as u32) / 10.0).collect())),
         Column::of(Values::Float(nans)),
@@ -222,7 +222,7 @@ fn long_exemplar() -> Content {
         Column::of(Values::Text(row().map(|i| [&b"on"[..], b"off"][i / 800 % 2]).collect())),
     ];
     let columns = columns.into_iter().zip(1..).map(|(column, id)| (ColumnId(id), column)).collect();
-    Content { series, columns, groups: vec![600, 400, 700, 424, 430] }
+    Content { series, columns, groups: vec![2000, 1500, 2000, 1600, 1622] }
 }
 
 fn content(random: &mut Random, rows: &[usize]) -> Content {
@@ -285,8 +285,8 @@ fn sizes() {
     assert_eq!(bytes[bytes.len() - 8..], *b"SONDECHK");
     assert_eq!(u32_at(&bytes, bytes.len() - TAIL_LEN), ROOT_LEN);
     const { assert!(ROOT_LEN <= ROOT_BYTES) };
-    // Id, key length, rows, two times; groups, columns, the time column's id and type, an entry with a range; no columns.
-    let (series, pages, runs) = (2 + 1 + 1 + 16, 1 + 1 + 4 + 1 + 4 + 8 + 4 + 16 + 1 + 16, 1);
+    // Id, key length, rows, two times; groups, columns, the time column's id and type, an entry with a range; nothing.
+    let (series, pages, runs) = (2 + 1 + 1 + 16, 1 + 1 + 4 + 1 + 4 + 8 + 4 + 16 + 1 + 16, 0);
     assert_eq!(bytes.len(), HEAD_LEN + PAGE_ALIGN + series + pages + runs + ROOT_LEN + TAIL_LEN);
     assert_eq!(columns[0].pages[0].unwrap().offset, HEAD_LEN as u64);
     let stats = columns[0].pages[0].unwrap().stats;
@@ -300,7 +300,7 @@ proptest! {
     fn round_trip(seed: u64, rows in proptest::collection::vec(1..60_usize, 1..8), long: bool, dense: bool) {
         let mut rows = rows;
         if long {
-            rows[0] = 1024;
+            rows[0] = 4096;
         }
         check_round_trip(&content(&mut Random::new(seed), &rows), if dense { Profile::Dense } else { Profile::Fast });
     }
@@ -411,7 +411,7 @@ fn sealed_damage_never_panics() {
             );
         }
     };
-    let runs = |reader: &ChunkReader<'_>| drop(reader.run_statistics(&reader.series().unwrap()));
+    let runs = |reader: &ChunkReader<'_>| drop(reader.run_statistics(&reader.series().unwrap(), |_| true));
     let checks: [&dyn Fn(&ChunkReader<'_>); 3] = [&series, &pages, &runs];
     for (bytes, ..) in [exemplar().write(false), long_exemplar().write(false)] {
         let mut flipped = bytes.clone();

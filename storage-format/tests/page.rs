@@ -333,6 +333,9 @@ fn a_page_tells_its_layout() {
     assert_eq!((two.is_unit(), two.vectors(), two.rows()), (false, 2, 1025));
     assert!(matches!(two.cells(), Ok(Cells::Values(1025))));
     // The second vector has one value.
+    for beyond in [2, 3, (1 << 62) + 1, usize::MAX] {
+        assert!(two.codec(beyond).is_err());
+    }
     assert_eq!(two.codec(1).unwrap(), (CodecId::Constant, 9, 1));
     assert!(two.codec(2).is_err());
 }

@@ -249,8 +249,8 @@ proptest! {
     #[test]
     fn statistics_are_those_of_the_values(
         seed: u64,
-        rows in proptest::collection::vec(prop_oneof![1..50_usize, 1000..1050_usize, 1500..3000_usize], 1..5),
-        groups in proptest::collection::vec(1..2000_usize, 1..4),
+        rows in proptest::collection::vec(prop_oneof![1..50_usize, 4070..4120_usize, 4500..6000_usize], 1..5),
+        groups in proptest::collection::vec(1..6000_usize, 1..4),
         regular: bool,
     ) {
         let content = content(&mut Random::new(seed), &rows, &groups, regular);
@@ -262,22 +262,22 @@ fn float(column: Column) -> (ColumnId, Column) {
     (ColumnId(4), column)
 }
 
-/// A series of 1,500 rows in three row groups, with values in the middle one only, none in its first and last row.
+/// A series of 4,500 rows in three row groups, with values in the middle one only, none in its first and last row.
 #[test]
 fn a_run_knows_the_times_of_its_first_and_last_value() {
     let mut column = Column::absent(PhysicalType::Float64, 501);
     column.extend_from(&Column::of(Values::Float((0..98).map(f64::from).collect())), 0..98);
     column.push_empty(Cell::Null, 1);
-    column.push_empty(Cell::Absent, 900);
-    let mut times: Vec<i64> = (0..1500).map(|i| i * 10).collect();
-    (times[0], times[1499]) = (i64::MIN, i64::MAX - 1);
+    column.push_empty(Cell::Absent, 3900);
+    let mut times: Vec<i64> = (0..4500).map(|i| i * 10).collect();
+    (times[0], times[4499]) = (i64::MIN, i64::MAX - 1);
     let series = vec![(SeriesKey::encode([]), times)];
-    let content = Content { series, columns: vec![float(column)], groups: vec![500, 100, 900] };
+    let content = Content { series, columns: vec![float(column)], groups: vec![500, 100, 3900] };
     let (bytes, pages, _) = content.write(false);
     let there: Vec<bool> = pages[1].pages.iter().map(Option::is_some).collect();
     assert_eq!(there, [false, true, false]);
     let reader = ChunkReader::open(&bytes).unwrap();
-    let runs = reader.run_statistics(&reader.series().unwrap()).unwrap();
+    let runs = reader.run_statistics(&reader.series().unwrap(), |_| true).unwrap();
     let ends = Ends { first: (5010, 0.0_f64.to_bits()), last: (5980, 97.0_f64.to_bits()) };
     let wanted = RunStats {
         present: 98,
@@ -301,28 +301,28 @@ fn a_run_is_one_sum_over_its_row_groups() {
         let bytes = content.write(false).0;
         check(&content, &bytes);
         let reader = ChunkReader::open(&bytes).unwrap();
-        reader.run_statistics(&reader.series().unwrap()).unwrap()[0].runs[0].1.sum
+        reader.run_statistics(&reader.series().unwrap(), |_| true).unwrap()[0].runs[0].1.sum
     };
-    let mut values = vec![0.0; 2000];
+    let mut values = vec![0.0; 5000];
     values[1000] = -0.0;
     assert_eq!(sum(values.clone()), Some(Sum::Float { sum: 0.0, compensation: 0.0 }));
-    (values[0], values[1], values[1999]) = (1e100, 1.0, -1e100);
+    (values[0], values[1], values[4999]) = (1e100, 1.0, -1e100);
     assert_eq!(sum(values.clone()), Some(Sum::Float { sum: 0.0, compensation: 1.0 }));
     values[1] = f64::INFINITY;
     assert_eq!(sum(values), None);
 }
 
 #[test]
-fn runs_below_1024_rows_have_no_statistics() {
+fn runs_below_4096_rows_have_no_statistics() {
     let runs = |rows: &[usize]| {
         let content = content(&mut Random::new(2), rows, &[ROW_GROUP_ROWS], true);
         let bytes = content.write(false).0;
         let reader = ChunkReader::open(&bytes).unwrap();
-        let runs = reader.run_statistics(&reader.series().unwrap()).unwrap();
+        let runs = reader.run_statistics(&reader.series().unwrap(), |_| true).unwrap();
         let places = |runs: &[(usize, RunStats)]| runs.iter().map(|(place, _)| *place).collect::<Vec<_>>();
         runs.iter().map(|column| places(&column.runs)).collect::<Vec<_>>()
     };
-    assert!(runs(&[1023, 1023]).is_empty());
-    let some = runs(&[1023, 1024, 1, 1025]);
+    assert!(runs(&[4095, 4095]).is_empty());
+    let some = runs(&[4095, 4096, 1, 4097]);
     assert!(!some.is_empty() && some.iter().all(|places| *places == [1, 3]));
 }

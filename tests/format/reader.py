@@ -44,7 +44,8 @@ ROWS_MAX = 65_536  # of a page
 VECTOR = 1_024  # values
 DICTIONARY_MAX = 4_096  # words
 ALIGNMENT = 64
-# The drawings name no limit for what zstd may expand to; this only keeps damaged bytes from asking for all memory.
+# But for run statistics the drawings name no limit for what zstd may expand to; this only keeps damaged bytes from
+# asking for all memory.
 PLAIN_MAX = 1 << 30
 
 MAGIC = b"SONDECHK"
@@ -54,7 +55,10 @@ ROOT_BYTES = 128
 TAIL_BYTES = 16
 TIME_COLUMN = 0
 KEY_MAX = 64 << 10
-LONG_SERIES = 1_024  # rows from which a series has run statistics
+LONG_SERIES = 4_096  # rows from which a series has run statistics
+RUN_STATISTICS_MAX = 256 << 20  # plain bytes
+RUN_COLUMN_HEAD_MAX = 4 + 1
+RUN_ENTRY_MAX = 3 * 10 + 1 + 2 * 8 + 4 * 8 + 16
 HAS_RANGE, HAS_ENDS, HAS_SUM = 1, 2, 4
 
 MASK = (1 << 64) - 1
@@ -189,10 +193,10 @@ def to_words(values: list[int]) -> Words:
     return np.array([value & MASK for value in values], np.uint64)
 
 
-def unzstd(cursor: Cursor) -> bytes:
+def unzstd(cursor: Cursor, most: int = PLAIN_MAX) -> bytes:
     """`plain length varint | zstd`, up to the end of the cursor."""
     plain = cursor.varint()
-    if not 0 < plain <= PLAIN_MAX:
+    if not 0 < plain <= most:
         cursor.fail(f"a plain length of {plain}")
     frame = cursor.rest()
     try:
@@ -1005,7 +1009,13 @@ def read_page_entry(cursor: Cursor, kind: str) -> PageEntry | None:
     if length == 0:
         return None
     section = Section(cursor.u64(), length, cursor.u32())
-    rows, present, nulls, nans, flags = cursor.u32(), cursor.u32(), cursor.u32(), cursor.u32(), cursor.u8()
+    return PageEntry(section, read_statistics(cursor, kind, (cursor.u32(), cursor.u32(), cursor.u32(), cursor.u32())))
+
+
+def read_statistics(cursor: Cursor, kind: str, counts: tuple[int, int, int, int]) -> Statistics:
+    """What follows the counts (rows, present, NULLs, NaNs): flags and what they say."""
+    rows, present, nulls, nans = counts
+    flags = cursor.u8()
     if flags & ~(HAS_RANGE | HAS_ENDS | HAS_SUM) or (kind == TEXT and flags):
         cursor.fail(f"flags {flags:#x} of {kind}")
     if present + nulls > rows or nans > present:
@@ -1014,7 +1024,7 @@ def read_page_entry(cursor: Cursor, kind: str) -> PageEntry | None:
     first = (cursor.i64(), cursor.u64()) if flags & HAS_ENDS else None
     last = (cursor.i64(), cursor.u64()) if flags & HAS_ENDS else None
     total = read_sum(cursor, kind) if flags & HAS_SUM else None
-    return PageEntry(section, Statistics(rows, present, nulls, nans, extremes, first, last, total))
+    return Statistics(rows, present, nulls, nans, extremes, first, last, total)
 
 
 def read_sum(cursor: Cursor, kind: str) -> tuple[float, float] | int:
@@ -1063,33 +1073,36 @@ def read_column(directory: Directory, column_id: int) -> ChunkColumn:
 
 def read_chunk_page(page: Cursor, kind: str, stated: Statistics) -> Column:
     column = read_page(page.data, page.where)
-    check_kind_and_rows(page.where, column, kind, stated.rows)
+    if (column.kind, len(column.cells)) != (kind, stated.rows):
+        page.fail(f"{len(column.cells)} rows of {column.kind}, not {stated.rows} of {kind}")
     present = np.count_nonzero(column.cells == VALUE)
     if present != stated.present:
         page.fail(f"{present} values, the page directory says {stated.present}")
     return column
 
 
-def check_kind_and_rows(where: str, column: Column, kind: str, rows: int) -> None:
-    if (column.kind, len(column.cells)) != (kind, rows):
-        raise FormatError(f"{where}: {len(column.cells)} rows of {column.kind}, not {rows} of {kind}")
-
-
 # Run statistics
 
 
 def read_run_statistics(directory: Directory) -> dict[int, dict[int, Statistics]]:
-    cursor = verified(directory.data, directory.root.run_statistics, "run statistics")
+    section = verified(directory.data, directory.root.run_statistics, "run statistics")
     runs = [position for position, one in enumerate(directory.series) if one.rows >= LONG_SERIES]
     columns = {column_id: kind for column_id, kind in directory.kinds.items() if has_runs(column_id, kind)}
-    expected = columns if runs else {}
-    if cursor.varint() != len(expected):
-        cursor.fail(f"not the columns {list(expected)}")
+    if not section.data:
+        # Where there are long series, it is empty only if it would be too large.
+        if runs and columns and 10 + len(columns) * (RUN_COLUMN_HEAD_MAX + len(runs) * RUN_ENTRY_MAX) <= RUN_STATISTICS_MAX:
+            section.fail(f"nothing, with {len(runs)} series of {LONG_SERIES} rows or more")
+        return {}
+    if not runs or not columns:
+        section.fail(f"{len(section.data)} bytes without a series of {LONG_SERIES} rows")
+    cursor = Cursor(unzstd(section, RUN_STATISTICS_MAX), f"{section.where}, zstd")
+    if cursor.varint() != len(columns):
+        cursor.fail(f"not the columns {list(columns)}")
     statistics = {}
-    for column_id, kind in expected.items():
+    for column_id, kind in columns.items():
         if (cursor.u32(), cursor.choice("kind", KINDS)) != (column_id, kind):
             cursor.fail(f"not column {column_id} of {kind}")
-        statistics[column_id] = read_run_column(cursor, kind, directory.series, runs)
+        statistics[column_id] = {run: read_run_entry(cursor, kind, directory.series[run].rows) for run in runs}
     cursor.finish()
     return statistics
 
@@ -1098,59 +1111,8 @@ def has_runs(column_id: int, kind: str) -> bool:
     return column_id != TIME_COLUMN and kind != TEXT
 
 
-def read_run_column(cursor: Cursor, kind: str, series: list[Series], runs: list[int]) -> dict[int, Statistics]:
-    statistics = {}
-    for start in range(0, len(runs), ROWS_MAX):
-        group = runs[start : start + ROWS_MAX]
-        pages = read_run_pages(cursor, kind, len(group))
-        for row, position in enumerate(group):
-            where = f"{cursor.where}, series {series[position].id}"
-            statistics[position] = run_statistics(where, kind, series[position], [cell(page, row) for page in pages])
-    return statistics
-
-
-def read_run_pages(cursor: Cursor, kind: str, rows: int) -> list[Column]:
-    sums = [FLOAT64, FLOAT64] if kind == FLOAT64 else [INT64, UINT64]
-    kinds = [UINT64, UINT64, UINT64, kind, kind, kind, kind, UINT64, UINT64, *sums]
-    pages = []
-    for number, kind_of_page in enumerate(kinds, 1):
-        where = f"{cursor.where}, byte {cursor.position}, page {number}"
-        pages.append(read_page(cursor.take(cursor.u32()), where))
-        check_kind_and_rows(where, pages[-1], kind_of_page, rows)
-    return pages
-
-
-def cell(page: Column, row: int) -> int | None:
-    """The bits of a value, or None."""
-    if page.cells[row] == NULL:
-        raise FormatError(f"run statistics: a NULL in row {row}")
-    return value_bits(page.values[row]) if page.cells[row] == VALUE else None
-
-
-def run_statistics(where: str, kind: str, series: Series, cells: list[int | None]) -> Statistics:
-    present, nulls, nans, low, high, first, last, until, since, upper, lower = cells
-    if present is None or nulls is None or nans is None:
-        raise FormatError(f"{where}: no counts")
-    for pair in ((low, high), (first, last), (first, until), (first, since), (upper, lower)):
-        if (pair[0] is None) != (pair[1] is None):
-            raise FormatError(f"{where}: one half of a pair is absent")
-    return Statistics(
-        series.rows,
-        present,
-        nulls,
-        nans,
-        None if low is None or high is None else (low, high),
-        None if first is None or until is None else (series.first_time + until, first),
-        None if last is None or since is None else (series.last_time - since, last),
-        None if upper is None or lower is None else join_sum(kind, upper, lower),
-    )
-
-
-def join_sum(kind: str, upper: int, lower: int) -> tuple[float, float] | int:
-    if kind == FLOAT64:
-        return float_of(upper), float_of(lower)
-    signed = upper - (1 << 64) if upper & SIGN else upper
-    return (signed << 64) + lower
+def read_run_entry(cursor: Cursor, kind: str, rows: int) -> Statistics:
+    return read_statistics(cursor, kind, (rows, cursor.varint(), cursor.varint(), cursor.varint()))
 
 
 # Checking statistics

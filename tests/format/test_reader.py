@@ -673,7 +673,7 @@ def test_key_refuses(key):
 
 # Chunks
 
-ROWS = 1026  # of two series: 1,024 and 2
+ROWS = 4098  # of two series: 4,096 and 2
 FIRST = 1_700_000_000_000_000_000
 STEP = 1_000_000_000
 
@@ -687,15 +687,15 @@ def times_page(first, rows):
 
 
 def hand_made_columns():
-    """(id, kind, per group (page, counts, flags and what they announce)) of groups of 1,000 and 26 rows.
+    """(id, kind, per group (page, counts, flags and what they announce)) of groups of 4,072 and 26 rows.
 
     Only the first group is all of one series.
     """
-    last = [FIRST + 999 * STEP, FIRST + 1023 * STEP, FIRST + 7, FIRST + 7 + STEP]
+    last = [FIRST + 4071 * STEP, FIRST + 4095 * STEP, FIRST + 7, FIRST + 7 + STEP]
     # A step of a second 23 times, back to the second series, a second.
     steps = varint(2 * STEP, 23, -2 * (last[2] - last[1]) - 1, 1, 2 * STEP, 1)
-    second = page(INT, 26, (7, varint(word(FIRST + 1000 * STEP)) + steps), grid=1)
-    halves = page(FLOAT, 1000, *[(1, f64(0.5))])
+    second = page(INT, 26, (7, varint(word(FIRST + 4072 * STEP)) + steps), grid=1)
+    halves = page(FLOAT, 4072, *[(1, f64(0.5))] * 4)
     nan_and_two = [0x7FF8_0000_0000_0000, bits_of(2.0)]
     mixed = page(
         FLOAT,
@@ -705,46 +705,38 @@ def hand_made_columns():
         present=25,
         cell_map=boolean_map(8, le(1, 1) + varint(23, 1, 2)),
     )
-    switch = page(BOOL, 1000, (8, le(1, 0) + varint(999, 1)))
+    switch = page(BOOL, 4072, *[(8, le(1, 0) + varint(1024))] * 3, (8, le(1, 0) + varint(999, 1)))
     note = page(TEXT, 26, (11, zstd(varint(1) + b"x")), cells=2, present=1, cell_map=boolean_map(9, packed(26, 1)))
     half, two = bits_of(0.5), bits_of(2.0)
     whole = [
-        (times_page(FIRST, 1000), (1000, 1000, 0, 0), le(1, 1) + le(8, FIRST, last[0])),
+        (times_page(FIRST, 4072), (4072, 4072, 0, 0), le(1, 1) + le(8, FIRST, last[0])),
         (second, (26, 26, 0, 0), le(1, 1) + le(8, FIRST + 7, last[1])),
     ]
     number = [
-        (halves, (1000, 1000, 0, 0), le(1, 7) + le(8, half, half) + ends((FIRST, half), (last[0], half)) + f64(500, 0)),
+        (
+            halves,
+            (4072, 4072, 0, 0),
+            le(1, 7) + le(8, half, half) + ends((FIRST, half), (last[0], half)) + f64(2036, 0),
+        ),
         (mixed, (26, 25, 1, 1), le(1, 1) + le(8, half, two)),
     ]
-    on = [(switch, (1000, 1000, 0, 0), le(1, 7) + le(8, 0, 1) + ends((FIRST, 0), (last[0], 1)) + le(16, 1)), None]
+    on = [(switch, (4072, 4072, 0, 0), le(1, 7) + le(8, 0, 1) + ends((FIRST, 0), (last[0], 1)) + le(16, 1)), None]
     notes = [None, (note, (26, 1, 0, 0), le(1, 0))]
     return [(0, INT, whole), (4, FLOAT, number), (9, BOOL, on), (6, TEXT, notes)]
 
 
-def run_page(kind, value):
-    """A page of one row."""
-    if value is None:
-        return page(kind, 1, cells=2, present=0, cell_map=boolean_map(8, le(1, 0) + varint(1)))
-    data = {FLOAT: f64, INT: lambda v: le(8, word(v)), UINT: lambda v: le(8, v), BOOL: lambda v: le(1, v)}[kind](value)
-    return page(kind, 1, (9 if kind == BOOL else 1, data))
-
-
 def hand_made_runs():
-    """Of the first series, whose last row is the 24th of the second group: NULL in column 4."""
-    number = [1023, 1, 0, 0.5, 0.5, 0.5, 0.5, 0, STEP, 511.5, 0.0]
-    on = [1000, 0, 0, 0, 1, 0, 1, 0, 24 * STEP, 0, 1]
-    out = varint(2)
-    for column_id, kind, run, sums in ((4, FLOAT, number, (FLOAT, FLOAT)), (9, BOOL, on, (INT, UINT))):
-        kinds = [UINT, UINT, UINT, kind, kind, kind, kind, UINT, UINT, *sums]
-        pages = [run_page(kind, value) for kind, value in zip(kinds, run, strict=True)]
-        out += le(4, column_id) + le(1, kind) + b"".join(le(4, len(data)) + data for data in pages)
-    return out
+    """Of the first series, whose last row is the 24th of the second group: NULL in column 4; without zstd."""
+    half, last = bits_of(0.5), FIRST + 4094 * STEP
+    number = varint(4095, 1, 0) + le(1, 7) + le(8, half, half) + ends((FIRST, half), (last, half)) + f64(2047.5, 0)
+    on = varint(4072, 0, 0) + le(1, 7) + le(8, 0, 1) + ends((FIRST, 0), (FIRST + 4071 * STEP, 1)) + le(16, 1)
+    return varint(2) + le(4, 4) + le(1, FLOAT) + number + le(4, 9) + le(1, BOOL) + on
 
 
-def hand_made_series():
+def hand_made_series(first_rows=4096, second_rows=2):
     keys = [b"", b"\x00\x01b\x00\x01"]
-    first = varint(7) + text(keys[0]) + varint(1024) + le(8, FIRST, FIRST + 1023 * STEP)
-    return first + varint(3) + text(keys[1]) + varint(2) + le(8, FIRST + 7, FIRST + 7 + STEP)
+    first = varint(7) + text(keys[0]) + varint(first_rows) + le(8, FIRST, FIRST + 4095 * STEP)
+    return first + varint(3) + text(keys[1]) + varint(second_rows) + le(8, FIRST + 7, FIRST + 7 + STEP)
 
 
 def hand_made(columns=None, series=None, runs=None, head=None, version=1, features=0):
@@ -752,7 +744,7 @@ def hand_made(columns=None, series=None, runs=None, head=None, version=1, featur
     out = b"SONDECHK" + le(4, 1) + bytes(52) if head is None else head
     columns = hand_made_columns() if columns is None else columns
     series = hand_made_series() if series is None else series
-    runs = hand_made_runs() if runs is None else runs
+    runs = zstd(hand_made_runs()) if runs is None else runs
     directory = varint(len(columns[0][2]), len(columns))
     for column_id, kind, groups in columns:
         directory += le(4, column_id) + le(1, kind)
@@ -764,14 +756,10 @@ def hand_made(columns=None, series=None, runs=None, head=None, version=1, featur
             directory += le(4, len(data)) + le(8, len(out)) + le(4, zlib.crc32(data), *counts) + statistics
             out += data
     sections = b""
-    for part in (
-        hand_made_series() if series is None else series,
-        directory,
-        hand_made_runs() if runs is None else runs,
-    ):
+    for part in (series, directory, runs):
         sections += le(8, len(out), len(part)) + le(4, zlib.crc32(part))
         out += part
-    root = le(4, version, features) + le(8, 0xC0) + le(4, 5) + le(8, FIRST, FIRST + 3600 * STEP, 10, 20, ROWS, 2)
+    root = le(4, version, features) + le(8, 0xC0) + le(4, 5) + le(8, FIRST, FIRST + 7200 * STEP, 10, 20, ROWS, 2)
     root += sections
     return out + root + le(4, len(root), zlib.crc32(root)) + b"SONDECHK"
 
@@ -784,21 +772,35 @@ def test_hand_made_chunk():
         10,
         20,
     )
-    assert [(one.id, one.tags, one.rows) for one in chunk.series] == [(7, [], 1024), (3, [None, "b"], 2)]
+    assert [(one.id, one.tags, one.rows) for one in chunk.series] == [(7, [], 4096), (3, [None, "b"], 2)]
     kinds = {column_id: column.kind for column_id, column in chunk.columns.items()}
     assert kinds == {0: "int64", 4: "float64", 9: "boolean", 6: "text"}
-    assert chunk.columns[0].groups[1].values[-3:].tolist() == [FIRST + 1023 * STEP, FIRST + 7, FIRST + 7 + STEP]
+    assert chunk.columns[0].groups[1].values[-3:].tolist() == [FIRST + 4095 * STEP, FIRST + 7, FIRST + 7 + STEP]
     assert (chunk.columns[9].groups[1], chunk.columns[6].groups[0]) == (None, None)
     assert chunk.columns[6].groups[1].values[0] == b"x"
-    assert chunk.columns[4].statistics[0].sum == (500.0, 0.0)
-    assert chunk.run_statistics[9][0].last == (FIRST + 999 * STEP, 1)
+    assert chunk.columns[4].statistics[0].sum == (2036.0, 0.0)
+    assert chunk.run_statistics[9][0].last == (FIRST + 4071 * STEP, 1)
     assert chunk.run_statistics[9][0].sum == 1
     check_statistics(chunk)
 
 
 def test_sums_of_128_bits():
-    assert reader.join_sum("int64", MASK, MASK) == -1
-    assert reader.join_sum("uint64", 1, 2) == (1 << 64) + 2
+    for total in (-1, (1 << 64) + 2):
+        assert reader.read_sum(reader.Cursor(le(16, total), "sum"), "int64") == total
+
+
+def test_run_statistics_only_of_long_series():
+    short = hand_made_series(4095, 3)
+    assert read_chunk(hand_made(series=short, runs=b"")).run_statistics == {}
+    with pytest.raises(FormatError, match="run statistics, .*without a series of 4096 rows"):
+        read_chunk(hand_made(series=short))
+
+
+def test_run_statistics_that_are_too_large(monkeypatch):
+    monkeypatch.setattr(reader, "RUN_STATISTICS_MAX", len(hand_made_runs()) - 1)
+    assert read_chunk(hand_made(runs=b"")).run_statistics == {}
+    with pytest.raises(FormatError, match=f"run statistics, .*a plain length of {len(hand_made_runs())}"):
+        read_chunk(hand_made())
 
 
 def test_neumaier_is_compensated():
@@ -824,7 +826,7 @@ def test_statistics_of_two_series_are_found():
     columns = hand_made_columns()
     data, counts, _ = columns[1][2][1]
     half, two = bits_of(0.5), bits_of(2.0)
-    both = le(1, 3) + le(8, half, two) + ends((FIRST + 1000 * STEP, half), (FIRST + 7 + STEP, two))
+    both = le(1, 3) + le(8, half, two) + ends((FIRST + 4072 * STEP, half), (FIRST + 7 + STEP, two))
     columns[1][2][1] = data, counts, both
     with pytest.raises(FormatError, match="column 4, group 1: first"):
         check_statistics(read_chunk(hand_made(columns)))
@@ -848,6 +850,11 @@ def changed_columns(change):
     columns = hand_made_columns()
     change(columns)
     return hand_made(columns)
+
+
+def changed_runs(position, byte):
+    """A byte of the plain run statistics: 1 is the column's id, 5 its kind, 8 its NULLs, 10 its flags."""
+    return zstd(at(hand_made_runs(), position, byte))
 
 
 def wrong_counts(columns):
@@ -874,13 +881,21 @@ def wrong_rows(columns):
         (lambda: hand_made(head=b"SONDECHK" + le(4, 1) + bytes(51) + b"\1"), "head, .*not zero"),
         (lambda: hand_made(head=b"SONDECHK" + le(4, 1) + bytes(116)), "byte 64: the next part"),
         (lambda: hand_made(series=hand_made_series() + b"\0"), "series directory, .*left over"),
-        (lambda: hand_made(runs=hand_made_runs() + b"\0"), "run statistics, .*left over"),
-        (lambda: hand_made(runs=varint(0)), "run statistics, .*not the columns"),
+        (lambda: hand_made(runs=zstd(hand_made_runs() + b"\0")), "run statistics, .*1 bytes are left over"),
+        (lambda: hand_made(runs=zstd(hand_made_runs()) + b"\0"), "run statistics, .*zstd"),
+        (lambda: hand_made(runs=zstd(hand_made_runs()[:-1])), "run statistics, .*16 bytes are needed, 15 are left"),
+        (lambda: hand_made(runs=hand_made_runs()), "run statistics, .*zstd"),
+        (lambda: hand_made(runs=b""), "run statistics, .*nothing, with 1 series of 4096 rows"),
+        (lambda: hand_made(runs=zstd(varint(0))), "run statistics, .*not the columns"),
+        (lambda: hand_made(runs=changed_runs(1, 5)), "run statistics, .*not column 4 of float64"),
+        (lambda: hand_made(runs=changed_runs(5, INT)), "run statistics, .*not column 4 of float64"),
+        (lambda: hand_made(runs=changed_runs(8, 2)), "run statistics, .*4095 values, 2 NULLs"),
+        (lambda: hand_made(runs=changed_runs(10, 8)), "run statistics, .*flags 0x8"),
         (lambda: changed_columns(lambda columns: columns.reverse()), "page directory"),
         (lambda: changed_columns(lambda columns: columns.append(columns[1])), "page directory, .*column 4"),
         (lambda: changed_columns(wrong_counts), "column 4, group 1, .*says 24"),
         (lambda: changed_columns(wrong_flags), "flags 0x8"),
-        (lambda: changed_columns(wrong_rows), r"group 1 have \[26, 1000\]"),
+        (lambda: changed_columns(wrong_rows), r"group 1 have \[26, 4072\]"),
     ],
 )
 def test_chunk_refuses(data, what):
@@ -895,9 +910,9 @@ def test_command_line(tmp_path):
     lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
     assert len(lines) == ROWS
     assert lines[0] == f'{{"time": {FIRST}, "series": [], "4": 0.5, "9": false}}'
-    assert json.loads(lines[1000]) == {"time": FIRST + 1000 * STEP, "series": [], "4": 0.5, "6": "x"}
-    assert json.loads(lines[1023]) == {"time": FIRST + 1023 * STEP, "series": [], "4": None}
-    assert json.loads(lines[1024]) == {"time": FIRST + 7, "series": [None, "b"], "4": "NaN"}
+    assert json.loads(lines[4072]) == {"time": FIRST + 4072 * STEP, "series": [], "4": 0.5, "6": "x"}
+    assert json.loads(lines[4095]) == {"time": FIRST + 4095 * STEP, "series": [], "4": None}
+    assert json.loads(lines[4096]) == {"time": FIRST + 7, "series": [None, "b"], "4": "NaN"}
     file.write_bytes(hand_made()[:-1])
     refused = subprocess.run(command, capture_output=True, check=False, text=True)
     assert refused.returncode == 1

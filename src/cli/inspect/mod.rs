@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sonde_storage_format::{
     Checkpoint, ChunkReader, CodecId, ColumnPages, Edit, FormatError, FrameScan, ManifestHeader, Page,
-    PhysicalType, Record, SEGMENT_HEADER_LEN, SegmentHeader, Sum, decode_edits, path,
+    PhysicalType, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRun, Sum, decode_edits, path,
 };
 
 use super::output::say;
@@ -116,11 +116,18 @@ fn chunk(bytes: &[u8], verify: bool) -> Result<Value, Damage> {
         "seq": [root.seq.first.0, root.seq.last.0],
         "rows": root.rows,
         "series": series.len(),
-        "series_with_statistics": reader.run_statistics(&series)?.first().map_or(0, |column| column.runs.len()),
+        "series_with_statistics": long_series(&reader, &series)?,
         "bytes": bytes.len(),
         "checksums": if verify { "all good, every page decodes" } else { "all good" },
         "columns": columns,
     }))
+}
+
+/// How many series have statistics of their own.
+fn long_series(reader: &ChunkReader<'_>, series: &[SeriesRun]) -> Result<usize, Damage> {
+    let mut first = true;
+    let columns = reader.run_statistics(series, |_| std::mem::replace(&mut first, false))?;
+    Ok(columns.first().map_or(0, |column| column.runs.len()))
 }
 
 fn pages(reader: &ChunkReader<'_>, column: &ColumnPages, verify: bool) -> Result<Value, Damage> {

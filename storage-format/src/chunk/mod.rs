@@ -14,7 +14,6 @@ pub use write::{ChunkWriter, SeriesRows};
 
 use crate::cursor::{Cursor, FormatError, Result, Writer};
 use crate::ids::{ChunkId, ColumnId, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
-use crate::limits::SECTION_BYTES;
 use crate::page::PageStats;
 use crate::series_key::SeriesKey;
 use crate::time::{TimeRange, Timestamp};
@@ -82,6 +81,8 @@ pub struct PageMeta {
     pub len: u32,
     /// The checksum of those bytes.
     pub crc: u32,
+    /// The type of its values, that of its column.
+    pub kind: PhysicalType,
     /// What its cells amount to.
     pub stats: PageStats,
 }
@@ -140,12 +141,9 @@ impl ChunkRoot {
         };
         let seq = SeqRange { first: SeqNo(cursor.u64()?), last: SeqNo(cursor.u64()?) };
         let (rows, series) = (cursor.u64()?, cursor.u64()?);
+        // A section is as long as the file lets it be.
         let mut section = || -> Result<Section> {
-            let section = Section { offset: cursor.u64()?, len: cursor.u64()?, crc: cursor.u32()? };
-            if section.len > SECTION_BYTES as u64 {
-                return Err(cursor.invalid("a section of at most 1 GiB", section.len));
-            }
-            Ok(section)
+            Ok(Section { offset: cursor.u64()?, len: cursor.u64()?, crc: cursor.u32()? })
         };
         let (series_section, page_section, run_section) = (section()?, section()?, section()?);
         cursor.finish()?;

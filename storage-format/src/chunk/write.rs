@@ -8,7 +8,7 @@ use crate::column::{Cell, Cells, Column, Values};
 use crate::cursor::Writer;
 use crate::ids::{ChunkId, ColumnId, SeqRange, SeriesId, TableId};
 use crate::limits::{PAGE_ALIGN, PAGE_BYTES, ROOT_BYTES, ROW_GROUP_ROWS};
-use crate::page::{PageStats, Sum, encode_page_as};
+use crate::page::{Facts, PageStats, encode_page_as};
 use crate::series_key::SeriesKey;
 use crate::time::{TimeRange, Timestamp};
 
@@ -86,6 +86,7 @@ impl ChunkWriter {
     /// Takes note of the rows of a series; whether it is a new one.
     fn push_series(&mut self, rows: &SeriesRows, times: &[i64]) -> bool {
         let (Some(first), Some(last)) = (times.first(), times.last()) else { return false };
+        assert!(times.is_sorted(), "times in order");
         let (first, last) = (Timestamp::from_nanos(*first), Timestamp::from_nanos(*last));
         assert!(first <= last && self.range.contains(first) && self.range.contains(last), "times in order");
         let start = match self.series.last_mut() {
@@ -110,10 +111,10 @@ impl ChunkWriter {
         let page = encode_page_as(self.profile, column, id == TIME_COLUMN);
         assert!(page.len() <= PAGE_BYTES, "a page of {} bytes", page.len());
         let offset = self.drained + self.bytes.len() as u64;
-        let meta = PageMeta { offset, len: page.len() as u32, crc: crc32(&page), stats };
+        let kind = column.values.kind();
+        let meta = PageMeta { offset, len: page.len() as u32, crc: crc32(&page), kind, stats };
         assert_eq!(meta.offset % PAGE_ALIGN as u64, 0, "pages are aligned");
         self.bytes.put(&page);
-        let kind = column.values.kind();
         let place = match self.columns.iter_mut().find(|pages| pages.id == id) {
             Some(place) => place,
             None => {
@@ -122,7 +123,8 @@ impl ChunkWriter {
             }
         };
         assert_eq!(place.kind, kind, "column {id} has one type in a chunk");
-        place.pages.resize(self.groups, None);
+        place.pages.resize(self.groups.max(place.pages.len()), None);
+        assert_eq!(place.pages.len(), self.groups, "column {id} has one page in a row group");
         place.pages.push(Some(meta));
     }
 
@@ -206,23 +208,5 @@ fn encode_page_meta(page: &PageMeta, writer: &mut Writer) {
     writer.u64(page.offset);
     writer.u32(page.crc);
     [rows, present, nulls, nans].into_iter().for_each(|count| writer.u32(count));
-    writer.u8(u8::from(range.is_some()) | u8::from(ends.is_some()) << 1 | u8::from(sum.is_some()) << 2);
-    if let Some((low, high)) = range {
-        writer.u64(low);
-        writer.u64(high);
-    }
-    if let Some(ends) = ends {
-        for (time, bits) in [ends.first, ends.last] {
-            writer.i64(time);
-            writer.u64(bits);
-        }
-    }
-    match sum {
-        Some(Sum::Float { sum, compensation }) => {
-            writer.u64(sum.to_bits());
-            writer.u64(compensation.to_bits());
-        }
-        Some(Sum::Int(sum)) => writer.put(&sum.to_le_bytes()),
-        None => {}
-    }
+    Facts { range, ends, sum }.encode(writer);
 }

@@ -195,17 +195,17 @@ pub(crate) fn encode_floats(
     }
     let plain = 8 * values.len();
     let start = out.len();
+    let mut uncoded = 0;
     let mut smallest = Smallest::below(1 + plain, out);
     let FloatPage { alp, right_bits, scratch } = page;
     smallest.consider(CodecId::Alp, |_, out| alp::encode(values, alp, scratch, out));
-    if let Some(codes) = codes.filter(|codes| codes.may_save(values, smallest.limit)) {
-        let before = smallest.limit;
+    if let Some(codes) = codes.as_deref().filter(|codes| codes.may_save(values, smallest.limit)) {
+        uncoded = smallest.limit;
         let words = values.iter().map(|value| value.to_bits());
         smallest.consider(CodecId::Dictionary, |_, out| {
             codes.dictionary.encode(words, out);
             true
         });
-        codes.saved += before - smallest.limit;
     }
     // Real doubles: ALP leaves more than 48 bits of each (section 3.4 of its paper).
     if smallest.limit > 6 * values.len() {
@@ -228,6 +228,10 @@ pub(crate) fn encode_floats(
     if out.len() == start {
         out.push(CodecId::Raw as u8);
         values.iter().for_each(|value| out.extend_from_slice(&value.to_bits().to_le_bytes()));
+    }
+    let coded = out.get(start) == Some(&(CodecId::Dictionary as u8));
+    if let Some(codes) = codes.filter(|_| coded) {
+        codes.saved += uncoded.saturating_sub(out.len() - start);
     }
 }
 

@@ -12,8 +12,8 @@ mod stats;
 pub use encode::{encode_page, encode_page_as};
 pub use filter::{Between, Selection};
 pub use read::{Page, decode_page};
-pub(crate) use stats::Summary;
 pub use stats::{Ends, PageStats, Sum};
+pub(crate) use stats::{Facts, Summary};
 
 /// Every row has a value; no map follows.
 const CELLS_VALUES: u8 = 0;

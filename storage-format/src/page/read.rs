@@ -109,6 +109,9 @@ impl<'a> Page<'a> {
 
     /// A vector's bytes, and how many values it has.
     pub(super) fn vector(&self, at: usize) -> Result<(Cursor<'a>, usize)> {
+        if at >= self.vectors() {
+            return Err(Cursor::new("page", self.ends).invalid("a vector that the page has", at as u64));
+        }
         let end = |at: usize| {
             let end = self.ends.get(4 * at..4 * at + 4).and_then(|end| end.try_into().ok());
             end.map(|end| u32::from_le_bytes(end) as usize)
@@ -261,6 +264,7 @@ impl<'a> Page<'a> {
         if self.kind != PhysicalType::Float64 {
             return Err(Cursor::new("page", &[]).invalid("a page of floats", self.kind as u64));
         }
+        let vectors = vectors.start.min(self.vectors())..vectors.end.min(self.vectors());
         let mut values = vec![0.0; self.unit.min(self.present)];
         let mut reader = self.reader()?;
         for vector in vectors {

@@ -1,6 +1,7 @@
 //! What the cells of a page, or of a series in a chunk, amount to.
 
 use crate::column::{Cell, Cells, Column, Values};
+use crate::cursor::{Cursor, Result, Writer};
 use crate::ids::PhysicalType;
 
 /// What a page's cells amount to, kept in the chunk's directory.
@@ -43,6 +44,66 @@ pub enum Sum {
     },
     /// Of integers, or of the booleans that are true; exact.
     Int(i128),
+}
+
+/// What statistics say of values beside their count, as a page's entry and a series' statistics have it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub(crate) range: Option<(u64, u64)>,
+    pub(crate) ends: Option<Ends>,
+    pub(crate) sum: Option<Sum>,
+}
+
+const HAS_RANGE: u8 = 1;
+const HAS_ENDS: u8 = 2;
+const HAS_SUM: u8 = 4;
+
+impl Facts {
+    /// Appends which facts there are, and these.
+    pub(crate) fn encode(&self, writer: &mut Writer) {
+        let flag = |has: bool, flag: u8| if has { flag } else { 0 };
+        let has_range = flag(self.range.is_some(), HAS_RANGE);
+        writer.u8(has_range | flag(self.ends.is_some(), HAS_ENDS) | flag(self.sum.is_some(), HAS_SUM));
+        if let Some((low, high)) = self.range {
+            writer.u64(low);
+            writer.u64(high);
+        }
+        if let Some(ends) = self.ends {
+            for (time, bits) in [ends.first, ends.last] {
+                writer.i64(time);
+                writer.u64(bits);
+            }
+        }
+        match self.sum {
+            Some(Sum::Float { sum, compensation }) => {
+                writer.u64(sum.to_bits());
+                writer.u64(compensation.to_bits());
+            }
+            Some(Sum::Int(sum)) => writer.put(&sum.to_le_bytes()),
+            None => {}
+        }
+    }
+
+    /// Reads them, of values of a type.
+    pub(crate) fn decode(cursor: &mut Cursor<'_>, kind: PhysicalType) -> Result<Self> {
+        let flags = cursor.u8()?;
+        if flags > HAS_RANGE | HAS_ENDS | HAS_SUM {
+            return Err(cursor.invalid("flags of at most 3 bits", flags.into()));
+        }
+        let has = |flag: u8| flags & flag != 0;
+        let range = if has(HAS_RANGE) { Some((cursor.u64()?, cursor.u64()?)) } else { None };
+        let mut end = || Ok((cursor.i64()?, cursor.u64()?));
+        let ends = if has(HAS_ENDS) { Some(Ends { first: end()?, last: end()? }) } else { None };
+        let sum = match kind {
+            _ if !has(HAS_SUM) => None,
+            PhysicalType::Float64 => Some(Sum::Float {
+                sum: f64::from_bits(cursor.u64()?),
+                compensation: f64::from_bits(cursor.u64()?),
+            }),
+            _ => Some(Sum::Int(i128::from(cursor.u64()?) | i128::from(cursor.i64()?) << 64)),
+        };
+        Ok(Self { range, ends, sum })
+    }
 }
 
 /// Adds up cells of one series after the other, or of a page.
