@@ -373,4 +373,14 @@ mod tests {
         assert!(Cursor::new("test", writer.as_bytes()).count(usize::MAX, 1).is_err());
         assert!(Cursor::new("test", writer.as_bytes()).bytes(usize::MAX).is_err());
     }
+
+    #[test]
+    fn counts_and_lengths_are_bounded_by_the_limit() {
+        let mut writer = Writer::new();
+        writer.bytes(&[b'x'; 200]);
+        let cursor = || Cursor::new("test", writer.as_bytes());
+        assert!(cursor().count(200, 1).is_ok() && cursor().count(199, 1).is_err());
+        assert!(cursor().bytes(200).is_ok() && cursor().bytes(199).is_err());
+        assert!(cursor().text(200).is_ok() && cursor().text(199).is_err());
+    }
 }

@@ -1,6 +1,7 @@
 //! Changes of the catalog, which log and checkpoint carry.
 
 use proptest::prelude::*;
+use sonde_storage_format::limits::COLUMNS;
 use sonde_storage_format::{
     CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Object, ObjectKind, PhysicalType, Profile,
     TableDef, TableId, TableKind, TableOptions, Writer,
@@ -207,6 +208,23 @@ fn options_that_no_writer_makes_are_refused() {
     ] {
         assert!(decode_options(options).is_err(), "{what}: {options:?}");
     }
+}
+
+#[test]
+fn names_and_tables_have_their_limits() {
+    let back = |change| decode(&encode(&[change]));
+    let name = |len: usize| {
+        let (kind, database, name) = (ObjectKind::Rule, "public".to_owned(), "n".repeat(len));
+        back(CatalogChange::DropObject { kind, database, name })
+    };
+    assert!(name(1024).is_ok() && name(1025).is_err());
+    let mut random = Random::new(4);
+    let mut table = |columns: usize| {
+        let columns = (0..columns).map(|_| column(&mut random)).collect();
+        let Some(CatalogChange::CreateTable(table)) = exemplars().pop() else { panic!("a table") };
+        back(CatalogChange::CreateTable(TableDef { columns, ..table }))
+    };
+    assert!(table(COLUMNS).is_ok() && table(COLUMNS + 1).is_err());
 }
 
 #[test]

@@ -428,6 +428,57 @@ fn sealed_damage_never_panics() {
     }
 }
 
+/// Be all checksums right: what the series and the row groups say fits each other and the root.
+#[test]
+fn directories_that_no_writer_makes_are_refused() {
+    let key = |tag: &str| SeriesKey::encode([Some(tag)]);
+    let series = vec![(key("a"), vec![5]), (key("b"), vec![5, 6])];
+    let columns = vec![(ColumnId(1), Column::of(Values::Float(vec![0.5; 3])))];
+    let (bytes, pages, _) = Content { series, columns, groups: vec![2, 1] }.write(false);
+    let behind = |wanted: &[u8]| {
+        wanted.len() + bytes.windows(wanted.len()).position(|window| window == wanted).unwrap()
+    };
+    // Where a series has its rows, and where the first page of a column has.
+    let (a, b) = (behind(key("a").as_bytes()), behind(key("b").as_bytes()));
+    let [time, float] = [0, 1].map(|column: usize| {
+        let page = pages[column].pages[0].unwrap();
+        behind(&[&page.len.to_le_bytes()[..], &page.offset.to_le_bytes(), &page.crc.to_le_bytes()].concat())
+    });
+    assert_eq!([bytes[b - 3], bytes[a], bytes[b], bytes[time], bytes[float]], [b'b', 1, 2, 2, 2]);
+    let refused = |changes: &[(usize, u8)]| {
+        let mut bytes = bytes.clone();
+        changes.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+        reseal(&mut bytes);
+        let reader = ChunkReader::open(&bytes).unwrap();
+        reader.series().is_err() || reader.columns().is_err()
+    };
+    assert!(!refused(&[]) && !refused(&[(a, 2), (b, 1)]));
+    assert!(refused(&[(b - 3, b'a')]), "a key twice");
+    assert!(refused(&[(a, 2)]), "more rows than in the chunk");
+    assert!(refused(&[(b, 1)]), "fewer rows than in the chunk");
+    assert!(refused(&[(a, 3), (b, 0)]), "a series without rows");
+    assert!(refused(&[(time, 1), (float, 1)]), "row groups with fewer rows than the chunk");
+    assert!(refused(&[(time + 4, 1)]), "a row without a time");
+    assert!(refused(&[(time - 17, PhysicalType::UInt64 as u8)]), "times of another type");
+    assert!(refused(&[(float, 1)]), "a page with fewer rows than its row group");
+    assert!(refused(&[(float, 3)]), "a page with more rows than its row group");
+}
+
+#[test]
+fn a_page_that_is_not_as_the_directory_says_is_refused() {
+    let (bytes, columns, _) = exemplar().write(false);
+    let reader = ChunkReader::open(&bytes).unwrap();
+    let meta = columns[3].pages[0].unwrap();
+    assert!(reader.page(&meta).is_ok());
+    let (mut kind, mut rows, mut present) = (meta, meta, meta);
+    kind.kind = PhysicalType::Int64;
+    rows.stats.rows += 1;
+    present.stats.present -= 1;
+    for stated in [kind, rows, present] {
+        assert!(reader.page(&stated).is_err(), "{stated:?}");
+    }
+}
+
 #[test]
 fn another_version_is_refused() {
     let (bytes, ..) = exemplar().write(false);

@@ -215,15 +215,29 @@ fn alp_samples_take_no_more_than_with_the_reference() {
 #[test]
 fn averages_take_a_lane() {
     let decimal = |i: u64| 36.0 + (i * 7919 % 3000) as f64 / 1000.0;
-    let values: Vec<f64> = (0..1024)
-        .map(|i| f64::from_bits(decimal(i).to_bits().wrapping_add_signed((i % 5) as i64 - 2)))
-        .collect();
-    let vector = encode_floats_as(CodecId::Alp, &values).unwrap();
-    let alp = plain::alp(&vector, values.len());
-    assert_eq!(bits(&alp.values), bits(&values));
-    assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
-    assert_eq!((alp.lane, alp.exceptions), (3, 0));
-    assert!(vector.len() < 1024 * 16 / 8 + 40, "{} bytes", vector.len());
+    for (apart, lane) in [(5, 3), (14, 4)] {
+        let off = |i: u64| (i / 3 % apart) as i64 - (apart / 2) as i64;
+        let values: Vec<f64> =
+            (0..1024).map(|i| f64::from_bits(decimal(i).to_bits().wrapping_add_signed(off(i)))).collect();
+        let vector = encode_floats_as(CodecId::Alp, &values).unwrap();
+        let alp = plain::alp(&vector, values.len());
+        assert_eq!(bits(&alp.values), bits(&values));
+        assert_eq!(bits(&floats_back(&vector, values.len())), bits(&values));
+        assert_eq!((alp.lane, alp.exceptions), (lane, 0));
+        assert!(vector.len() < 1024 * 16 / 8 + 40, "{} bytes", vector.len());
+    }
+}
+
+/// Noise with eight left parts before it is cut where it begins.
+#[test]
+fn real_doubles_are_cut_where_noise_begins() {
+    for right in [48, 49, 55] {
+        let word = |(i, word): (usize, u64)| (i as u64 / 3 % 8 * 19 + 1) << right | word >> (64 - right);
+        let values: Vec<f64> = exemplars::noise(1024).enumerate().map(word).map(f64::from_bits).collect();
+        let vector = encode_floats_as(CodecId::AlpRd, &values).unwrap();
+        assert_eq!(vector[1..3], [right as u8, 8]);
+        assert_eq!(bits(&plain::alp_rd(&vector, values.len())), bits(&values));
+    }
 }
 
 /// Integers stay integers: the smallest exponents win ties.
@@ -258,6 +272,64 @@ fn a_dictionary_has_its_limit() {
     };
     assert_eq!(plain::word_entries(dictionary(&page(WORD_DICTIONARY))).len(), WORD_DICTIONARY);
     assert!(dictionary(&page(WORD_DICTIONARY + 1)).is_empty());
+}
+
+/// Bit streams decode ten to forty times slower than packed values.
+#[test]
+fn a_bit_stream_has_to_save_a_tenth() {
+    let of_floats = |values: Vec<f64>| vectors(&encode_page(&Column::of(Values::Float(values)), false))[0][0];
+    // One in so many values repeats the one before.
+    let repeats = |every: usize| {
+        let mut values: Vec<f64> = exemplars::noise(1000).map(f64::from_bits).collect();
+        (1..1000).step_by(every).for_each(|i| values[i] = values[i - 1]);
+        of_floats(values)
+    };
+    assert_eq!([12, 4].map(repeats), [CodecId::Raw, CodecId::Gorilla].map(|codec| codec as u8));
+    // Most values repeat one of the last hundred, too far apart for deltas and too many for a dictionary: of so many bits
+    // Chimp128 would leave twenty.
+    let again = |bits: u32| {
+        let mut random = Random::new(6);
+        let mut values = vec![1.0];
+        for len in 1..1024 {
+            let (old, new) = (values[len - 1 - random.below(len.min(100))], random.next() >> (64 - bits));
+            values.push(if random.below(5) > 0 { old } else { new as f64 / 1000.0 });
+        }
+        of_floats(values)
+    };
+    assert_eq!([30, 36].map(again), [CodecId::Alp, CodecId::Chimp128].map(|codec| codec as u8));
+    // On time but for one in seven, which is late by up to so much.
+    let late = |most: i64| {
+        let time = |i: i64| i * 1_000_000_000 + if i % 7 == 2 { i * 7919 % most } else { 0 };
+        vectors(&encode_page(&Column::of(Values::Int((0..1000).map(time).collect())), true))[0][0]
+    };
+    assert_eq!([1000, 5000].map(late), [CodecId::Delta, CodecId::DeltaOfDelta].map(|codec| codec as u8));
+}
+
+/// Streams that would be read beyond what they have, or of which bits are left over.
+#[test]
+fn streams_that_no_writer_makes_are_refused() {
+    let back = |codec: CodecId, fields: &[(u64, u32)]| {
+        let mut stream = plain::Bits::default();
+        stream.put(1.5_f64.to_bits(), 64);
+        fields.iter().for_each(|(value, count)| stream.put(*value, *count));
+        let vector = [&[codec as u8][..], &stream.into_bytes()].concat();
+        decode_floats(&mut Cursor::new("test", &vector), &mut [0.0; 2])
+    };
+    let gorilla = |fields: &[(u64, u32)]| back(CodecId::Gorilla, fields);
+    assert!(gorilla(&[(0, 1)]).is_ok() && gorilla(&[(0b11, 2), (0, 5), (63, 6), (1, 64)]).is_ok());
+    assert!(gorilla(&[(0, 1), (1, 7)]).is_err(), "padding that is not zero");
+    assert!(gorilla(&[(0, 1), (0, 8)]).is_err(), "a byte left over");
+    assert!(gorilla(&[(0b11, 2), (0, 5), (63, 6), (1, 50)]).is_err(), "too few bits");
+    assert!(gorilla(&[(0b10, 2), (1, 64)]).is_err(), "a window before it is opened");
+    assert!(gorilla(&[(0b11, 2), (1, 5), (63, 6), (1, 64)]).is_err(), "a window of 65 bits");
+    let chimp = |fields: &[(u64, u32)]| back(CodecId::Chimp128, fields);
+    assert!(
+        chimp(&[(0b00, 2), (0, 7)]).is_ok() && chimp(&[(0b01, 2), (0, 7), (1, 3), (56, 6), (1, 56)]).is_ok()
+    );
+    assert!(chimp(&[(0b00, 2), (1, 7)]).is_err(), "a slot without a value");
+    assert!(chimp(&[(0b01, 2), (0, 7), (1, 3), (57, 6), (1, 57)]).is_err(), "an XOR of 65 bits");
+    assert!(chimp(&[(0b01, 2), (0, 7), (1, 3), (0, 6)]).is_err(), "an XOR of no bits");
+    assert!(chimp(&[(0b10, 2), (1, 64)]).is_err(), "a class before it is named");
 }
 
 #[test]

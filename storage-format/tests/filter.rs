@@ -7,6 +7,7 @@ use sonde_storage_format::{
 };
 
 use crate::exemplars;
+use crate::page::page_of;
 use crate::random::Random;
 use crate::same::{bits, exact_values, rows};
 use crate::strategy::{self, KINDS};
@@ -219,6 +220,21 @@ fn every_codec_is_drawn() {
 }
 
 #[test]
+fn vectors_are_filtered_by_their_own_exponents() {
+    let value = |i: usize| (i % 997) as f64 / if i < VECTOR_VALUES { 10.0 } else { 1000.0 };
+    let values: Vec<f64> = (0..2 * VECTOR_VALUES).map(value).collect();
+    let column = Column::of(Values::Float(values.clone()));
+    let [bytes, _] = pages(&column, false);
+    let page = Page::open(&bytes).unwrap();
+    assert!((0..2).all(|vector| page.codec(vector).unwrap().0 == CodecId::Alp));
+    for (low, high) in [(0.5, 0.7), (0.6, 50.0)] {
+        check_chosen(&page, &column, Between::Float(low, high), |row| {
+            low <= values[row] && values[row] <= high
+        });
+    }
+}
+
+#[test]
 fn a_nan_lies_within_no_bounds() {
     let column = Column::of(Values::Float(vec![f64::NAN, -0.0, 0.0, f64::NEG_INFINITY, f64::INFINITY]));
     let [bytes, _] = pages(&column, false);
@@ -229,6 +245,19 @@ fn a_nan_lies_within_no_bounds() {
     assert_eq!(chosen(0.0, -0.0), [1, 2], "zeroes of either sign are equal");
     assert_eq!(chosen(f64::NAN, f64::INFINITY), [0_usize; 0]);
     assert_eq!(chosen(f64::NEG_INFINITY, f64::NAN), [0_usize; 0]);
+}
+
+/// Beyond 2^51 integers of ALP do not grow with their floats: a filter gives what the decoded values do.
+#[test]
+fn an_integer_that_alp_has_not_is_filtered_by_its_float() {
+    let word = (1_u64 << 63) + (1 << 51);
+    let vector =
+        [&[CodecId::Alp as u8, 0, 0, 0, 0, 0, CodecId::Constant as u8][..], &word.to_le_bytes()].concat();
+    let bytes = page_of(PhysicalType::Float64, 2, &[], &[vector]);
+    let page = Page::open(&bytes).unwrap();
+    let Values::Float(values) = page.decode().unwrap().values else { panic!("floats") };
+    let chosen = page.filter(&Between::Float(values[0], values[0])).unwrap();
+    assert_eq!(chosen.iter().collect::<Vec<_>>(), [0, 1]);
 }
 
 #[test]

@@ -188,6 +188,17 @@ fn a_flip_is_damage_but_in_the_last_frame_a_torn_tail() {
     });
 }
 
+/// Whatever the frame behind it begins with.
+#[test]
+fn damage_before_a_frame_of_any_step_is_noticed() {
+    let frames = exemplars().concat().into_iter().map(|step| vec![step]).chain([Vec::new()]);
+    for frame in frames {
+        let (mut bytes, starts) = manifest(NUMBER, &[vec![Edit::Checkpoint(1)], frame.clone()]);
+        bytes[starts[0]] ^= 1;
+        assert!(decode_edits(NUMBER, &bytes).is_err(), "{frame:?}");
+    }
+}
+
 #[test]
 fn a_cut_manifest_keeps_its_whole_frames() {
     let groups = exemplars();

@@ -1,7 +1,7 @@
 //! Pages: one column over one row group.
 
 use proptest::prelude::*;
-use sonde_storage_format::limits::{PAGE_ALIGN, ROW_GROUP_ROWS, TEXT_BYTES, VECTOR_VALUES};
+use sonde_storage_format::limits::{PAGE_ALIGN, PAGE_TEXT_BYTES, ROW_GROUP_ROWS, TEXT_BYTES, VECTOR_VALUES};
 use sonde_storage_format::{
     Between, Cell, Cells, CodecId, Column, Page, PhysicalType, Profile, Texts, Values, Writer, decode_page,
     encode_page, encode_page_as,
@@ -190,9 +190,10 @@ fn text_beyond_what_a_column_holds_is_refused() {
     let page = encode_page(&texts(&[&"a".repeat(TEXT_BYTES)]), false);
     let codes = [&[CodecId::Dictionary as u8, CodecId::Constant as u8][..], &[0; 8]].concat();
     let bomb = |values| page_of(PhysicalType::Text, values, dictionary(&page), std::slice::from_ref(&codes));
-    assert!(decode_page(&bomb(1)).is_ok());
+    let most = PAGE_TEXT_BYTES / TEXT_BYTES;
+    assert!(decode_page(&bomb(most)).is_ok());
     assert!(bomb(VECTOR_VALUES).len() < 1024);
-    assert!(decode_page(&bomb(VECTOR_VALUES)).is_err());
+    assert!(decode_page(&bomb(most + 1)).is_err() && decode_page(&bomb(VECTOR_VALUES)).is_err());
 }
 
 /// A page is decoded after its checksum was verified (see `chunk`); without it, damage may pass but must not panic.
@@ -255,6 +256,59 @@ fn vectors_that_no_writer_makes_are_refused() {
     assert!(decode_page(&page_of(int, 2, &[], &[vec![7, 0, 2, 1]])).is_ok());
     assert!(decode_page(&page_of(int, 2, &[], &[vec![7, 0, 2, 2]])).is_err(), "a run beyond the vector");
     assert!(decode_page(&page_of(int, 2, &[], &[vec![7, 0, 2, 0, 2, 1]])).is_err(), "an empty run");
+    let bools = |bytes: &[u8]| decode_page(&page_of(PhysicalType::Boolean, 2, &[], &[bytes.to_vec()]));
+    assert!(bools(&[8, 1, 2]).is_ok());
+    assert!(bools(&[8, 2, 2]).is_err(), "neither false nor true");
+    assert!(bools(&[8, 1, 0, 2]).is_err(), "an empty run of booleans");
+    // Two words less 0: width, exceptions, width of the high parts; low parts, positions, high parts.
+    let patched = |bytes: &[u8]| {
+        decode_page(&page_of(int, 2, &[], &[[&[5, 0, 0, 0, 0, 0, 0, 0, 0][..], bytes].concat()]))
+    };
+    assert!(patched(&[8, 0, 0, 0, 1, 2]).is_ok());
+    assert!(patched(&[8, 0, 0, 1, 1, 2]).is_err(), "high parts without exceptions");
+    assert!(patched(&[8, 1, 0, 8, 1, 2, 1, 0, 3]).is_ok());
+    assert!(patched(&[8, 1, 0, 8, 1, 2, 2, 0, 3]).is_err(), "an exception behind the vector");
+    assert!(patched(&[8, 3, 0, 8, 1, 2, 0, 0, 1, 0, 1, 0, 3, 3, 3]).is_err(), "more exceptions than words");
+    assert!(patched(&[&[56, 1, 0, 8][..], &[0; 14], &[1, 0, 3]].concat()).is_ok());
+    assert!(patched(&[&[56, 1, 0, 9][..], &[0; 14], &[1, 0, 3, 0]].concat()).is_err(), "a word of 65 bits");
+    // Three left parts and codes of two bits.
+    let real = |right, entries, code| {
+        one(float, &[&[16, right, entries, 1, 0, 2, 0, 3, 0, 0, 0, code][..], &[0; 6]].concat())
+    };
+    assert!(real(48, 3, 2).is_ok());
+    assert!(real(48, 3, 3).is_err(), "a code of no left part");
+    assert!(real(47, 3, 2).is_err(), "too long left parts");
+}
+
+#[test]
+fn dictionaries_that_no_writer_makes_are_refused() {
+    // A page of one code.
+    let page = |kind, code: u8, len: usize, entries: &[u8]| {
+        let vector = [CodecId::Dictionary as u8, CodecId::Constant as u8, code, 0, 0, 0, 0, 0, 0, 0];
+        let packed = zstd::bulk::compress(entries, 3).unwrap();
+        decode_page(&page_of(kind, 1, &[&[len as u8][..], &packed].concat(), &[vector.to_vec()]))
+    };
+    let words = |count: u8, words: &[u64]| {
+        [&[count][..], &words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>()].concat()
+    };
+    let two = [(PhysicalType::Float64, words(2, &[5, 9])), (PhysicalType::Text, b"\x02\x01a\x01b".to_vec())];
+    for (kind, two) in two {
+        assert!(page(kind, 1, two.len(), &two).is_ok());
+        assert!(page(kind, 2, two.len(), &two).is_err(), "a code of no entry");
+        assert!(page(kind, 1, two.len() + 1, &two).is_err(), "shorter than stated");
+        assert!(page(kind, 1, two.len() - 1, &two).is_err(), "longer than stated");
+        assert!(page(kind, 1, two.len() + 1, &[&two[..], &[0]].concat()).is_err(), "a byte left over");
+    }
+    for (kind, entries, what) in [
+        (PhysicalType::UInt64, words(2, &[9, 5]), "words that descend"),
+        (PhysicalType::UInt64, words(2, &[9, 9]), "a word twice"),
+        (PhysicalType::UInt64, words(3, &[5, 9]), "more words than there are"),
+        (PhysicalType::Text, b"\x02\x01b\x01a".to_vec(), "texts that descend"),
+        (PhysicalType::Text, b"\x02\x01a\x01a".to_vec(), "a text twice"),
+        (PhysicalType::Text, b"\x02\x01a\x01\xff".to_vec(), "a text that is not UTF-8"),
+    ] {
+        assert!(page(kind, 0, entries.len(), &entries).is_err(), "{what}");
+    }
 }
 
 #[test]
@@ -282,7 +336,14 @@ fn heads_that_no_writer_makes_are_refused() {
         page[at] = byte;
         assert!(decode_page(&page).is_err(), "{what}");
     }
-    assert!(decode_page(&[&page[..], &[0; 64]].concat()).is_err(), "a whole block of padding");
+    let padding = PAGE_ALIGN - (HEAD_LEN + 4 + 1 + 8);
+    assert!(decode_page(&[&page[..], &[0; 64][padding..]].concat()).is_err(), "a whole block of padding");
+    let (mut more, mut map) = (page.clone(), page.clone());
+    (more[1], more[8]) = (2, 2);
+    assert!(Page::open(&more).is_err(), "more values than rows, some of which have none");
+    map[12] = 1;
+    map.insert(HEAD_LEN, 0);
+    assert!(decode_page(&map).is_err(), "a map that no row needs");
     let mut dirty = page.clone();
     *dirty.last_mut().unwrap() = 1;
     assert!(decode_page(&dirty).is_err(), "padding that is not zero");

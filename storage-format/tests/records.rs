@@ -323,14 +323,18 @@ fn rows_that_no_writer_makes_are_refused() {
 /// What a reader would refuse is a mistake of the caller.
 #[test]
 fn a_writer_refuses_what_a_reader_would() {
-    let refused =
-        |write: fn(&mut WalWriter)| std::panic::catch_unwind(move || write(&mut WalWriter::new())).is_err();
-    assert!(refused(|writer| writer.message(&Message { qos: 3, ..messages().remove(0) })));
-    assert!(refused(|writer| {
-        let series = Some(vec![SeriesId(2), SeriesId(1)]);
+    let refused = |write: &(dyn Fn(&mut WalWriter) + std::panic::RefUnwindSafe)| {
+        std::panic::catch_unwind(|| write(&mut WalWriter::new())).is_err()
+    };
+    assert!(refused(&|writer| writer.message(&Message { qos: 3, ..messages().remove(0) })));
+    let tombstone_of = |writer: &mut WalWriter, series: &[u64]| {
+        let series = Some(series.iter().map(|id| SeriesId(*id)).collect());
         let parts = vec![TombstonePart::Range { range: TimeRange::ALL, series }];
         writer.tombstone(&Tombstone { parts, ..tombstone() });
-    }));
+    };
+    assert!(!refused(&|writer| tombstone_of(writer, &[1, 2])));
+    assert!(refused(&|writer| tombstone_of(writer, &[2, 1])), "series that descend");
+    assert!(refused(&|writer| tombstone_of(writer, &[2, 2])), "a series twice");
     for steps in [0, 255] {
         let Record::Rows(rows) = exemplars().swap_remove(1).remove(0) else { panic!("rows") };
         let rows = RowsRecord { origin: Origin::Rule(steps), ..rows };

@@ -212,6 +212,16 @@ fn nothing_is_the_end() {
     }
 }
 
+/// What was written there is torn or damaged, and the log goes on behind it.
+#[test]
+fn a_head_of_zeroes_but_one_byte_is_not_the_end() {
+    for at in 0..FRAME_HEADER_LEN {
+        let mut bytes = [0; 64];
+        bytes[at] = 1;
+        assert!(matches!(FrameScan::at(NUMBER, &bytes, 0), FrameScan::Bad(_)), "byte {at}");
+    }
+}
+
 /// What `find_frame_after` sees before it sums up a candidate: else a torn tail of some megabytes would take minutes.
 #[test]
 fn a_frame_that_was_synced_before_it_was_written_is_none() {

@@ -10,6 +10,7 @@ pub(crate) mod bitpack;
 mod chimp;
 pub(crate) mod dense;
 pub(crate) mod dictionary;
+pub(crate) mod float;
 mod gorilla;
 pub(crate) mod int;
 mod interleaved;
@@ -113,49 +114,6 @@ pub(crate) fn read_codec(cursor: &mut Cursor<'_>) -> Result<CodecId> {
     CodecId::from_byte(byte).ok_or_else(|| cursor.invalid("a known codec", byte.into()))
 }
 
-/// The smallest encoding of a vector so far, at the end of `out`.
-struct Smallest<'a> {
-    out: &'a mut Vec<u8>,
-    start: usize,
-    /// Bytes that the next one must stay below.
-    limit: usize,
-    scratch: Vec<u8>,
-}
-
-impl<'a> Smallest<'a> {
-    fn below(limit: usize, out: &'a mut Vec<u8>) -> Self {
-        Self { start: out.len(), out, limit, scratch: Vec::new() }
-    }
-
-    /// Keeps what `encode` writes below `limit` bytes, if it does.
-    fn consider(&mut self, codec: CodecId, encode: impl FnOnce(usize, &mut Vec<u8>) -> bool) {
-        self.scratch.clear();
-        self.scratch.push(codec as u8);
-        if encode(self.limit - 1, &mut self.scratch) && self.scratch.len() < self.limit {
-            self.out.truncate(self.start);
-            self.out.extend_from_slice(&self.scratch);
-            self.limit = self.scratch.len();
-        }
-    }
-}
-
-/// What the vectors of a page of floats share.
-#[derive(Debug, Default)]
-pub(crate) struct FloatPage {
-    /// Exponents and lanes that ALP chooses from.
-    alp: Vec<(alp::Exponents, u32)>,
-    /// Where ALP-RD cuts, if that pays; found out when first wanted.
-    right_bits: Option<Option<u32>>,
-    scratch: alp::Scratch,
-}
-
-impl FloatPage {
-    /// Looks at the values of a page.
-    pub(crate) fn of(values: &[f64]) -> Self {
-        Self { alp: alp::candidates(values), ..Self::default() }
-    }
-}
-
 /// A page's dictionary, and the bytes that its codes have saved so far.
 #[derive(Debug)]
 pub(crate) struct Codes {
@@ -172,74 +130,9 @@ impl Codes {
     }
 }
 
-/// Share of a vector's values in tenths of their bytes (8 each) above which bit streams are tried, and what they save at
-/// least: they decode ten to forty times slower than packed values.
-const STREAMS_ABOVE: usize = 5;
+/// What bit streams must save, in tenths of the bytes without them: they decode ten to forty times slower than packed
+/// values.
 const STREAMS_SAVE: usize = 1;
-/// Values at the start of a vector that show whether a bit stream is worth trying.
-const TRIAL: usize = 128;
-
-/// Appends one vector of the floats of a page in the smallest encoding, where a slower one must save something.
-pub(crate) fn encode_floats(
-    values: &[f64],
-    all: &[f64],
-    page: &mut FloatPage,
-    codes: Option<&mut Codes>,
-    out: &mut Vec<u8>,
-) {
-    let Some(first) = values.first() else { return };
-    if values.iter().all(|value| value.to_bits() == first.to_bits()) {
-        out.push(CodecId::Constant as u8);
-        out.extend_from_slice(&first.to_bits().to_le_bytes());
-        return;
-    }
-    let plain = 8 * values.len();
-    let start = out.len();
-    let mut uncoded = 0;
-    let mut smallest = Smallest::below(1 + plain, out);
-    let FloatPage { alp, right_bits, scratch } = page;
-    smallest.consider(CodecId::Alp, |_, out| alp::encode(values, alp, scratch, out));
-    if let Some(codes) = codes.as_deref().filter(|codes| codes.may_save(values, smallest.limit)) {
-        uncoded = smallest.limit;
-        let words = values.iter().map(|value| value.to_bits());
-        smallest.consider(CodecId::Dictionary, |_, out| {
-            codes.dictionary.encode(words, out);
-            true
-        });
-    }
-    // Real doubles: ALP leaves more than 48 bits of each (section 3.4 of its paper).
-    if smallest.limit > 6 * values.len() {
-        let right = *right_bits.get_or_insert_with(|| alp_rd::right_bits(all));
-        smallest.consider(CodecId::AlpRd, |_, out| {
-            right.inspect(|right| alp_rd::encode(values, *right, out)).is_some()
-        });
-    }
-    // XOR pays on slowly moving doubles and on repeats.
-    if smallest.limit * 10 > plain * STREAMS_ABOVE {
-        smallest.limit = smallest.limit * (10 - STREAMS_SAVE) / 10;
-        for (codec, encode) in STREAMS {
-            let trial = values.get(..TRIAL).unwrap_or(values);
-            let limit = smallest.limit * trial.len() / values.len() + trial.len() / 2;
-            if encode(trial, limit, &mut Vec::new()) {
-                smallest.consider(codec, |limit, out| encode(values, limit, out));
-            }
-        }
-    }
-    if out.len() == start {
-        out.push(CodecId::Raw as u8);
-        values.iter().for_each(|value| out.extend_from_slice(&value.to_bits().to_le_bytes()));
-    }
-    let coded = out.get(start) == Some(&(CodecId::Dictionary as u8));
-    if let Some(codes) = codes.filter(|_| coded) {
-        codes.saved += uncoded.saturating_sub(out.len() - start);
-    }
-}
-
-/// Appends the values as a bit stream; `false`, with nothing appended, once they take so many bytes.
-type Stream = fn(&[f64], usize, &mut Vec<u8>) -> bool;
-
-const STREAMS: [(CodecId, Stream); 2] =
-    [(CodecId::Chimp128, chimp::encode), (CodecId::Gorilla, gorilla::encode_floats)];
 
 /// Encodes one vector of floats, at most 1,024, with one codec, for benchmarks and tests; `None` where it does not apply.
 #[must_use]
@@ -248,7 +141,8 @@ pub fn encode_floats_as(codec: CodecId, values: &[f64]) -> Option<Vec<u8>> {
     let any = usize::MAX;
     match codec {
         CodecId::Raw => {
-            values.iter().for_each(|value| out.extend_from_slice(&value.to_bits().to_le_bytes()));
+            out.clear();
+            float::write_raw(values, &mut out);
             true
         }
         CodecId::Gorilla => gorilla::encode_floats(values, any, &mut out),

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use super::{CELLS_ABSENT, CELLS_BOTH, CELLS_NULL, CELLS_VALUES, GRID_UNIT, GRID_VECTORS};
 use crate::codec::dictionary::{self, WordDictionary};
-use crate::codec::{self, Codes, FloatPage, Profile, dense};
+use crate::codec::float::FloatPage;
+use crate::codec::{self, Codes, Profile, dense};
 use crate::column::{Cell, Cells, Column, Texts, Values};
 use crate::cursor::Writer;
 use crate::limits::{PAGE_ALIGN, PAGE_TEXT_BYTES, ROW_GROUP_ROWS, VECTOR_VALUES};
@@ -156,7 +157,7 @@ fn encode_floats(values: &[f64]) -> Body {
     let mut page = FloatPage::of(values);
     with_codes(values.iter().map(|value| value.to_bits()), |mut codes| {
         Body::of_vectors(values, |vector, out| {
-            codec::encode_floats(vector, values, &mut page, codes.as_deref_mut(), out);
+            page.encode(vector, codes.as_deref_mut(), out);
         })
     })
 }

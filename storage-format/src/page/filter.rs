@@ -4,9 +4,9 @@
 
 use super::read::{Page, text_entries};
 use crate::codec::int::{self, Bounds};
-use crate::codec::{self, CodecId, Reader, alp, dictionary};
+use crate::codec::{self, CodecId, alp, dictionary};
 use crate::column::{Cell, Cells, Texts};
-use crate::cursor::Result;
+use crate::cursor::{Cursor, Result};
 use crate::ids::PhysicalType;
 
 /// Bounds of values, both inclusive. A NaN lies in none.
@@ -108,7 +108,7 @@ impl Page<'_> {
     pub fn filter(&self, between: &Between<'_>) -> Result<Selection> {
         if between.kind() != self.kind {
             let found = between.kind() as u64;
-            return Err(crate::cursor::Cursor::new("filter", &[]).invalid("bounds of the page's type", found));
+            return Err(Cursor::new("filter", &[]).invalid("bounds of the page's type", found));
         }
         let mut chosen = Selection::default();
         match *between {
@@ -165,56 +165,25 @@ impl Page<'_> {
     }
 
     fn filter_floats(&self, low: f64, high: f64, chosen: &mut Selection) -> Result<()> {
-        let inside = |value: f64| low <= value && value <= high;
         let mut reader = self.reader()?;
-        let of_entry: Vec<bool> =
-            reader.entries.as_slice().iter().map(|bits| inside(f64::from_bits(*bits))).collect();
-        let mut scratch = Vec::new();
-        let mut known = None;
+        let mut filter = FloatFilter { low, high, known: None, scratch: Vec::new(), chosen };
+        let entries: Vec<bool> =
+            reader.entries.as_slice().iter().map(|bits| filter.inside(f64::from_bits(*bits))).collect();
         for vector in 0..self.vectors() {
             let (mut cursor, n) = self.vector(vector)?;
-            let codec = codec::read_codec(&mut cursor)?;
-            if codec == CodecId::Dictionary && !self.is_unit() {
-                scratch.resize(n, 0);
-                dictionary::decode_codes(&mut cursor, of_entry.len(), &mut scratch)?;
+            let done = match codec::read_codec(&mut cursor)? {
+                // A unit of these is refused where it is decoded.
+                _ if self.is_unit() => false,
+                CodecId::Dictionary => filter.by_codes(&mut cursor, n, &entries).map(|()| true)?,
+                CodecId::Alp => filter.by_integers(&mut cursor, n)?,
+                _ => false,
+            };
+            if done {
                 cursor.finish()?;
-                chosen.push_all(scratch.iter().map(|code| of_entry.get(*code as usize) == Some(&true)));
-                continue;
+            } else {
+                filter.by_values(n, |values| self.floats(vector, &mut reader, values))?;
             }
-            if codec == CodecId::Alp && !self.is_unit() {
-                let start = chosen.rows;
-                let head = alp::Head::read(&mut cursor)?;
-                // The integers are compared as they are only where each is known to be one that a float can stand for.
-                if head.lane == 0 && int::all_within(cursor.clone(), alp::INTEGERS, n)? {
-                    let bounds = match known {
-                        Some((exponents, bounds)) if exponents == head.exponents => bounds,
-                        _ => alp::bounds(low, high, head.exponents),
-                    };
-                    known = Some((head.exponents, bounds));
-                    int::filter_tagged(&mut cursor, bounds, n, &mut scratch, |inside, n| {
-                        chosen.push_n(inside, n)
-                    })?;
-                    cursor.finish()?;
-                    head.each_exception(n, |at, value| chosen.set(start + at, inside(value)))?;
-                    continue;
-                }
-            }
-            self.filter_decoded(vector, n, &mut reader, inside, chosen)?;
         }
-        Ok(())
-    }
-
-    fn filter_decoded(
-        &self,
-        vector: usize,
-        n: usize,
-        reader: &mut Reader,
-        inside: impl Fn(f64) -> bool,
-        chosen: &mut Selection,
-    ) -> Result<()> {
-        let mut values = vec![0.0; n];
-        self.floats(vector, reader, &mut values)?;
-        chosen.push_all(values.into_iter().map(inside));
         Ok(())
     }
 
@@ -240,6 +209,58 @@ impl Page<'_> {
             codec::decode_texts(&mut cursor, n, &entries, &mut texts)?;
             chosen.push_all(texts.iter().map(|text| low <= text && text <= high));
         }
+        Ok(())
+    }
+}
+
+/// Bounds of floats, and the choice made so far.
+struct FloatFilter<'a> {
+    low: f64,
+    high: f64,
+    /// The bounds as integers of the exponents met last.
+    known: Option<(alp::Exponents, Bounds)>,
+    scratch: Vec<u64>,
+    chosen: &'a mut Selection,
+}
+
+impl FloatFilter<'_> {
+    fn inside(&self, value: f64) -> bool {
+        self.low <= value && value <= self.high
+    }
+
+    /// By what is known of each entry of the page's dictionary.
+    fn by_codes(&mut self, cursor: &mut Cursor<'_>, n: usize, entries: &[bool]) -> Result<()> {
+        self.scratch.resize(n, 0);
+        dictionary::decode_codes(cursor, entries.len(), &mut self.scratch)?;
+        self.chosen.push_all(self.scratch.iter().map(|code| entries.get(*code as usize) == Some(&true)));
+        Ok(())
+    }
+
+    /// By the integers of ALP; `false`, with nothing chosen, where not all of them are known to be such that a float
+    /// can stand for.
+    fn by_integers(&mut self, cursor: &mut Cursor<'_>, n: usize) -> Result<bool> {
+        let head = alp::Head::read(cursor)?;
+        if head.lane > 0 || !int::all_within(cursor.clone(), alp::INTEGERS, n)? {
+            return Ok(false);
+        }
+        let bounds = match self.known {
+            Some((exponents, bounds)) if exponents == head.exponents => bounds,
+            _ => alp::bounds(self.low, self.high, head.exponents),
+        };
+        self.known = Some((head.exponents, bounds));
+        let start = self.chosen.rows;
+        int::filter_tagged(cursor, bounds, n, &mut self.scratch, |inside, n| self.chosen.push_n(inside, n))?;
+        let (low, high) = (self.low, self.high);
+        head.each_exception(n, |at, value| self.chosen.set(start + at, low <= value && value <= high))?;
+        Ok(true)
+    }
+
+    /// By the values themselves.
+    fn by_values(&mut self, n: usize, decode: impl FnOnce(&mut [f64]) -> Result<()>) -> Result<()> {
+        let mut values = vec![0.0; n];
+        decode(&mut values)?;
+        let (low, high) = (self.low, self.high);
+        self.chosen.push_all(values.into_iter().map(|value| low <= value && value <= high));
         Ok(())
     }
 }
