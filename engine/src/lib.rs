@@ -36,6 +36,7 @@ mod version;
 mod wal;
 mod write;
 
+pub mod doctor;
 pub mod limits;
 
 pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, type_conflict};

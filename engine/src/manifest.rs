@@ -83,19 +83,10 @@ pub(crate) struct Manifest {
 impl Manifest {
     /// Reads the current manifest and starts a new one with its snapshot.
     pub(crate) fn open(storage: Arc<dyn Storage>, dir: &Path) -> Result<Self> {
-        let names = storage.list(dir).map_err(|error| Error::io("list", dir, &error))?;
-        let numbers: BTreeSet<u64> = names.iter().filter_map(|name| path::parse_manifest(name)).collect();
-        let mut state = ManifestState::default();
-        if let Some(number) = numbers.last() {
-            let path = dir.join(path::manifest(*number));
-            let bytes = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
-            let corrupt = |source| Error::Corrupt { path: path.clone(), source };
-            let head = ManifestHeader::decode(&bytes).map_err(corrupt)?;
-            let (edits, end) = decode_edits(head.number, &bytes).map_err(corrupt)?;
-            if end < bytes.len() as u64 {
-                tracing::warn!(path = %path.display(), offset = end, "dropped a torn tail of the manifest");
-            }
-            edits.iter().for_each(|edit| state.apply(edit));
+        let numbers = numbers(storage.as_ref(), dir)?;
+        let (state, torn) = read(storage.as_ref(), dir)?;
+        if let Some(path) = torn {
+            tracing::warn!(path = %path.display(), "dropped a torn tail of the manifest");
         }
         let number = numbers.last().map_or(1, |last| last + 1);
         let manifest = Self::write_snapshot(storage, dir, number, state)?;
@@ -179,6 +170,24 @@ impl Manifest {
         self.remove_older(&BTreeSet::from([old]));
         Ok(())
     }
+}
+
+fn numbers(storage: &dyn Storage, dir: &Path) -> Result<BTreeSet<u64>> {
+    let names = storage.list(dir).map_err(|error| Error::io("list", dir, &error))?;
+    Ok(names.iter().filter_map(|name| path::parse_manifest(name)).collect())
+}
+
+/// What the current manifest of a directory amounts to, and its path where it ends with a torn edit.
+pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<(ManifestState, Option<PathBuf>)> {
+    let mut state = ManifestState::default();
+    let Some(number) = numbers(storage, dir)?.pop_last() else { return Ok((state, None)) };
+    let path = dir.join(path::manifest(number));
+    let bytes = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
+    let corrupt = |source| Error::Corrupt { path: path.clone(), source };
+    let head = ManifestHeader::decode(&bytes).map_err(corrupt)?;
+    let (edits, end) = decode_edits(head.number, &bytes).map_err(corrupt)?;
+    edits.iter().for_each(|edit| state.apply(edit));
+    Ok((state, (end < bytes.len() as u64).then_some(path)))
 }
 
 /// A manifest that comes to these edits: frames of bounded size, however many edits there are.

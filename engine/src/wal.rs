@@ -210,14 +210,42 @@ struct Found {
     bytes: Mapped,
 }
 
+/// What the segments of a directory hold, before anything is done about it.
+pub(crate) struct LogScan {
+    pub(crate) log: RecoveredLog,
+    /// The segment that ends with a torn frame, and where that starts.
+    pub(crate) torn: Option<(PathBuf, u64)>,
+    /// Segments that nothing needs.
+    unneeded: Vec<PathBuf>,
+}
+
 /// Reads the segments of a directory, oldest first, and gives every record behind `from` to `replay`. A torn tail of
 /// the log is cut off. Damage elsewhere, or a gap that hides what is behind `from`, is an error and changes no file.
 pub(crate) fn recover(
     storage: &dyn Storage,
     dir: &Path,
     from: SeqNo,
-    mut replay: impl FnMut(SeqRange, Record),
+    replay: impl FnMut(SeqRange, Record),
 ) -> Result<RecoveredLog> {
+    let LogScan { log, torn, unneeded } = scan(storage, dir, from, replay)?;
+    if let Some((path, offset)) = torn {
+        tracing::warn!(path = %path.display(), offset, "cut off a torn tail of the log");
+        let cut = storage.open(&path).and_then(|mut file| file.set_len(offset));
+        cut.map_err(|error| Error::io("cut", &path, &error))?;
+    }
+    for path in unneeded {
+        storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
+    }
+    Ok(log)
+}
+
+/// The same without changing a file.
+pub(crate) fn scan(
+    storage: &dyn Storage,
+    dir: &Path,
+    from: SeqNo,
+    mut replay: impl FnMut(SeqRange, Record),
+) -> Result<LogScan> {
     let mut found = find(storage, dir)?;
     // Prepared and never written, as a crash or a failed attempt leaves them: what comes before is the log's end.
     let used = found.iter().rposition(|segment| !segment.is_unused()).map_or(0, |last| last + 1);
@@ -259,16 +287,7 @@ pub(crate) fn recover(
         let expected = "everything that was synced before the next segment was prepared";
         return Err(wrong(&path.unwrap_or_default(), 0, expected, log.last_seq.0));
     }
-    drop(found);
-    if let Some((path, offset)) = torn {
-        tracing::warn!(path = %path.display(), offset, "cut off a torn tail of the log");
-        let cut = storage.open(&path).and_then(|mut file| file.set_len(offset));
-        cut.map_err(|error| Error::io("cut", &path, &error))?;
-    }
-    for path in unneeded {
-        storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
-    }
-    Ok(log)
+    Ok(LogScan { log, torn, unneeded })
 }
 
 /// The segments of a directory, oldest first.

@@ -21,6 +21,7 @@ mod cold;
 mod commit;
 mod crash;
 mod disk;
+mod doctor;
 mod files;
 mod layers;
 mod log;

@@ -9,6 +9,7 @@ mod demo_checks;
 mod demo_data;
 mod demo_end;
 mod demo_summary;
+mod doctor;
 mod export;
 mod inspect;
 mod mqtt_client;
@@ -96,6 +97,8 @@ enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Check a data directory, the machine and the configuration; changes nothing.
+    Doctor(doctor::DoctorArgs),
     /// Show what a file of the data directory holds, and whether it is undamaged.
     Inspect(inspect::InspectArgs),
     /// Measure.
@@ -284,6 +287,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Tail(args) => pub_tail::tail(&args),
         Command::Pub(args) => pub_tail::publish(&args),
         Command::Token { command: TokenCommand::Create(args) } => token::create(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench { command } => bench::run(&command),
         Command::Config { command: ConfigCommand::Show { config, effective } } => {

@@ -96,6 +96,28 @@ def test_inspect_says_what_is_wrong_in_one_line(tool, directory, tmp_path):
     tool("inspect", str(tmp_path / "nothing"), code=74)
 
 
+def test_doctor_finds_nothing_on_a_whole_directory_and_damage_elsewhere(tool, binary, directory):
+    found = json.loads(tool("doctor", "--json", "--data-dir", str(directory)))
+    by_subject = {finding["subject"]: finding for finding in found["findings"]}
+    assert found["worst"] in ("good", "warning"), found
+    assert {"layout", "manifest", "chunks", "checkpoint", "log", "disk", "limits", "clock", "exposure"} <= set(by_subject)
+    assert "3000 rows" in by_subject["chunks"]["text"] and by_subject["server"]["text"] == "no server has the directory"
+    chunk = next((directory / "chunks").rglob("*.chunk"))
+    flipped = bytearray(chunk.read_bytes())
+    flipped[100] ^= 1
+    chunk.write_bytes(flipped)
+    done = subprocess.run([binary, "doctor", "--data-dir", directory], capture_output=True, text=True, check=False, timeout=60)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 65 and any(line.startswith("damage") and chunk.name in line for line in lines), done
+    tool("doctor", "--data-dir", str(directory / "nothing"), code=74)
+
+
+def test_doctor_may_look_at_a_running_server(tool, server):
+    found = json.loads(tool("doctor", "--json", "--data-dir", str(server.data_dir)))
+    assert found["worst"] != "damage", found
+    assert {"severity": "good", "subject": "server", "text": "a server has the directory"} in found["findings"]
+
+
 def test_bench_codecs_takes_a_csv_that_it_has_never_seen(tool, tmp_path):
     path = tmp_path / "meter.csv"
     rows = [f"2024-02-23T14:{i // 60 % 60:02}:{i % 60:02}Z,{20 + i * 7 % 50 / 10},{i * 3},{'on' if i % 9 else 'off'},\n" for i in range(3600)]
