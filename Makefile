@@ -2,7 +2,7 @@
 # DEMO_ARGS passes flags on: make demo DEMO_ARGS="--once --json"
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench fuzz torture interop help
+.PHONY: demo test lint bench fuzz mutants torture interop help
 .DEFAULT_GOAL := help
 
 demo:     ## build and run the main job on real recordings
@@ -19,6 +19,9 @@ bench:    ## all benchmarks, with machine and commit
 
 fuzz:     ## every fuzz target for two minutes
 	@scripts/fuzz.sh
+
+mutants:  ## planted mutants of the storage format, each of which a test must catch
+	@python3 scripts/mutants.py
 
 torture:  ## kill -9 under load, many times
 	@scripts/client_tests.sh --torture

@@ -11,6 +11,8 @@ list. Exits with 1 where a mutant survives, or a text that it replaces is not in
 """
 
 import argparse
+import contextlib
+import fcntl
 import os
 import re
 import resource
@@ -22,6 +24,7 @@ import tempfile
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +35,10 @@ TESTS = ("cargo", "test", "--locked", "-p", "sonde-storage-format")
 LIMIT = 120  # seconds; the tests take some ten
 MEMORY = 8 << 30  # bytes of address space: a decoder without its bounds may ask for any number
 # Every mutant meets the same cases, and none the cases that another one failed.
-PROPTEST = {"PROPTEST_RNG_SEED": "1", "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"}
+PROPTEST = {
+    "PROPTEST_RNG_SEED": os.environ.get("PROPTEST_RNG_SEED", "1"),
+    "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1",
+}
 
 
 @dataclass
@@ -47,20 +53,22 @@ class Mutant:
         return any(text in part for part in (str(self.file), self.old, self.new, self.why))
 
 
-def read_list() -> list[Mutant]:
-    files = tomllib.loads((ROOT / LIST).read_text())
+def read_list(root: Path) -> list[Mutant]:
+    files = tomllib.loads((root / LIST).read_text())
     return [Mutant(CRATE / "src" / name, **entry) for name, entries in files.items() for entry in entries]
 
 
-def misfits(mutants: list[Mutant]) -> list[str]:
-    """Finds the line of each mutant, and says which of them do not fit the sources."""
-    problems = []
+def fit(root: Path, mutants: list[Mutant]) -> bool:
+    """Finds the line of each mutant, and says whether all of them fit the sources, or which do not."""
+    misfits = 0
     for mutant in mutants:
-        text = (ROOT / mutant.file).read_text() if (ROOT / mutant.file).is_file() else ""
+        text = (root / mutant.file).read_text() if (root / mutant.file).is_file() else ""
         mutant.line = text[: text.find(mutant.old)].count("\n") + 1
-        if text.count(mutant.old) != 1 or mutant.old == mutant.new:
-            problems.append(f"{mutant.file} has this {text.count(mutant.old)} times, not once:\n{mutant.old}")
-    return problems
+        if text.count(mutant.old) != 1:
+            misfits += 1
+            print(f"{mutant.file} has this {text.count(mutant.old)} times, not once:\n{mutant.old}")
+    print(f"mutants: {len(mutants)}, of which {len(mutants) - misfits} fit the sources", flush=True)
+    return misfits == 0
 
 
 def copy_checkout(copy: Path) -> None:
@@ -79,6 +87,19 @@ def environment() -> dict[str, str]:
     return os.environ | PROPTEST | {"CARGO_TARGET_DIR": f"{target}/mutants"}
 
 
+@contextlib.contextmanager
+def alone(env: dict[str, str]) -> Iterator[None]:
+    """Keeps other runs away: cargo takes what another copy has built there for this one's."""
+    target = Path(env["CARGO_TARGET_DIR"])
+    target.mkdir(parents=True, exist_ok=True)
+    with open(target / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"mutants: another run builds in {target}")
+        yield
+
+
 def build(copy: Path, env: dict[str, str]) -> str | None:
     """What the compiler says, if it fails."""
     command = (*TESTS, "--no-run", "--quiet")
@@ -92,10 +113,9 @@ def first_failure(copy: Path, env: dict[str, str]) -> str | None:
     def bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
-    with subprocess.Popen(
-        TESTS, cwd=copy, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True, preexec_fn=bound_memory,
-    ) as tests:  # fmt: skip
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    own = {"start_new_session": True, "preexec_fn": bound_memory}
+    with subprocess.Popen(TESTS, cwd=copy, env=env, **output, **own) as tests:
 
         def end() -> None:
             try:
@@ -119,47 +139,48 @@ def first_failure(copy: Path, env: dict[str, str]) -> str | None:
             end()
 
 
+def plant_each(copy: Path, env: dict[str, str], mutants: list[Mutant]) -> int:
+    """Counts those that were not caught."""
+    wrong = 0
+    for mutant in mutants:
+        path = copy / mutant.file
+        text = path.read_text()
+        path.write_text(text.replace(mutant.old, mutant.new))
+        if errors := build(copy, env):
+            verdict, by = "INVALID", f"it does not compile:\n{errors}"
+        elif by := first_failure(copy, env):
+            verdict = "caught"
+        else:
+            verdict, by = "SURVIVED", f"{mutant.why}\n- {mutant.old}\n+ {mutant.new}"
+        path.write_text(text)
+        wrong += verdict != "caught"
+        print(f"{verdict:8}  {f'{mutant.file}:{mutant.line}':40}  {by}", flush=True)
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="?", default="", help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-
-    mutants = read_list()
-    if problems := misfits(mutants):
-        print(*problems, f"mutants: {len(problems)} of {len(mutants)} do not fit", sep="\n", file=sys.stderr)
-        return 1
     if arguments.check:
-        print(f"mutants: all {len(mutants)} fit")
-        return 0
-    mutants = [mutant for mutant in mutants if mutant.mentions(arguments.text)]
-    if not mutants:
-        parser.error(f"no mutant mentions {arguments.text!r}")
+        return 0 if fit(ROOT, read_list(ROOT)) else 1
 
     env = environment()
-    with tempfile.TemporaryDirectory(prefix="sonde-mutants-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sonde-mutants-") as folder, alone(env):
         copy = Path(folder)
         copy_checkout(copy)
-        failed = build(copy, env) or first_failure(copy, env)
-        if failed:
+        mutants = read_list(copy)
+        if not fit(copy, mutants):
+            return 1
+        if failed := build(copy, env) or first_failure(copy, env):
             print(f"mutants: the checkout fails without any of them: {failed}", file=sys.stderr)
             return 1
-        wrong = 0
-        for mutant in mutants:
-            path = copy / mutant.file
-            text = path.read_text()
-            path.write_text(text.replace(mutant.old, mutant.new))
-            if errors := build(copy, env):
-                verdict, by = "INVALID", f"it does not compile:\n{errors}"
-            elif by := first_failure(copy, env):
-                verdict = "caught"
-            else:
-                verdict, by = "SURVIVED", f"{mutant.why}\n- {mutant.old}\n+ {mutant.new}"
-            path.write_text(text)
-            wrong += verdict != "caught"
-            print(f"{verdict:8}  {f'{mutant.file}:{mutant.line}':40}  {by}", flush=True)
+        mutants = [mutant for mutant in mutants if mutant.mentions(arguments.text)]
+        wrong = plant_each(copy, env, mutants)
     print(f"mutants: {len(mutants)}, of which {len(mutants) - wrong} were caught")
-    return 1 if wrong else 0
+    # A run of nothing must not look like a run in which nothing survived.
+    return 1 if wrong or not mutants else 0
 
 
 if __name__ == "__main__":

@@ -457,7 +457,7 @@ fn directories_that_no_writer_makes_are_refused() {
     assert!(refused(&[(a, 2)]), "more rows than in the chunk");
     assert!(refused(&[(b, 1)]), "fewer rows than in the chunk");
     assert!(refused(&[(a, 3), (b, 0)]), "a series without rows");
-    assert!(refused(&[(time, 1), (float, 1)]), "row groups with fewer rows than the chunk");
+    assert!(refused(&[(time, 1), (time + 4, 1), (float, 1)]), "row groups with fewer rows than the chunk");
     assert!(refused(&[(time + 4, 1)]), "a row without a time");
     assert!(refused(&[(time - 17, PhysicalType::UInt64 as u8)]), "times of another type");
     assert!(refused(&[(float, 1)]), "a page with fewer rows than its row group");
@@ -516,6 +516,7 @@ fn a_writer_is_given_rows_in_order() {
     };
     assert!(push(&[("a", &[1, 2]), ("a", &[2, 3]), ("b", &[0])]));
     assert!(!push(&[("a", &[2, 1])]), "times that go back");
+    assert!(!push(&[("a", &[1, 3, 2, 4])]), "times that go back between the first and the last");
     assert!(!push(&[("a", &[1, 2]), ("a", &[1])]), "times that go back in the next row group");
     assert!(!push(&[("b", &[1]), ("a", &[1])]), "keys that go back");
     assert!(!push(&[("a", &[])]), "no rows");

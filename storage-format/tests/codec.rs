@@ -274,6 +274,32 @@ fn a_dictionary_has_its_limit() {
     assert!(dictionary(&page(WORD_DICTIONARY + 1)).is_empty());
 }
 
+/// Eight words save less than they take in the page where each has six bits.
+#[test]
+fn a_dictionary_has_to_pay() {
+    let pays = |bits: u32| {
+        let mut random = Random::new(3);
+        let few: Vec<u64> = (0..8).map(|_| random.next() >> (64 - bits)).collect();
+        let words: Vec<u64> = (0..64).map(|_| random.pick(&few)).collect();
+        let floats = Values::Float(words.iter().map(|word| *word as f64).collect());
+        [Values::UInt(words), floats]
+            .map(|values| !dictionary(&encode_page(&Column::of(values), false)).is_empty())
+    };
+    assert_eq!([6, 12].map(pays), [[false; 2], [true; 2]]);
+}
+
+/// Small numbers of either sign are neighbours, but their codes are not where the page has many others.
+#[test]
+fn codes_that_take_more_than_the_values_are_not_taken() {
+    let mut random = Random::new(5);
+    let many: Vec<f64> = (0..200).map(|_| f64::from_bits(2.0_f64.to_bits() + (random.next() >> 2))).collect();
+    let runs = (0..1024).map(|i| [-1.0, 1.0, 2.0][i / 9 * 5 % 7 % 3]);
+    let values = runs.chain((0..1024).map(|_| random.pick(&many))).collect();
+    let page = encode_page(&Column::of(Values::Float(values)), false);
+    let codecs: Vec<u8> = vectors(&page).iter().map(|vector| vector[0]).collect();
+    assert_eq!(codecs, [CodecId::Alp as u8, CodecId::Dictionary as u8]);
+}
+
 /// Bit streams decode ten to forty times slower than packed values.
 #[test]
 fn a_bit_stream_has_to_save_a_tenth() {

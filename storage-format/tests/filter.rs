@@ -221,8 +221,8 @@ fn every_codec_is_drawn() {
 
 #[test]
 fn vectors_are_filtered_by_their_own_exponents() {
-    let value = |i: usize| (i % 997) as f64 / if i < VECTOR_VALUES { 10.0 } else { 1000.0 };
-    let values: Vec<f64> = (0..2 * VECTOR_VALUES).map(value).collect();
+    let value = |(i, word): (usize, u64)| (word % 997) as f64 / if i < VECTOR_VALUES { 10.0 } else { 1000.0 };
+    let values: Vec<f64> = exemplars::noise(2 * VECTOR_VALUES as u64).enumerate().map(value).collect();
     let column = Column::of(Values::Float(values.clone()));
     let [bytes, _] = pages(&column, false);
     let page = Page::open(&bytes).unwrap();
@@ -258,6 +258,28 @@ fn an_integer_that_alp_has_not_is_filtered_by_its_float() {
     let Values::Float(values) = page.decode().unwrap().values else { panic!("floats") };
     let chosen = page.filter(&Between::Float(values[0], values[0])).unwrap();
     assert_eq!(chosen.iter().collect::<Vec<_>>(), [0, 1]);
+}
+
+/// Vectors that say that they are the unit of their page.
+#[test]
+fn a_filter_refuses_what_decoding_refuses() {
+    let mut refused = Vec::new();
+    for exemplar in exemplars::all() {
+        let mut bytes = exemplar.page();
+        if std::mem::replace(&mut bytes[2], 1) == 1 {
+            continue;
+        }
+        // Units are of numbers.
+        let Ok(page) = Page::open(&bytes) else { continue };
+        let between = match page.kind() {
+            PhysicalType::Float64 => Between::Float(20.5, 24.5),
+            PhysicalType::Int64 => Between::Int(0, 1 << 40),
+            _ => Between::UInt(100, 1 << 40),
+        };
+        assert_eq!(page.filter(&between).is_err(), page.decode().is_err(), "{}", exemplar.name);
+        refused.extend(page.decode().is_err().then_some(exemplar.codec.unwrap()));
+    }
+    assert!([CodecId::Alp, CodecId::Dictionary, CodecId::For].iter().all(|codec| refused.contains(codec)));
 }
 
 #[test]

@@ -286,6 +286,7 @@ fn tombstones_that_no_writer_makes_are_refused() {
     assert!(read(&range(&[1, 2, 9, 5])).is_err(), "series that descend");
     assert!(read(&range(&[1, 2, 5, 5])).is_err(), "a series twice");
     assert!(read(&range(&[2])).is_err(), "neither all nor some series");
+    assert!(read(&[&[1, 1][..], &[0; 8], &[0; 8], &[0]].concat()).is_err(), "no time");
     assert!(read(&range(&[1, 200, 1])).is_err(), "more series than bytes");
     assert!(read(&[&[1, 2, 1, 5][..], &[0; 8]].concat()).is_ok());
     assert!(read(&[&[1, 2, 2, 5][..], &[0; 8]].concat()).is_err(), "more points than bytes");
@@ -318,6 +319,7 @@ fn rows_that_no_writer_makes_are_refused() {
     ] {
         assert!(with(at, byte).is_err(), "{what}");
     }
+    assert!(with(body.len() - 1, 0).is_ok() && with(body.len() - 1, 2).is_err(), "neither false nor true");
 }
 
 /// What a reader would refuse is a mistake of the caller.

@@ -212,6 +212,17 @@ fn nothing_is_the_end() {
     }
 }
 
+/// Whatever records the frame behind it has.
+#[test]
+fn damage_before_a_frame_of_any_record_is_noticed() {
+    for record in exemplars().concat() {
+        let (mut bytes, starts) = segment(NUMBER, &[Vec::new(), vec![record.clone()]]);
+        bytes[starts[0]] ^= 1;
+        let later = find_frame_after(NUMBER, &bytes, starts[0] as u64);
+        assert_eq!(later.map(|frame| frame.offset as usize), Some(starts[1]), "{record:?}");
+    }
+}
+
 /// What was written there is torn or damaged, and the log goes on behind it.
 #[test]
 fn a_head_of_zeroes_but_one_byte_is_not_the_end() {
