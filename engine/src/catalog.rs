@@ -29,6 +29,8 @@ pub struct Table {
     by_name: HashMap<String, usize>,
     /// Shared by all snapshots of the table.
     series: Arc<TableSeries>,
+    /// Above the ids of all columns that it ever had.
+    next_column: u32,
 }
 
 impl PartialEq for Table {
@@ -41,14 +43,30 @@ impl Eq for Table {}
 
 impl Table {
     fn new(def: TableDef) -> Self {
-        let by_name =
-            def.columns.iter().enumerate().map(|(place, column)| (column.name.clone(), place)).collect();
-        Self { def, by_name, series: Arc::default() }
+        let next_column = def.columns.iter().map(|column| column.id.0 + 1).max().unwrap_or_default();
+        let mut table = Self { def, by_name: HashMap::default(), series: Arc::default(), next_column };
+        table.index_names();
+        table
+    }
+
+    fn index_names(&mut self) {
+        let places = self.def.columns.iter().enumerate();
+        self.by_name = places.map(|(place, column)| (column.name.clone(), place)).collect();
     }
 
     fn push_column(&mut self, column: ColumnDef) {
         self.by_name.insert(column.name.clone(), self.def.columns.len());
+        self.next_column = self.next_column.max(column.id.0 + 1);
         self.def.columns.push(column);
+    }
+
+    /// Changes one of its columns, or takes it out.
+    fn change_column(&mut self, id: ColumnId, change: impl FnOnce(ColumnDef) -> Option<ColumnDef>) {
+        if let Ok(place) = self.def.columns.binary_search_by_key(&id, |column| column.id) {
+            let changed = change(self.def.columns.remove(place));
+            changed.into_iter().for_each(|column| self.def.columns.insert(place, column));
+            self.index_names();
+        }
     }
 
     /// Its definition.
@@ -83,7 +101,7 @@ impl Table {
     /// The column of this id.
     #[must_use]
     pub fn column_by_id(&self, id: ColumnId) -> Option<&ColumnDef> {
-        // Columns are appended with ascending ids, and none ever goes.
+        // Columns are appended with ascending ids.
         let place = self.def.columns.binary_search_by_key(&id, |column| column.id).ok()?;
         self.def.columns.get(place)
     }
@@ -226,7 +244,8 @@ impl Catalog {
         };
         let mut columns = vec![time];
         for column in new.columns {
-            push_column(&mut columns, column)?;
+            let next = columns.len() as u32;
+            push_column(&mut columns, column, next)?;
         }
         Ok(CatalogChange::CreateTable(TableDef {
             id: TableId(self.next_table),
@@ -257,7 +276,10 @@ impl Catalog {
                         known.kind.sql_name()
                     )));
                 }
-                None => push_column(&mut columns, column)?,
+                None => {
+                    let next = known.next_column + (columns.len() - before) as u32;
+                    push_column(&mut columns, column, next)?;
+                }
             }
         }
         Ok(columns
@@ -265,6 +287,71 @@ impl Catalog {
             .skip(before)
             .map(|column| CatalogChange::AddColumn { table, column })
             .collect())
+    }
+
+    fn require(&self, table: TableId) -> Result<&Arc<Table>> {
+        let gone = || Error::Conflict(format!("table {table} was dropped meanwhile"));
+        self.tables.get(&table).ok_or_else(gone)
+    }
+
+    fn require_column(&self, table: TableId, column: ColumnId) -> Result<&ColumnDef> {
+        let gone = || Error::Conflict(format!("column {column} of table {table} was dropped meanwhile"));
+        self.require(table)?.column_by_id(column).ok_or_else(gone)
+    }
+
+    /// The change that takes a field out of a table.
+    pub(crate) fn drop_column(&self, table: TableId, column: ColumnId) -> Result<CatalogChange> {
+        let known = self.require_column(table, column)?;
+        match known.role {
+            ColumnRole::Field => Ok(CatalogChange::DropColumn { table, column }),
+            ColumnRole::Tag => Err(Error::Row(format!(
+                "column {} is a tag: without it series would become one; make a table without it instead",
+                known.name
+            ))),
+            ColumnRole::Time => Err(Error::Row("every table has the column time".into())),
+        }
+    }
+
+    /// The change that gives a column a new name.
+    pub(crate) fn rename_column(
+        &self,
+        table: TableId,
+        column: ColumnId,
+        name: String,
+    ) -> Result<CatalogChange> {
+        let (known, column_def) = (self.require(table)?, self.require_column(table, column)?);
+        check_column_name(&name)?;
+        if column_def.role == ColumnRole::Time {
+            return Err(Error::Row("every table has the column time, under this name".into()));
+        }
+        if let Some(other) = known.exact(&name) {
+            return Err(Error::Conflict(format!("column {} exists already", other.name)));
+        }
+        Ok(CatalogChange::RenameColumn { table, column, name })
+    }
+
+    /// The change that gives a table a new name.
+    pub(crate) fn rename_table(&self, table: TableId, name: String) -> Result<CatalogChange> {
+        check_name("a table", &name)?;
+        let database = &self.require(table)?.def.database;
+        if let Some(other) = self.exact_table(database, &name) {
+            return Err(Error::Conflict(format!("table {} exists already", other.full_name())));
+        }
+        Ok(CatalogChange::RenameTable { table, name })
+    }
+
+    /// The change that gives a column a wider type; whether its values allow it is the caller's to find out.
+    pub(crate) fn set_type(
+        &self,
+        table: TableId,
+        column: ColumnId,
+        kind: PhysicalType,
+    ) -> Result<Option<CatalogChange>> {
+        let known = self.require_column(table, column)?;
+        if known.role != ColumnRole::Field {
+            return Err(Error::Row(format!("column {} is no field; its type stays", known.name)));
+        }
+        Ok((known.kind != kind).then_some(CatalogChange::SetType { table, column, kind }))
     }
 
     /// Applies one change.
@@ -297,13 +384,50 @@ impl Catalog {
                 self.objects.remove(&(*kind, database.clone(), name.clone()));
             }
             CatalogChange::ReserveTables(next) => self.next_table = self.next_table.max(next.0),
+            CatalogChange::DropColumn { table, column } => self.change_column(*table, *column, |_| None),
+            CatalogChange::RenameColumn { table, column, name } => {
+                self.change_column(*table, *column, |column| {
+                    Some(ColumnDef { name: name.clone(), ..column })
+                });
+            }
+            CatalogChange::SetType { table, column, kind } => {
+                self.change_column(*table, *column, |column| Some(ColumnDef { kind: *kind, ..column }));
+            }
+            CatalogChange::RenameTable { table, name } => {
+                if let Some(table) = self.tables.get_mut(table) {
+                    Arc::make_mut(table).def.name.clone_from(name);
+                }
+            }
+            CatalogChange::ReserveColumns { table, next } => {
+                if let Some(table) = self.tables.get_mut(table) {
+                    let table = Arc::make_mut(table);
+                    table.next_column = table.next_column.max(next.0);
+                }
+            }
+        }
+    }
+
+    fn change_column(
+        &mut self,
+        table: TableId,
+        column: ColumnId,
+        change: impl FnOnce(ColumnDef) -> Option<ColumnDef>,
+    ) {
+        if let Some(table) = self.tables.get_mut(&table) {
+            Arc::make_mut(table).change_column(column, change);
         }
     }
 
     /// Changes that build this catalog from nothing.
     pub(crate) fn to_changes(&self) -> Vec<CatalogChange> {
         let mut changes = vec![CatalogChange::ReserveTables(TableId(self.next_table))];
-        changes.extend(self.tables.values().map(|table| CatalogChange::CreateTable(table.def.clone())));
+        for table in self.tables.values() {
+            let last = table.def.columns.last().map_or(0, |column| column.id.0 + 1);
+            let reserved =
+                CatalogChange::ReserveColumns { table: table.id(), next: ColumnId(table.next_column) };
+            changes.push(CatalogChange::CreateTable(table.def.clone()));
+            changes.extend((last < table.next_column).then_some(reserved));
+        }
         changes.extend(self.objects.values().map(|object| CatalogChange::PutObject(Object::clone(object))));
         changes
     }
@@ -330,14 +454,20 @@ pub(crate) fn check_options(options: &TableOptions) -> Result<()> {
     Ok(())
 }
 
-fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn) -> Result<()> {
-    check_name("a column", &new.name)?;
+fn check_column_name(name: &str) -> Result<()> {
+    check_name("a column", name)?;
+    if name.eq_ignore_ascii_case(TIME_NS) {
+        let why = "the cold tier keeps the nanoseconds of the time under it; choose another name";
+        return Err(Error::Row(format!("column {name} has a reserved name: {why}")));
+    }
+    Ok(())
+}
+
+/// Adds a column whose id is `next`.
+fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn, next: u32) -> Result<()> {
+    check_column_name(&new.name)?;
     if columns.iter().any(|column| column.name == new.name) {
         return Err(Error::Row(format!("column {} is named twice", new.name)));
-    }
-    if new.name.eq_ignore_ascii_case(TIME_NS) {
-        let why = "the cold tier keeps the nanoseconds of the time under it; choose another name";
-        return Err(Error::Row(format!("column {} has a reserved name: {why}", new.name)));
     }
     if columns.len() >= limits::COLUMNS {
         return Err(Error::Limit { what: format!("column {}", new.name), limit: limits::COLUMNS as u64 });
@@ -347,8 +477,7 @@ fn push_column(columns: &mut Vec<ColumnDef>, new: NewColumn) -> Result<()> {
         (ColumnRole::Tag, _) => return Err(Error::Row(format!("tag {} is not a string", new.name))),
         (ColumnRole::Time, _) => return Err(Error::Row(format!("column {} is a second time", new.name))),
     }
-    let id = ColumnId(columns.iter().map(|column| column.id.0).max().unwrap_or_default() + 1);
-    columns.push(ColumnDef { id, name: new.name, role: new.role, kind: new.kind });
+    columns.push(ColumnDef { id: ColumnId(next), name: new.name, role: new.role, kind: new.kind });
     Ok(())
 }
 

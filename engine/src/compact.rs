@@ -80,11 +80,12 @@ fn small_run(chunks: &[Arc<Chunk>]) -> Vec<Arc<Chunk>> {
 
 /// Merges the chunks of a plan and installs the result.
 pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
-    // Behind the plan's version: the catalog knows every column that the chunks have.
+    // Behind the plan's version: the catalog knows every column that the chunks have, the masks all that hides rows.
+    let masks = inner.versions.current().masks_of(plan.table);
     let catalog = inner.catalog.load_full();
     let Some(table) = catalog.table_by_id(plan.table) else { return Ok(()) };
     let order = table.series().order();
-    let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
+    let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL, masks));
     let sources =
         plan.chunks.iter().map(|chunk| Source::Chunk(ChunkSource::new(&context, chunk, false))).collect();
     let merge = Merge::newest_wins(Arc::clone(&context), sources);
@@ -92,7 +93,7 @@ pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
     let Some(seq) = seq else { return Ok(()) };
     let merged = write_chunk(inner, &context, plan.range, seq, table.def().options.profile, merge)?;
     let mut edits: Vec<Edit> = plan.chunks.iter().map(|chunk| Edit::RemoveChunk(chunk.meta.id)).collect();
-    edits.extend(merged.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())));
+    edits.extend(merged.iter().flat_map(|chunk| chunk.edits()));
     let remove: Vec<(TableId, ChunkId)> =
         plan.chunks.iter().map(|chunk| (plan.table, chunk.meta.id)).collect();
     let edit = FileEdit { add: merged.into_iter().collect(), remove, ..FileEdit::default() };

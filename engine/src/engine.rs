@@ -244,7 +244,7 @@ impl Engine {
 
     /// Opens a data directory on other files and another clock, for tests.
     pub fn open_with(options: Options, storage: Arc<dyn Storage>, clock: Arc<dyn Clock>) -> Result<Self> {
-        let recovered = recover(&options, &storage)?;
+        let recovered = recover(&options, &storage, clock.now())?;
         tracing::info!(
             rows = recovered.replayed,
             tables = recovered.catalog.tables().count(),
@@ -317,10 +317,20 @@ impl Engine {
         }
     }
 
+    /// Gives the writer a command.
+    pub(crate) fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| self.inner.closed())
+    }
+
+    /// Why nobody answers.
+    pub(crate) fn closed(&self) -> Error {
+        self.inner.closed()
+    }
+
     /// Changes the catalog; returns once the change is durable and visible.
     pub fn change_catalog(&self, request: CatalogRequest) -> Result<SeqRange> {
         let (reply, receipt) = Receipt::new();
-        self.commands.send(Command::Catalog(request, reply)).map_err(|_| self.inner.closed())?;
+        self.send(Command::Catalog(request, reply))?;
         receipt.wait()
     }
 
@@ -460,7 +470,7 @@ impl Engine {
         // What failed before is tried again now; should it work, there is room for what is frozen next.
         self.inner.flushes.ask();
         let (reply, frozen) = channel();
-        self.commands.send(Command::Freeze(reply)).map_err(|_| self.inner.closed())?;
+        self.send(Command::Freeze(reply))?;
         let position = frozen.recv().map_err(|_| self.inner.closed())??;
         self.inner.flushes.wait_flushed(position, FLUSH_TIMEOUT)
     }

@@ -29,7 +29,7 @@ pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<()> {
         None => Vec::new(),
     };
     let number = checkpoint::write(inner, input)?;
-    let mut edits: Vec<Edit> = chunks.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())).collect();
+    let mut edits: Vec<Edit> = chunks.iter().flat_map(|chunk| chunk.edits()).collect();
     edits.extend([Edit::FlushedTo(input.position), Edit::Checkpoint(number)]);
     inner.install(&edits, &FileEdit { add: chunks, flushed: true, ..FileEdit::default() })?;
     checkpoint::remove_before(inner, number);
@@ -45,7 +45,7 @@ fn write_chunks(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Resul
         // A table that was dropped since takes its rows with it.
         let Some(table) = catalog.table_by_id(table) else { continue };
         let order = table.series().order();
-        let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL));
+        let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL, Vec::new()));
         let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, partition))));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
         chunks.extend(write_chunk(inner, &context, partition.range, seq, Profile::Fast, merge)?);
@@ -90,7 +90,9 @@ pub(crate) fn write_chunk(
         bytes,
         columns: done.columns.iter().map(column_range).collect(),
     };
-    Ok(Some(Arc::new(Chunk::new(meta, path, Arc::clone(&inner.storage)))))
+    let chunk = Chunk::new(meta, path, Arc::clone(&inner.storage));
+    chunk.purge(context.purged());
+    Ok(Some(Arc::new(chunk)))
 }
 
 struct Done {

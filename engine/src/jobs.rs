@@ -15,15 +15,17 @@ use std::time::{Duration, Instant};
 use sonde_storage_format::{ChunkId, ColdFile, Edit, TableId, TimeRange, Timestamp};
 
 use crate::catalog::Catalog;
-use crate::cold::cool::cool;
+use crate::cold::cool::{cool, purge_cold};
 use crate::cold::pending;
 use crate::compact;
+use crate::delete;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flush::flush;
 use crate::flushes::{FlushInput, Turn};
 use crate::health::Watch;
 use crate::limits::{FLUSH_PAUSE, JOB_PAUSE};
+use crate::mask::Mask;
 use crate::pause::{Pause, Rests};
 use crate::retention::{Expired, expired};
 use crate::version::{FileEdit, Version};
@@ -52,6 +54,7 @@ pub(crate) enum Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Task {
     Compact(TableId, TimeRange),
+    Purge(TableId, TimeRange),
     Cool(TableId),
     CleanUp,
 }
@@ -168,6 +171,8 @@ impl Worker {
 
     fn tick(&mut self) {
         self.compact_one();
+        self.purge_one();
+        self.forget_spent();
         self.clean_up();
         if self.aging.is_due(self.inner.clock.now()) {
             self.retain();
@@ -183,12 +188,73 @@ impl Worker {
         self.note("compaction", task(&plan), &outcome);
     }
 
-    /// Merges what can be merged of a table; of several failures the first comes back.
+    /// Merges what can be merged of a table, and removes what is deleted; of several failures the first comes back.
     fn compact_table(&mut self, table: TableId) -> Result<()> {
         let plans = compact::plan_all(&self.inner.versions.current(), table);
         let outcomes: Vec<Result<()>> =
             plans.iter().map(|plan| compact::compact(&self.inner, plan)).collect();
-        outcomes.into_iter().collect()
+        outcomes.into_iter().collect::<Result<()>>()?;
+        self.remove_hidden()?;
+        let now = self.inner.clock.now();
+        while let Some(plan) =
+            delete::purge_plan(&self.inner.versions.current(), now, |id| id == table, |p| p.table != table)
+        {
+            delete::purge(&self.inner, &plan)?;
+        }
+        if self.inner.options.cold.is_some() {
+            purge_cold(&self.inner, table, &mut self.replaced, |_| true)?;
+        }
+        self.forget_spent();
+        Ok(())
+    }
+
+    /// Removes from one chunk, or from the days of the cold tier, what was deleted long enough ago.
+    fn purge_one(&mut self) {
+        let version = self.inner.versions.current();
+        if version.masks.is_empty() {
+            return;
+        }
+        let now = self.inner.clock.now();
+        report("removal of chunks that are deleted as a whole", &self.remove_hidden());
+        let task = |plan: &compact::Plan| Task::Purge(plan.table, plan.range);
+        let plan = delete::purge_plan(&version, now, |_| false, |plan| self.rests.rests(&task(plan)));
+        if let Some(plan) = plan {
+            let outcome = delete::purge(&self.inner, &plan);
+            self.note("removal of what was deleted", task(&plan), &outcome);
+        }
+        let tables = version.masks.keys().filter(|_| self.inner.options.cold.is_some());
+        for table in tables.filter(|table| !self.rests.rests(&Task::Cool(**table))).collect::<Vec<_>>() {
+            let masks = version.masks_of(*table);
+            let due = |mask: &Mask| delete::is_due(&masks, mask, now);
+            let outcome = purge_cold(&self.inner, *table, &mut self.replaced, due);
+            self.note("removal of what was deleted from the cold tier", Task::Cool(*table), &outcome);
+        }
+    }
+
+    fn remove_hidden(&self) -> Result<()> {
+        let remove = delete::hidden(&self.inner.versions.current());
+        if remove.is_empty() {
+            return Ok(());
+        }
+        let edits: Vec<Edit> = remove.iter().map(|(_, id)| Edit::RemoveChunk(*id)).collect();
+        tracing::info!(chunks = remove.len(), "removed chunks all of whose rows were deleted");
+        self.inner.install(&edits, &FileEdit { remove, ..FileEdit::default() })
+    }
+
+    /// Forgets the tombstones that hide nothing any more.
+    fn forget_spent(&self) {
+        let spent = delete::spent(&self.inner.versions.current());
+        if spent.is_empty() {
+            return;
+        }
+        let records = spent.iter().map(|(table, mask)| mask.state(*table, false)).collect();
+        let forgotten = self.inner.commit_state(records);
+        if forgotten.is_ok() {
+            for (table, mask) in &spent {
+                self.inner.versions.set_masks(*table, |masks| masks.retain(|known| known.seq != mask.seq));
+            }
+        }
+        report("clean-up of tombstones", &forgotten);
     }
 
     /// Moves every complete day that ends at or before `before`.
@@ -224,6 +290,7 @@ impl Worker {
         // Chunks first: they make room, which the note of what happens to cold files may need.
         report("retention of chunks", &self.remove_chunks(&gone, &catalog));
         report("retention of cold files", &self.remove_cold(&version, gone.cold));
+        report("removal of chunks that are deleted as a whole", &self.remove_hidden());
         drop(version);
         self.clean_up();
     }

@@ -14,6 +14,7 @@ mod checkpoint;
 mod clock;
 mod cold;
 mod compact;
+mod delete;
 mod engine;
 mod error;
 mod flush;
@@ -22,6 +23,7 @@ mod health;
 mod jobs;
 mod log_reader;
 mod manifest;
+mod mask;
 mod memtable;
 mod open_chunk;
 mod pause;
@@ -34,6 +36,7 @@ mod state;
 mod storage;
 mod version;
 mod wal;
+mod widen;
 mod write;
 
 pub mod doctor;
@@ -43,6 +46,7 @@ pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, t
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
+pub use delete::Points;
 pub use engine::{Engine, LogStatus, Options};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
@@ -57,4 +61,5 @@ pub use sonde_storage_format::{
 pub use state::{CURSORS, cursor_key};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use wal::LogBudget;
+pub use widen::widened;
 pub use write::CatalogRequest;

@@ -32,6 +32,18 @@ pub const FLUSH_PAUSE: Duration = Duration::from_secs(30);
 pub const JOB_PAUSE: Duration = Duration::from_secs(300);
 /// Chunks of one partition before they are merged.
 pub const COMPACT_CHUNKS: usize = 4;
+/// Points that one DELETE by the values of fields removes, or that one UPDATE changes.
+pub const CHANGE_POINTS: usize = 1_000_000;
+/// Tombstones of a table that wait until compaction has removed what they hide; further deletes are refused meanwhile.
+pub const MASKS: usize = 1024;
+/// Ranges and points of one mask, above which it is not joined with the next one.
+pub const MASK_PARTS: usize = 64 << 10;
+/// Tombstones of a table from which on compaction removes what they hide without waiting for their age.
+pub const PURGE_MASKS: usize = 64;
+/// What was deleted is removed from files by compaction, begun after this time at the latest.
+pub const PURGE_AGE: Duration = Duration::from_secs(3600);
+/// How often a change of points that others wrote meanwhile is tried before it is given up.
+pub const CHANGE_ATTEMPTS: usize = 8;
 /// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.
 pub const OPEN_CHUNKS: usize = 16_384;
 /// Bytes of the directories of chunks that stay mapped.

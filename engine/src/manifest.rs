@@ -26,6 +26,8 @@ pub(crate) struct ManifestState {
     pub(crate) flushed_to: SeqNo,
     pub(crate) checkpoint: Option<u64>,
     pub(crate) next_chunk: u64,
+    /// Chunks without what tombstones up to here hide, where that is behind their own sequence numbers.
+    pub(crate) purged: BTreeMap<ChunkId, SeqNo>,
 }
 
 impl ManifestState {
@@ -37,6 +39,7 @@ impl ManifestState {
             }
             Edit::RemoveChunk(id) => {
                 self.chunks.remove(id);
+                self.purged.remove(id);
             }
             Edit::FlushedTo(seq) => self.flushed_to = self.flushed_to.max(*seq),
             Edit::Checkpoint(number) => self.checkpoint = Some(*number),
@@ -47,6 +50,9 @@ impl ManifestState {
                 self.cold.remove(&(*table, day.start));
             }
             Edit::NextChunk(id) => self.next_chunk = self.next_chunk.max(id.0),
+            Edit::Purged { chunk, seq } => {
+                self.purged.insert(*chunk, *seq);
+            }
         }
     }
 
@@ -60,6 +66,7 @@ impl ManifestState {
         let mut edits = vec![Edit::NextChunk(ChunkId(self.next_chunk)), Edit::FlushedTo(self.flushed_to)];
         edits.extend(self.checkpoint.map(Edit::Checkpoint));
         edits.extend(self.chunks.values().cloned().map(Edit::AddChunk));
+        edits.extend(self.purged.iter().map(|(chunk, seq)| Edit::Purged { chunk: *chunk, seq: *seq }));
         edits.extend(self.cold.values().cloned().map(Edit::AddCold));
         edits
     }

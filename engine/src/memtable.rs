@@ -13,6 +13,7 @@ use sonde_storage_format::{
 };
 
 use crate::limits::COALESCE_ROWS;
+use crate::mask::Mask;
 
 /// What a chunk takes in an edit of the manifest: its fixed fields, and each column with lengths of middling size.
 const CHUNK_EDIT_BYTES: usize = 128;
@@ -36,8 +37,38 @@ impl Block {
         16 * self.rows() + self.columns.iter().map(|(_, column)| column.byte_len()).sum::<usize>() + 128
     }
 
+    fn hit_rows(&self, mask: &Mask) -> impl Iterator<Item = bool> {
+        let points = self.series.iter().zip(&self.times);
+        points.map(|(series, time)| mask.hides(*series, Timestamp::from_nanos(*time)))
+    }
+
+    /// Whether the mask names a row of it.
+    fn is_hit(&self, mask: &Mask) -> bool {
+        self.hit_rows(mask).any(|hit| hit)
+    }
+
+    /// The block without the rows that a mask hides; `None` where there is none of them.
+    fn without(&self, mask: &Mask) -> Option<Self> {
+        let kept: Vec<usize> =
+            self.hit_rows(mask).enumerate().filter(|(_, hit)| !hit).map(|(row, _)| row).collect();
+        (kept.len() < self.rows()).then(|| Self {
+            seq: self.seq,
+            series: kept.iter().filter_map(|&row| self.series.get(row).copied()).collect(),
+            times: kept.iter().filter_map(|&row| self.times.get(row).copied()).collect(),
+            columns: self.columns.iter().map(|(id, column)| (*id, column.gather(&kept))).collect(),
+        })
+    }
+
     pub(crate) fn column(&self, id: ColumnId) -> Option<&Column> {
         self.columns.iter().find(|(known, _)| *known == id).map(|(_, column)| column)
+    }
+
+    /// Whether the columns that both have are of one type: an integer column may have been widened between them.
+    fn has_types_of(&self, other: &Self) -> bool {
+        let same = |(id, column): &(ColumnId, Column)| {
+            self.column(*id).is_none_or(|mine| mine.values.kind() == column.values.kind())
+        };
+        other.columns.iter().all(same)
     }
 
     /// Both blocks as one; `newer` holds the later rows.
@@ -82,6 +113,14 @@ impl PartitionBlocks {
         Self { range, blocks: Vec::new(), columns: Vec::new() }
     }
 
+    fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.bytes()).sum()
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.blocks.iter().map(|block| block.rows()).sum()
+    }
+
     /// About what the chunk of these rows takes in an edit of the manifest.
     fn edit_bytes(&self) -> usize {
         if self.blocks.is_empty() {
@@ -89,6 +128,11 @@ impl PartitionBlocks {
         }
         // One more column: the time.
         CHUNK_EDIT_BYTES + COLUMN_EDIT_BYTES * (self.columns.len() + 1)
+    }
+
+    /// Whether every row of it was written before `seq`.
+    pub(crate) fn is_older_than(&self, seq: SeqNo) -> bool {
+        self.blocks.iter().all(|block| block.seq.last < seq)
     }
 
     fn note_columns(&mut self, block: &Block) {
@@ -112,6 +156,8 @@ pub(crate) struct Memtable {
     pub(crate) edit_bytes: usize,
     /// The first and the last sequence number in it.
     pub(crate) seq: Option<SeqRange>,
+    /// Rows up to here and rows behind it are never in one block, so that a change can tell them apart.
+    fence: SeqNo,
 }
 
 impl Memtable {
@@ -139,6 +185,51 @@ impl Memtable {
         (self.bytes, self.rows) =
             (blocks().map(|block| block.bytes()).sum(), blocks().map(|block| block.rows()).sum());
         self.edit_bytes = self.partitions.values().map(|partition| partition.edit_bytes()).sum();
+    }
+
+    /// Keeps the rows of later commits apart from those up to `seq`.
+    pub(crate) fn fence(&mut self, seq: SeqNo) {
+        self.fence = seq;
+    }
+
+    /// Removes the rows that a mask hides, all of which are older than it.
+    pub(crate) fn hide(&mut self, table: TableId, mask: &Mask) {
+        let reached = |partition: &PartitionBlocks| mask.reaches(partition.range.start, partition.range.end);
+        let hit: Vec<Timestamp> =
+            self.of_table(table).filter(|partition| reached(partition)).map(|p| p.range.start).collect();
+        for start in hit {
+            let Some(partition) = self.partitions.get_mut(&(table, start)) else { continue };
+            let kept: Vec<Option<Block>> = partition.blocks.iter().map(|block| block.without(mask)).collect();
+            if kept.iter().all(Option::is_none) {
+                continue;
+            }
+            let partition = Arc::make_mut(partition);
+            (self.edit_bytes, self.bytes, self.rows) = (
+                self.edit_bytes - partition.edit_bytes(),
+                self.bytes - partition.bytes(),
+                self.rows - partition.rows(),
+            );
+            for (block, kept) in partition.blocks.iter_mut().zip(kept) {
+                if let Some(kept) = kept {
+                    *block = Arc::new(kept);
+                }
+            }
+            partition.blocks.retain(|block| block.rows() > 0);
+            (self.edit_bytes, self.bytes, self.rows) = (
+                self.edit_bytes + partition.edit_bytes(),
+                self.bytes + partition.bytes(),
+                self.rows + partition.rows(),
+            );
+            if partition.blocks.is_empty() {
+                self.partitions.remove(&(table, start));
+            }
+        }
+    }
+
+    /// Whether one of the points was written behind `seq`.
+    pub(crate) fn has_since(&self, table: TableId, seq: SeqNo, mask: &Mask) -> bool {
+        let blocks = self.of_table(table).flat_map(|partition| &partition.blocks);
+        blocks.filter(|block| block.seq.last > seq).any(|block| block.is_hit(mask))
     }
 
     /// Adds rows; `width` is the width in nanoseconds that the table's partitions should have.
@@ -179,7 +270,11 @@ impl Memtable {
         let mut block = block;
         // Neighbours of like size are joined, so a row is copied a logarithmic number of times.
         while let Some(last) = blocks.last() {
-            if last.rows() > 2 * block.rows() || last.rows() + block.rows() > COALESCE_ROWS {
+            if last.seq.last <= self.fence
+                || !last.has_types_of(&block)
+                || last.rows() > 2 * block.rows()
+                || last.rows() + block.rows() > COALESCE_ROWS
+            {
                 break;
             }
             self.bytes -= last.bytes();

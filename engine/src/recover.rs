@@ -5,12 +5,13 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use sonde_storage_format::{Checkpoint, Record, SeqNo, SeriesId, SeriesKey, TableId, path};
+use sonde_storage_format::{Checkpoint, Record, SeqNo, SeriesId, SeriesKey, TableId, Timestamp, path};
 
 use crate::catalog::Catalog;
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
+use crate::mask::{self, Mask, TOMBSTONES};
 use crate::memtable::Memtable;
 use crate::state::StateStore;
 use crate::storage::{Storage, create_dirs};
@@ -31,7 +32,7 @@ pub(crate) struct Recovered {
 }
 
 /// Locks the directory and reads it.
-pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>) -> Result<Recovered> {
+pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timestamp) -> Result<Recovered> {
     let dir = &options.data_dir;
     let parts = [path::WAL_DIR, path::CHUNK_DIR, path::MANIFEST_DIR, path::STATE_DIR];
     create_dirs(dir, &parts).map_err(|error| Error::io("create", dir, &error))?;
@@ -40,7 +41,8 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>) -> Result<R
     let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
     let flushed_to = manifest.state.flushed_to;
     let (catalog, state) = (Catalog::default(), StateStore::default());
-    let mut replay = Replay { catalog, state, active: Memtable::default(), rows: 0, unknown: None };
+    let active = Memtable::default();
+    let mut replay = Replay { catalog, state, active, rows: 0, unknown: None, now };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
     let from = position.min(flushed_to);
     let log = wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
@@ -51,7 +53,11 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>) -> Result<R
     }
     let last_seq = log.last_seq.max(position).max(flushed_to);
     let files = open_files(dir, storage, &manifest)?;
-    let version = Version { seq: last_seq, active: replay.active, frozen: Vec::new(), files };
+    let mut masks: BTreeMap<TableId, Arc<Vec<Arc<Mask>>>> = BTreeMap::new();
+    for (table, mask) in mask::of_state(&replay.state.list(TOMBSTONES), now)? {
+        Arc::make_mut(masks.entry(table).or_default()).push(Arc::new(mask));
+    }
+    let version = Version { seq: last_seq, active: replay.active, frozen: Vec::new(), files, masks };
     Ok(Recovered {
         lock,
         manifest,
@@ -100,6 +106,7 @@ struct Replay {
     rows: u64,
     /// A kind of record that this engine does not act on: to pass over it would answer wrongly.
     unknown: Option<&'static str>,
+    now: Timestamp,
 }
 
 impl Replay {
@@ -133,12 +140,22 @@ impl Replay {
             Record::Catalog(change) if besides_rows => {
                 if let sonde_storage_format::CatalogChange::DropTable(table) = &change {
                     self.active.drop_table(*table);
+                    self.state.remove_prefix(TOMBSTONES, &table.0.to_be_bytes());
                 }
                 self.catalog.apply(&change);
             }
             Record::Series(new) if besides_rows => self.restore(new.table, new.first, &new.keys),
             Record::Message(_) if besides_rows => self.unknown = Some("messages"),
-            Record::Tombstone(_) if rows => self.unknown = Some("tombstones"),
+            Record::Tombstone(tombstone) if besides_rows || rows => {
+                let table = tombstone.table;
+                if self.catalog.table_by_id(table).is_none() {
+                    return;
+                }
+                let mask = Mask::new(tombstone, self.now);
+                self.active.hide(table, &mask);
+                // Files may need it: whether they do is found out once they are known.
+                self.state.apply(mask.state(table, true));
+            }
             _ => {}
         }
     }
@@ -169,6 +186,9 @@ fn open_files(
         let range = (meta.range.start, meta.range.end);
         let chunk = Arc::new(Chunk::new(meta.clone(), path, Arc::clone(storage)));
         chunk.keep();
+        if let Some(seq) = manifest.state.purged.get(&meta.id) {
+            chunk.purge(*seq);
+        }
         let chunks = tables.entry(meta.table).or_default().partitions.entry(range).or_default();
         Arc::make_mut(chunks).push(chunk);
     }

@@ -14,6 +14,9 @@ use hashbrown::HashTable;
 use parking_lot::RwLock;
 use sonde_storage_format::{SeriesId, SeriesKey};
 
+use crate::catalog::Table;
+use crate::scan::TagFilter;
+
 /// The series of one table.
 #[derive(Default)]
 pub(crate) struct TableSeries {
@@ -122,6 +125,13 @@ impl TableSeries {
         (ids, new)
     }
 
+    /// The series from handle `from` on that pass every filter, ascending.
+    pub(crate) fn matching(&self, table: &Table, filters: &[TagFilter], from: usize) -> Vec<SeriesId> {
+        let inner = self.inner.read();
+        let new = inner.keys.iter().enumerate().skip(from);
+        new.filter(|(_, key)| passes(table, key, filters)).map(|(id, _)| SeriesId(id as u64)).collect()
+    }
+
     /// The first `count` keys, by handle.
     pub(crate) fn first_keys(&self, count: usize) -> Vec<SeriesKey> {
         self.inner.read().keys.iter().take(count).cloned().collect()
@@ -149,6 +159,16 @@ impl TableSeries {
         *self.order.write() = Arc::clone(&order);
         order
     }
+}
+
+/// Whether the series of a key passes every filter.
+pub(crate) fn passes(table: &Table, key: &SeriesKey, filters: &[TagFilter]) -> bool {
+    filters.iter().all(|filter| {
+        let Some(place) = table.tag_index(filter.column) else { return true };
+        // A tag that came later than the series is absent.
+        let tag = key.tags().nth(place).and_then(|tag| tag.ok().flatten());
+        filter.values.contains(&tag)
+    })
 }
 
 impl Inner {

@@ -34,6 +34,13 @@ impl StateStore {
         };
     }
 
+    /// Removes every key of a namespace that begins so.
+    pub(crate) fn remove_prefix(&self, namespace: &str, prefix: &[u8]) {
+        if let Some(keys) = self.0.write().get_mut(namespace) {
+            keys.retain(|key, _| !key.starts_with(prefix));
+        }
+    }
+
     pub(crate) fn get(&self, namespace: &str, key: &[u8]) -> Option<Bytes> {
         self.0.read().get(namespace).and_then(|keys| keys.get(key)).cloned()
     }

@@ -9,14 +9,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sonde_storage_format::{ChunkId, ChunkMeta, ColdFile, SeqNo, TableId, TimeRange, Timestamp};
+use sonde_storage_format::{ChunkId, ChunkMeta, ColdFile, Edit, SeqNo, TableId, TimeRange, Timestamp};
 
 use crate::error::{Error, Result};
+use crate::mask::Mask;
 use crate::memtable::Memtable;
 use crate::open_chunk::OpenChunk;
 use crate::storage::Storage;
@@ -25,6 +26,8 @@ use crate::storage::Storage;
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) meta: ChunkMeta,
+    /// What tombstones up to here hide is not in it.
+    purged: AtomicU64,
     path: PathBuf,
     storage: Arc<dyn Storage>,
     /// The file as readers have it open now, if any has.
@@ -36,7 +39,25 @@ pub(crate) struct Chunk {
 impl Chunk {
     /// A chunk whose file is there and that nothing names yet.
     pub(crate) fn new(meta: ChunkMeta, path: PathBuf, storage: Arc<dyn Storage>) -> Self {
-        Self { meta, path, storage, file: Mutex::default(), named: AtomicBool::new(false) }
+        let purged = AtomicU64::new(meta.seq.last.0);
+        Self { meta, purged, path, storage, file: Mutex::default(), named: AtomicBool::new(false) }
+    }
+
+    /// Notes that what tombstones up to `seq` hide is not in it.
+    pub(crate) fn purge(&self, seq: SeqNo) {
+        self.purged.fetch_max(seq.0, Ordering::Relaxed);
+    }
+
+    /// Masks of higher sequence numbers alone may hide rows of it.
+    pub(crate) fn covers(&self) -> SeqNo {
+        SeqNo(self.purged.load(Ordering::Relaxed))
+    }
+
+    /// The steps of an edit that make it count.
+    pub(crate) fn edits(&self) -> Vec<Edit> {
+        let seq = self.covers();
+        let purged = (seq > self.meta.seq.last).then_some(Edit::Purged { chunk: self.meta.id, seq });
+        [Edit::AddChunk(self.meta.clone())].into_iter().chain(purged).collect()
     }
 
     /// Keeps the file: the manifest names the chunk now.
@@ -101,6 +122,8 @@ pub(crate) struct Version {
     /// Oldest first.
     pub(crate) frozen: Vec<Arc<Memtable>>,
     pub(crate) files: BTreeMap<TableId, Arc<TableFiles>>,
+    /// What is hidden of sources that are older, in the order of the sequence numbers.
+    pub(crate) masks: BTreeMap<TableId, Arc<Vec<Arc<Mask>>>>,
 }
 
 /// How files come and go, as one step.
@@ -115,6 +138,23 @@ pub(crate) struct FileEdit {
 }
 
 impl Version {
+    /// What is hidden of a table.
+    pub(crate) fn masks_of(&self, table: TableId) -> Vec<Arc<Mask>> {
+        self.masks.get(&table).map(|masks| masks.to_vec()).unwrap_or_default()
+    }
+
+    /// Whether a file or a frozen memtable may hold rows that the mask hides.
+    pub(crate) fn needs(&self, table: TableId, mask: &Mask) -> bool {
+        let frozen = self.frozen.iter().flat_map(|memtable| memtable.of_table(table));
+        let mut memory = frozen.filter(|partition| partition.is_older_than(mask.seq));
+        let files = self.files.get(&table);
+        let mut chunks = files.into_iter().flat_map(|files| files.chunks());
+        let mut cold = files.into_iter().flat_map(|files| files.cold.values());
+        memory.any(|partition| mask.reaches(partition.range.start, partition.range.end))
+            || chunks.any(|chunk| is_hidden_in(chunk, mask))
+            || cold.any(|file| file.position < mask.seq && mask.reaches(file.day.start, file.day.end))
+    }
+
     /// Applies an edit; chunks that leave are retired.
     fn edited(&self, edit: &FileEdit) -> Self {
         let mut next = self.clone();
@@ -151,6 +191,11 @@ impl Version {
     }
 }
 
+/// Whether a chunk may hold rows that the mask hides.
+pub(crate) fn is_hidden_in(chunk: &Chunk, mask: &Mask) -> bool {
+    chunk.covers() < mask.seq && mask.reaches(chunk.meta.times.0, chunk.meta.times.1)
+}
+
 /// The current version; swapped as a whole.
 #[derive(Debug)]
 pub(crate) struct Versions {
@@ -170,6 +215,21 @@ impl Versions {
     /// Makes a commit visible: the writer's memtable replaces the active one.
     pub(crate) fn publish(&self, seq: SeqNo, active: &Memtable) {
         self.current.rcu(|version| Version { seq, active: active.clone(), ..Version::clone(version) });
+    }
+
+    /// Changes what is hidden of a table.
+    pub(crate) fn set_masks(&self, table: TableId, change: impl Fn(&mut Vec<Arc<Mask>>)) {
+        self.current.rcu(|version| {
+            let mut next = Version::clone(version);
+            let mut masks = next.masks_of(table);
+            change(&mut masks);
+            if masks.is_empty() {
+                next.masks.remove(&table);
+            } else {
+                next.masks.insert(table, Arc::new(masks));
+            }
+            next
+        });
     }
 
     /// Moves the active memtable behind the frozen ones.
@@ -199,6 +259,7 @@ impl Versions {
         self.current.rcu(|version| {
             let mut next = Version::clone(version);
             next.active.drop_table(table);
+            next.masks.remove(&table);
             next.frozen = next
                 .frozen
                 .iter()

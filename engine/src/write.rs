@@ -5,18 +5,20 @@
 //! - Nobody is answered before everything the answer stands for is on stable storage and visible.
 //! - A group has no timer: it is whatever queued up during the last sync.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId,
-    TableOptions, Timestamp, WalWriter,
+    CatalogChange, ColumnId, Object, ObjectKind, PhysicalType, RowsRecord, SeqNo, SeqRange, SeriesRecord,
+    State, TableId, TableOptions, Timestamp, Tombstone, WalWriter,
 };
 
 use crate::batch::WriteBatch;
 use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
+use crate::delete::{Deletion, Points};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flushes::FlushInput;
@@ -24,13 +26,17 @@ use crate::health::Watch;
 use crate::jobs::Job;
 use crate::limits::{
     BATCH_BYTES, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES,
-    MEMTABLE_BYTES,
+    MASKS, MEMTABLE_BYTES,
 };
+use crate::mask::{Mask, TOMBSTONES};
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
 use crate::retention::has_due_rows;
+use crate::scan::Snapshot;
 use crate::state::{CURSORS, cursor_key};
+use crate::version::Chunk;
 use crate::wal::Log;
+use crate::widen;
 
 /// How long a writer waits for a flush before it is told that the disk does not keep up.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
@@ -46,6 +52,14 @@ pub enum CatalogRequest {
     SetOptions(TableId, TableOptions),
     /// Drop a table and its rows.
     DropTable(TableId),
+    /// Give a table another name.
+    RenameTable(TableId, String),
+    /// Drop a field and its values.
+    DropColumn(TableId, ColumnId),
+    /// Give a column another name.
+    RenameColumn(TableId, ColumnId, String),
+    /// Give a field a wider type; refused where it holds a value that the type does not hold exactly.
+    Widen(TableId, ColumnId, PhysicalType),
     /// Create an object, or replace it.
     PutObject {
         /// The object.
@@ -69,6 +83,12 @@ pub enum CatalogRequest {
 pub(crate) enum Command {
     Write(WriteBatch, Reply),
     Catalog(CatalogRequest, Reply),
+    /// Hide rows.
+    Delete(Deletion, Reply),
+    /// Commit a batch if none of the points was written or deleted since they were read.
+    Update(WriteBatch, Points, Reply),
+    /// Keep later rows apart from those of the snapshot that it answers with.
+    Fence(Sender<Snapshot>),
     /// Freeze the memtable; answers with the position up to which rows will be flushed.
     Freeze(Sender<Result<SeqNo>>),
     /// Freeze the memtable if its rows are old.
@@ -94,6 +114,10 @@ pub(crate) struct Writer {
     logged: usize,
     /// When the first row of the memtable came, or was recovered.
     first_row: Option<Timestamp>,
+    /// Where the memtable was frozen last: no other source has rows behind it.
+    frozen_to: SeqNo,
+    /// The last deletion of each table since the start.
+    deleted: BTreeMap<TableId, SeqNo>,
 }
 
 impl Drop for Writer {
@@ -107,7 +131,10 @@ impl Drop for Writer {
 impl Writer {
     /// `logged` is the bytes of log that recovery replayed: a flush is what makes them unneeded.
     pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
-        let mut writer = Self { inner, log, active, next_seq, unlogged: Vec::new(), logged, first_row: None };
+        let frozen_to = inner.manifest.lock().state.flushed_to;
+        let (unlogged, deleted) = (Vec::new(), BTreeMap::new());
+        let mut writer =
+            Self { inner, log, active, next_seq, unlogged, logged, first_row: None, frozen_to, deleted };
         writer.note_first_row();
         writer
     }
@@ -127,6 +154,20 @@ impl Writer {
                 Command::Catalog(request, reply) => {
                     // A waiter that went away does not need the answer.
                     let _ = reply.send(self.commit_catalog(&request));
+                }
+                Command::Delete(deletion, reply) => {
+                    let _ = reply.send(self.commit_deletion(&deletion));
+                }
+                Command::Update(batch, points, reply) => match self.refuse_changed(&points, true) {
+                    Ok(()) => self.commit(vec![Waiting { batch, reply }]),
+                    Err(error) => {
+                        let _ = reply.send(Err(error));
+                    }
+                },
+                Command::Fence(reply) => {
+                    self.active.fence(SeqNo(self.next_seq.0 - 1));
+                    let version = self.inner.versions.current();
+                    let _ = reply.send(Snapshot::new(version, self.inner.catalog.load_full()));
                 }
                 Command::Freeze(reply) => {
                     let frozen =
@@ -250,6 +291,7 @@ impl Writer {
         self.inner.health.check()?;
         let mut catalog = Catalog::clone(&self.inner.catalog.load());
         let changes = plan(&catalog, request)?;
+        self.check_widening(&catalog, request)?;
         if changes.is_empty() {
             // It is so already, as of the last commit.
             let last = SeqNo(self.next_seq.0 - 1);
@@ -268,10 +310,88 @@ impl Writer {
         if let CatalogRequest::DropTable(table) = request {
             self.active.drop_table(*table);
             self.inner.versions.drop_table(*table);
+            self.inner.state.remove_prefix(TOMBSTONES, &table.0.to_be_bytes());
             self.inner.send_job(Job::Retain);
         }
         self.inner.publish(seq.last, &self.active);
         Ok(seq)
+    }
+
+    /// Makes a tombstone durable, then everybody's.
+    fn commit_deletion(&mut self, deletion: &Deletion) -> Result<SeqRange> {
+        self.inner.health.check()?;
+        let table = deletion.table();
+        if self.inner.catalog.load().table_by_id(table).is_none() {
+            return Err(Error::Conflict(format!("table {table} was dropped meanwhile")));
+        }
+        if let Deletion::Points(points) = deletion {
+            self.refuse_changed(points, false)?;
+        }
+        let masks = self.inner.versions.current().masks_of(table);
+        if masks.len() >= MASKS {
+            let why =
+                "until compaction has removed what they hide, no more is deleted; COMPACT TABLE does it now";
+            return Err(Error::Full(format!("{MASKS} deletes of table {table} wait: {why}")));
+        }
+        let seq = SeqRange { first: self.next_seq, last: self.next_seq };
+        let tombstone = Tombstone { table, seq: seq.last, parts: deletion.parts() };
+        let mut records = self.records();
+        records.tombstone(&tombstone);
+        self.append(records, seq.last.plus(1))?;
+        let mask = Mask::new(tombstone, self.inner.clock.now());
+        self.active.hide(table, &mask);
+        self.deleted.insert(table, seq.last);
+        self.keep_mask(table, mask);
+        self.inner.publish(seq.last, &self.active);
+        Ok(seq)
+    }
+
+    /// Keeps a mask for the sources that need it, as one with the last where none of them lies between.
+    fn keep_mask(&self, table: TableId, mask: Mask) {
+        let version = self.inner.versions.current();
+        if !version.needs(table, &mask) {
+            return;
+        }
+        let last = version.masks_of(table).pop().filter(|last| last.seq > self.frozen_to);
+        let joined = last.as_ref().and_then(|last| last.joined(&mask));
+        let replaced = last.filter(|_| joined.is_some());
+        let mask = Arc::new(joined.unwrap_or(mask));
+        self.inner.state.apply(mask.state(table, true));
+        if let Some(last) = &replaced {
+            self.inner.state.apply(last.state(table, false));
+        }
+        self.inner.versions.set_masks(table, |masks| {
+            masks.retain(|known| replaced.as_ref().is_none_or(|last| known.seq != last.seq));
+            masks.push(Arc::clone(&mask));
+        });
+    }
+
+    /// Fails where one of the points was written since they were read or, if that matters, rows of the table deleted.
+    fn refuse_changed(&self, points: &Points, deletes_matter: bool) -> Result<()> {
+        let (table, read_at, mask) = (points.table, points.read_at, points.mask());
+        let version = self.inner.versions.current();
+        let memtables = version.frozen.iter().map(Arc::as_ref).chain([&self.active]);
+        let chunks = version.files.get(&table).into_iter().flat_map(|files| files.chunks());
+        let flushed = |chunk: &Arc<Chunk>| {
+            chunk.meta.seq.last > read_at && mask.reaches(chunk.meta.times.0, chunk.meta.times.1)
+        };
+        let deleted = self.deleted.get(&table).is_some_and(|seq| *seq > read_at);
+        if memtables.into_iter().any(|memtable| memtable.has_since(table, read_at, &mask))
+            || chunks.into_iter().any(flushed)
+            || (deletes_matter && deleted)
+        {
+            return Err(Error::Conflict("rows of the statement were changed meanwhile".into()));
+        }
+        Ok(())
+    }
+
+    fn check_widening(&self, catalog: &Catalog, request: &CatalogRequest) -> Result<()> {
+        let CatalogRequest::Widen(table, column, kind) = request else { return Ok(()) };
+        let known = catalog.table_by_id(*table).and_then(|table| table.column_by_id(*column));
+        match known.filter(|column| column.kind != *kind) {
+            Some(column) => widen::check(&self.inner.versions.current(), &self.active, *table, column, *kind),
+            None => Ok(()),
+        }
     }
 
     fn note_first_row(&mut self) {
@@ -328,6 +448,7 @@ impl Writer {
         });
         self.logged = 0;
         self.first_row = None;
+        self.frozen_to = last;
         Ok(())
     }
 }
@@ -370,8 +491,16 @@ fn cursor_of(inner: &Inner, request: &CatalogRequest, seq: SeqNo) -> Option<Stat
 
 /// What the builder cannot know: whether the tables are still there; and what state brings, which it does not check.
 fn check_batch(catalog: &Catalog, batch: &WriteBatch) -> Result<()> {
-    if let Some(part) = batch.parts.iter().find(|part| catalog.table_by_id(part.table).is_none()) {
-        return Err(Error::Conflict(format!("table {} was dropped meanwhile", part.table)));
+    for part in &batch.parts {
+        let gone = || Error::Conflict(format!("table {} was dropped meanwhile", part.table));
+        let table = catalog.table_by_id(part.table).ok_or_else(gone)?;
+        for (id, values) in &part.columns {
+            let known = table.column_by_id(*id);
+            if !known.is_some_and(|column| widen::can_hold(column.kind, values)) {
+                let what = "was dropped, or became another type, meanwhile";
+                return Err(Error::Conflict(format!("column {id} of table {} {what}", table.full_name())));
+            }
+        }
     }
     if batch.state.iter().any(|state| state.key.len().max(state.namespace.len()) > KEY_BYTES) {
         return Err(Error::Limit { what: "bytes of a key of state".into(), limit: KEY_BYTES as u64 });
@@ -399,6 +528,14 @@ fn plan(catalog: &Catalog, request: &CatalogRequest) -> Result<Vec<CatalogChange
         CatalogRequest::DropTable(table) => {
             require(table)?;
             vec![CatalogChange::DropTable(*table)]
+        }
+        CatalogRequest::RenameTable(table, name) => vec![catalog.rename_table(*table, name.clone())?],
+        CatalogRequest::DropColumn(table, column) => vec![catalog.drop_column(*table, *column)?],
+        CatalogRequest::RenameColumn(table, column, name) => {
+            vec![catalog.rename_column(*table, *column, name.clone())?]
+        }
+        CatalogRequest::Widen(table, column, kind) => {
+            catalog.set_type(*table, *column, *kind)?.into_iter().collect()
         }
         CatalogRequest::PutObject { object, replace } => {
             check_name("a database", &object.database)?;

@@ -1,5 +1,6 @@
 //! The process dies in every operation of a short history: what was acknowledged is there, and nothing by half.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sonde_engine::{
@@ -7,7 +8,9 @@ use sonde_engine::{
     TableOptions, Timestamp,
 };
 
-use crate::data::{Batch, DAY, START, Value, column, new_table, rec, send, table};
+use crate::data::{
+    Batch, DAY, Query, START, Value, column, delete_range, new_table, range, rec, send, table,
+};
 use crate::faults::{Fault, Faulty, Reached};
 use crate::model::Model;
 use crate::store::Store;
@@ -39,7 +42,7 @@ impl History {
         for name in ["t", "w"] {
             pass(self.create(engine, name))?;
         }
-        for round in 0..8 {
+        for round in 0..10 {
             if self.acked.tables.len() == 2 {
                 pass(self.write(engine, &batch(round)))?;
             }
@@ -49,11 +52,18 @@ impl History {
             pass(match round {
                 1 | 4 => engine.flush(),
                 2 => self.add_column(engine),
-                5 => engine.compact(id),
+                5 | 8 => engine.compact(id),
                 3 => engine.cool(id, Timestamp::from_nanos(START + DAY)).map(drop),
                 6 => engine.cool(wide, Timestamp::from_nanos(START + 2 * DAY)).map(drop),
                 _ => Ok(()),
             })?;
+            // In memory, in chunks, hot and cold; purged by the compaction or the cooling behind it.
+            match round {
+                0 | 4 => pass(self.delete(engine, "t", START, START + 1))?,
+                5 => pass(self.delete(engine, "w", START, START + 2 * DAY))?,
+                7 => pass(self.delete(engine, "t", START, START + 2 * DAY))?,
+                _ => {}
+            }
         }
         pass(engine.flush())
     }
@@ -65,6 +75,16 @@ impl History {
         let new = CatalogRequest::CreateTable(new_table(name, TableKind::Points, partition));
         let result = engine.change_catalog(new);
         self.note(result, after, self.acked_batches)
+    }
+
+    /// Deletes the rows of one device.
+    fn delete(&mut self, engine: &Engine, table: &str, start: i64, end: i64) -> Result<()> {
+        let tags =
+            vec![("device".to_owned(), BTreeSet::from([Some("d1".to_owned()), Some("d0".to_owned())]))];
+        let query = Query { time: range(start, end), tags, ..Query::default() };
+        let mut after = self.acked.clone();
+        after.delete_range(table, &query);
+        self.note(delete_range(engine, table, &query), after, self.acked_batches)
     }
 
     /// Changes nothing that the model knows.
@@ -120,7 +140,9 @@ impl History {
     pub(crate) fn check_recovered(&self, store: &Store) {
         let engine = store.open();
         let open = self.maybe.as_ref().filter(|(model, count)| {
-            model.tables.len() == engine.catalog().tables().count() && *count == batches(&engine)
+            model.tables.len() == engine.catalog().tables().count()
+                && *count == batches(&engine)
+                && model.is_held_by(&engine)
         });
         let (mut model, count) = open.cloned().unwrap_or_else(|| (self.acked.clone(), self.acked_batches));
         assert_eq!(engine.catalog().tables().count(), model.tables.len());

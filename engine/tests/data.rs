@@ -8,13 +8,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Result, Row,
+    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Points, Result, Row,
     ScanRequest, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp,
-    ValueRange,
+    ValueRange, WriteBatch,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -130,6 +131,10 @@ pub(crate) fn table(engine: &Engine, name: &str) -> Arc<Table> {
 
 /// Builds a batch and sends it, with a change of state in its first message, if one is given.
 pub(crate) fn send(engine: &Engine, batch: &Batch, state: Option<State>) -> Result<sonde_engine::Receipt> {
+    Ok(engine.write(build(engine, batch, state)?))
+}
+
+fn build(engine: &Engine, batch: &Batch, state: Option<State>) -> Result<WriteBatch> {
     let catalog = engine.catalog();
     let mut builder = engine.batch();
     for message in batch {
@@ -147,7 +152,47 @@ pub(crate) fn send(engine: &Engine, batch: &Batch, state: Option<State>) -> Resu
     if let Some(state) = state {
         builder.state(state);
     }
-    Ok(engine.write(builder.finish().expect("a batch that is not empty")))
+    Ok(builder.finish().expect("a batch that is not empty"))
+}
+
+/// The filters of a query's tags.
+fn filters(table: &Table, tags: &[(String, BTreeSet<Option<String>>)]) -> Vec<TagFilter> {
+    let id = |name: &String| table.column(name).unwrap_or_else(|| panic!("no column {name}")).id;
+    tags.iter().map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() }).collect()
+}
+
+/// Deletes what a query's time and tags name.
+pub(crate) fn delete_range(engine: &Engine, name: &str, query: &Query) -> Result<SeqRange> {
+    let table = table(engine, name);
+    engine.delete_range(&table, query.time, &filters(&table, &query.tags))
+}
+
+/// The points whose rows pass, as a snapshot that is fenced off has them.
+pub(crate) fn choose(engine: &Engine, name: &str, wanted: impl Fn(&Rec) -> bool) -> (Points, Vec<Rec>) {
+    let snapshot = engine.fence().unwrap();
+    let table = snapshot.catalog().require_table("public", name).unwrap();
+    let of_role = |role| table.def().columns.iter().filter(move |column| column.role == role);
+    let ids = |role| of_role(role).map(|column| column.id);
+    let columns: Vec<_> =
+        ids(ColumnRole::Time).chain(ids(ColumnRole::Tag)).chain(ids(ColumnRole::Field)).collect();
+    let keys: Vec<usize> = (0..1 + table.tags().count()).collect();
+    let (mut points, mut rows) = (Points::new(table, &snapshot), Vec::new());
+    let scan = engine.scan(&snapshot, &ScanRequest::all(Arc::clone(table), columns)).unwrap();
+    for batch in scan.open(0, 1) {
+        let batch = batch.unwrap();
+        let read = decode(table, &batch);
+        let picked: BooleanArray = read.iter().map(|row| Some(wanted(row))).collect();
+        let batch = filter_record_batch(&batch, &picked).unwrap().project(&keys).unwrap();
+        points.push(table, &batch).unwrap();
+        rows.extend(read.into_iter().filter(|row| wanted(row)));
+    }
+    assert_eq!(points.len(), rows.len());
+    (points, rows)
+}
+
+/// Writes new values of points that were chosen.
+pub(crate) fn update(engine: &Engine, name: &str, points: Points, rows: &[Rec]) -> Result<SeqRange> {
+    engine.update(build(engine, &message(name, rows), None)?, points)
 }
 
 /// Commits a batch.
@@ -199,11 +244,7 @@ pub(crate) fn read(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Que
         table: Arc::clone(table),
         columns: columns.collect(),
         time: query.time,
-        tags: query
-            .tags
-            .iter()
-            .map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() })
-            .collect(),
+        tags: filters(table, &query.tags),
         values: query
             .values
             .iter()

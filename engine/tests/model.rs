@@ -40,6 +40,17 @@ impl ModelTable {
         rows
     }
 
+    /// Takes out the rows that `gone` names, as a scan returns them.
+    pub(crate) fn delete(&mut self, gone: impl Fn(&Rec) -> bool) {
+        let row = |tags: &Tags, time: i64, fields: &Fields| {
+            let mut fields = fields.clone();
+            fields.retain(|_, value| *value != Value::Null);
+            Rec { tags: tags.clone(), time, fields }
+        };
+        self.points.retain(|(tags, time), fields| !gone(&row(tags, *time, fields)));
+        self.rows.retain(|rec| !gone(&row(&rec.tags, rec.time, &rec.fields)));
+    }
+
     /// Points in it, for a case that changes one that exists.
     pub(crate) fn keys(&self) -> Vec<(Tags, i64)> {
         self.points.keys().cloned().collect()
@@ -74,6 +85,25 @@ impl Model {
             rows.sort();
         }
         rows
+    }
+
+    /// Takes out what a query's time and tags name.
+    pub(crate) fn delete_range(&mut self, table: &str, query: &Query) {
+        let named = |row: &Rec| {
+            query.time.contains(Timestamp::from_nanos(row.time))
+                && query.tags.iter().all(|(tag, values)| values.contains(&row.tags.get(tag).cloned()))
+        };
+        self.tables.get_mut(table).unwrap_or_else(|| panic!("no table {table}")).delete(named);
+    }
+
+    /// Whether every table of the store holds what the model holds.
+    pub(crate) fn is_held_by(&self, engine: &Engine) -> bool {
+        let rows = |table: &String| {
+            let mut rows = read(engine, &engine.snapshot(), table, &Query::default()).unwrap();
+            rows.sort();
+            rows
+        };
+        self.tables.iter().all(|(name, table)| rows(name) == table.visible())
     }
 
     /// Fails unless every table of the store holds what the model holds.

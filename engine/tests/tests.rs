@@ -20,6 +20,7 @@ mod catalog;
 mod cold;
 mod commit;
 mod crash;
+mod delete;
 mod disk;
 mod doctor;
 mod files;

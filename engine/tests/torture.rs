@@ -10,7 +10,8 @@ use sonde_engine::{
 };
 
 use crate::data::{
-    Batch, DAY, FIELDS, Fields, HOUR, Query, Rec, START, Tags, Value, column, new_table, range, send, table,
+    Batch, DAY, FIELDS, Fields, HOUR, Query, Rec, START, Tags, Value, choose, column, delete_range, message,
+    new_table, range, send, table, update,
 };
 use crate::faults::Faulty;
 use crate::model::Model;
@@ -111,7 +112,37 @@ impl Case {
         let (name, events, partition) = self.random.pick(&TABLES);
         let id = table(self.engine(), name).id();
         match self.random.below(100) {
-            0..60 => self.write(),
+            0..50 => self.write(),
+            50..54 => {
+                let query = Query { limit: None, values: Vec::new(), ..self.query() };
+                if query.time.is_empty() {
+                    return "delete nothing".into();
+                }
+                delete_range(self.engine(), name, &query).unwrap();
+                self.model.delete_range(name, &query);
+                format!("delete from {name} {:?} {:?}", query.time, query.tags)
+            }
+            54..57 if !events => {
+                let low = self.random.below(100) as i64;
+                let hit = |row: &Rec| matches!(row.fields.get("i"), Some(Value::Int(i)) if *i >= low);
+                let (points, rows) = choose(self.engine(), name, hit);
+                self.engine().delete_points(&table(self.engine(), name), points).unwrap();
+                self.model.tables.get_mut(name).unwrap().delete(hit);
+                format!("delete {} points of {name}", rows.len())
+            }
+            54..60 if !events => {
+                let hit = |row: &Rec| row.fields.contains_key("b");
+                let (points, mut rows) = choose(self.engine(), name, hit);
+                if rows.is_empty() {
+                    return "update nothing".into();
+                }
+                let fields = Fields::from([("i".into(), Value::Int(7)), ("s".into(), Value::Null)]);
+                rows.iter_mut().for_each(|row| row.fields.clone_from(&fields));
+                update(self.engine(), name, points, &rows).unwrap();
+                self.model.apply(&message(name, &rows));
+                format!("update {} points of {name}", rows.len())
+            }
+            54..60 => self.write(),
             60..68 => {
                 self.engine().flush().unwrap();
                 "flush".into()

@@ -18,7 +18,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use parking_lot::RwLock;
 use sonde_access::{Action, Principal, allows};
-use sonde_engine::{Catalog, Engine};
+use sonde_engine::{Catalog, Engine, Snapshot};
 
 use crate::answer::Answer;
 use crate::catalog::{Overrides, SondeCatalog, SystemTables, check_writable};
@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::limits::STATEMENT_DEPTH;
 use crate::running::{QueryInfo, Running, Threads};
 use crate::statement::{RuleSpec, Statement, parse};
-use crate::{guard, insert, names, statement, system};
+use crate::{change, guard, insert, names, statement, system};
 
 /// The one catalog.
 pub(crate) const CATALOG: &str = "sonde";
@@ -87,8 +87,8 @@ impl std::fmt::Debug for QueryEngine {
     }
 }
 
-struct Inner {
-    engine: Engine,
+pub(crate) struct Inner {
+    pub(crate) engine: Engine,
     options: QueryOptions,
     state: SessionState,
     running: Arc<Running>,
@@ -236,26 +236,29 @@ impl QueryEngine {
 }
 
 /// What a statement is planned with: a session over one snapshot, and the catalog of the same moment.
-struct Session {
-    state: SessionState,
+pub(crate) struct Session {
+    pub(crate) state: SessionState,
     catalog: Arc<Catalog>,
-    database: String,
+    pub(crate) database: String,
 }
 
 impl Inner {
-    /// Plans a query or an INSERT and gives its rows.
+    /// Plans a query, an INSERT or a change of rows and gives what it answers.
     async fn start(&self, sql: &str, request: &Request) -> Result<SendableRecordBatchStream> {
-        let (session, plan) = self.plan_for(sql, request).await?;
-        let plan = match request.parameters.as_slice() {
-            [] => plan,
-            values => plan.with_param_values(ParamValues::from(values.to_vec()))?,
-        };
+        let statement = parse_for(sql, request)?;
+        if change::is_change(&statement) {
+            return change::run(self, &statement, request).await;
+        }
+        let session = self.session(&request.database, Overrides::new());
+        let plan = self.with_parameters(self.plan(&session, statement).await?, request)?;
         let plan = session.state.create_physical_plan(&insert::as_named(plan)?).await?;
         Ok(execute_stream(plan, session.state.task_ctx())?)
     }
 
     async fn describe(&self, sql: &str, request: &Request) -> Result<(SchemaRef, Vec<Option<DataType>>)> {
-        let (_, plan) = self.plan_for(sql, request).await?;
+        let statement = parse_for(sql, request)?;
+        let session = self.session(&request.database, Overrides::new());
+        let plan = self.plan(&session, statement).await?;
         let types = plan.get_parameter_types()?;
         let mut parameters: Vec<(usize, Option<DataType>)> = types
             .into_iter()
@@ -283,17 +286,19 @@ impl Inner {
         Ok(Arc::clone(plan.schema().inner()))
     }
 
-    /// Plans a statement for someone, who is asked for the right to it before any name is looked up.
-    async fn plan_for(&self, sql: &str, request: &Request) -> Result<(Session, LogicalPlan)> {
-        let statement = parse_one(sql)?;
-        permit(&request.principal, action(&statement), "the token allows no such statement")?;
-        let session = self.session(&request.database, Overrides::new());
-        let plan = self.plan(&session, statement).await?;
-        Ok((session, plan))
+    /// The plan with the request's values for its parameters.
+    pub(crate) fn with_parameters(&self, plan: LogicalPlan, request: &Request) -> Result<LogicalPlan> {
+        match request.parameters.as_slice() {
+            [] => Ok(plan),
+            values => Ok(plan.with_param_values(ParamValues::from(values.to_vec()))?),
+        }
     }
 
     fn session(&self, database: &str, instead: Overrides) -> Session {
-        let snapshot = self.engine.snapshot();
+        self.session_on(self.engine.snapshot(), database, instead)
+    }
+
+    pub(crate) fn session_on(&self, snapshot: Snapshot, database: &str, instead: Overrides) -> Session {
         let catalog = Arc::clone(snapshot.catalog());
         let tables = SondeCatalog {
             engine: self.engine.clone(),
@@ -313,7 +318,11 @@ impl Inner {
         Session { state, catalog, database: database.to_owned() }
     }
 
-    async fn plan(&self, session: &Session, mut statement: DataFusionStatement) -> Result<LogicalPlan> {
+    pub(crate) async fn plan(
+        &self,
+        session: &Session,
+        mut statement: DataFusionStatement,
+    ) -> Result<LogicalPlan> {
         names::write_as_stored(&mut statement, &session.catalog, &session.database);
         let plan = session.state.statement_to_plan(statement).await.map_err(|error| self.explain(error))?;
         check_plan(&plan, &session.database)?;
@@ -334,6 +343,15 @@ impl Inner {
             Ok(_) => error,
         }
     }
+}
+
+/// Parses a statement for someone, who is asked for the right to it before any name is looked up.
+fn parse_for(sql: &str, request: &Request) -> Result<DataFusionStatement> {
+    let statement = parse_one(sql)?;
+    for action in actions(&statement) {
+        permit(&request.principal, *action, "the token allows no such statement")?;
+    }
+    Ok(statement)
 }
 
 /// Parses one statement of DataFusion's.
@@ -376,35 +394,39 @@ fn rule_query(spec: &RuleSpec) -> Result<DataFusionStatement> {
     }
 }
 
-/// The right that a statement needs.
-fn action(statement: &DataFusionStatement) -> Action<'static> {
+/// The rights that a statement needs. Whoever changes rows by what they hold learns what they hold.
+fn actions(statement: &DataFusionStatement) -> &'static [Action<'static>] {
     match statement {
         DataFusionStatement::Statement(statement) => match **statement {
-            SqlStatement::Insert(_)
-            | SqlStatement::Update(_)
-            | SqlStatement::Delete(_)
-            | SqlStatement::Merge(_) => Action::Write,
-            _ => Action::Query,
+            SqlStatement::Insert(_) => &[Action::Write],
+            SqlStatement::Update(_) | SqlStatement::Delete(_) | SqlStatement::Merge(_) => {
+                &[Action::Write, Action::Query]
+            }
+            _ => &[Action::Query],
         },
-        _ => Action::Query,
+        _ => &[Action::Query],
     }
 }
 
 fn check_plan(plan: &LogicalPlan, database: &str) -> Result<()> {
-    let insert = match plan {
-        LogicalPlan::Dml(DmlStatement { op: WriteOp::Insert(_), table_name, .. }) => {
+    let writes = match plan {
+        LogicalPlan::Dml(DmlStatement {
+            op: WriteOp::Insert(_) | WriteOp::Delete | WriteOp::Update,
+            table_name,
+            ..
+        }) => {
             check_writable(table_name.schema().unwrap_or(database))?;
             true
         }
         LogicalPlan::Dml(dml) => {
             return Err(Error::Invalid(format!(
-                "{} is not available yet; INSERT and DROP TABLE are",
+                "{} does not exist; INSERT, UPDATE, DELETE and TRUNCATE TABLE do",
                 dml.op.name()
             )));
         }
         _ => false,
     };
-    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(insert).with_allow_statements(false);
+    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(writes).with_allow_statements(false);
     Ok(options.verify_plan(plan)?)
 }
 
@@ -423,21 +445,25 @@ fn permit_any(principal: &Principal) -> Result<()> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(crate) mod tests {
     use arrow::array::Array;
     use arrow::util::display::array_value_to_string;
     use sonde_access::Grants;
 
     use super::*;
 
-    fn open() -> (QueryEngine, tempfile::TempDir) {
+    pub(crate) fn open() -> (QueryEngine, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(sonde_engine::Options::new(dir.path().join("data"))).unwrap();
         let query = QueryEngine::new(engine, QueryOptions::new(dir.path().join("spill"))).unwrap();
         (query, dir)
     }
 
-    async fn ask_as(query: &QueryEngine, principal: Principal, sql: &str) -> Result<Vec<Vec<String>>> {
+    pub(crate) async fn ask_as(
+        query: &QueryEngine,
+        principal: Principal,
+        sql: &str,
+    ) -> Result<Vec<Vec<String>>> {
         let answer = query.run(Request::new(sql, Arc::new(principal))).await?;
         let mut rows = Vec::new();
         for batch in answer.collect().await? {
@@ -452,11 +478,11 @@ mod tests {
         Ok(rows)
     }
 
-    async fn ask(query: &QueryEngine, sql: &str) -> Result<Vec<Vec<String>>> {
+    pub(crate) async fn ask(query: &QueryEngine, sql: &str) -> Result<Vec<Vec<String>>> {
         ask_as(query, Principal::admin("me"), sql).await
     }
 
-    async fn refusal(query: &QueryEngine, sql: &str) -> String {
+    pub(crate) async fn refusal(query: &QueryEngine, sql: &str) -> String {
         ask(query, sql).await.expect_err(sql).to_string()
     }
 

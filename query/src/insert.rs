@@ -73,7 +73,7 @@ fn whole_values(source: LogicalPlan, expr: &[Expr]) -> Result<LogicalPlan> {
     Ok(LogicalPlan::Values(Values { schema, values }))
 }
 
-fn whole_alias(expr: Expr, schema: &DFSchema) -> Result<Expr> {
+pub(crate) fn whole_alias(expr: Expr, schema: &DFSchema) -> Result<Expr> {
     match expr {
         Expr::Alias(Alias { expr, name, .. }) => Ok(whole(*expr, &name, schema)?.alias(name)),
         other => Ok(other),

@@ -8,6 +8,7 @@
 
 mod answer;
 mod catalog;
+mod change;
 mod context;
 mod environment;
 mod error;

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    ExcludeSelectItem, Expr, GroupByExpr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart,
-    Query, Select, SelectItem, SelectItemQualifiedWildcardKind, Statement as SqlStatement, TableAlias,
-    TableFactor, TableObject, TableWithJoins, Visit, VisitMut, Visitor, VisitorMut,
+    AssignmentTarget, ExcludeSelectItem, Expr, GroupByExpr, Ident, JoinConstraint, JoinOperator, ObjectName,
+    ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, Statement as SqlStatement,
+    TableAlias, TableFactor, TableObject, TableWithJoins, Visit, VisitMut, Visitor, VisitorMut,
     WildcardAdditionalOptions,
 };
 use sonde_engine::{Catalog, Table};
@@ -283,6 +283,14 @@ impl<'a> Names<'a> {
     }
 }
 
+/// Writes the name of a column that a statement writes to.
+fn of_table(table: &Table, column: &mut Ident) {
+    let columns = table.def().columns.iter().map(|column| column.name.as_str());
+    if let Some(stored) = pick(column, columns) {
+        column.value = stored.to_owned();
+    }
+}
+
 fn constraint(operator: &mut JoinOperator) -> Option<&mut JoinConstraint> {
     match operator {
         JoinOperator::Join(constraint)
@@ -306,16 +314,25 @@ impl VisitorMut for Names<'_> {
     type Break = ();
 
     fn pre_visit_statement(&mut self, statement: &mut SqlStatement) -> ControlFlow<()> {
-        if let SqlStatement::Insert(insert) = statement
-            && let TableObject::TableName(name) = &insert.table
-            && let Some(table) = self.table(&parts(name))
-        {
-            for column in insert.columns.iter_mut().filter_map(single) {
-                let columns = table.def().columns.iter().map(|column| column.name.as_str());
-                if let Some(stored) = pick(column, columns) {
-                    column.value = stored.to_owned();
+        match statement {
+            SqlStatement::Insert(insert) => {
+                if let TableObject::TableName(name) = &insert.table
+                    && let Some(table) = self.table(&parts(name))
+                {
+                    insert.columns.iter_mut().filter_map(single).for_each(|column| of_table(table, column));
                 }
             }
+            SqlStatement::Update(update) => {
+                if let TableFactor::Table { name, .. } = &update.table.relation
+                    && let Some(table) = self.table(&parts(name))
+                {
+                    for assignment in &mut update.assignments {
+                        let AssignmentTarget::ColumnName(name) = &mut assignment.target else { continue };
+                        single(name).into_iter().for_each(|column| of_table(table, column));
+                    }
+                }
+            }
+            _ => {}
         }
         ControlFlow::Continue(())
     }

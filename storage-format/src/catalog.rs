@@ -142,6 +142,45 @@ pub enum CatalogChange {
     },
     /// Ids below this one were used already, by tables that may be gone.
     ReserveTables(TableId),
+    /// The column is gone, with what files hold of it.
+    DropColumn {
+        /// The table.
+        table: TableId,
+        /// The column.
+        column: ColumnId,
+    },
+    /// A new name of a column.
+    RenameColumn {
+        /// The table.
+        table: TableId,
+        /// The column.
+        column: ColumnId,
+        /// Its name from here on.
+        name: String,
+    },
+    /// A new name of a table.
+    RenameTable {
+        /// The table.
+        table: TableId,
+        /// Its name from here on.
+        name: String,
+    },
+    /// A wider type of a column; what files hold of the old one is read as this one.
+    SetType {
+        /// The table.
+        table: TableId,
+        /// The column.
+        column: ColumnId,
+        /// Its type from here on.
+        kind: PhysicalType,
+    },
+    /// Ids of columns below this one were used already, by columns that may be gone.
+    ReserveColumns {
+        /// The table.
+        table: TableId,
+        /// The first id that is free.
+        next: ColumnId,
+    },
 }
 
 impl CatalogChange {
@@ -183,6 +222,33 @@ impl CatalogChange {
                 writer.u8(7);
                 writer.u32(next.0);
             }
+            Self::DropColumn { table, column } => {
+                writer.u8(8);
+                writer.u32(table.0);
+                writer.u32(column.0);
+            }
+            Self::RenameColumn { table, column, name } => {
+                writer.u8(9);
+                writer.u32(table.0);
+                writer.u32(column.0);
+                writer.bytes(name.as_bytes());
+            }
+            Self::RenameTable { table, name } => {
+                writer.u8(10);
+                writer.u32(table.0);
+                writer.bytes(name.as_bytes());
+            }
+            Self::SetType { table, column, kind } => {
+                writer.u8(11);
+                writer.u32(table.0);
+                writer.u32(column.0);
+                writer.u8(*kind as u8);
+            }
+            Self::ReserveColumns { table, next } => {
+                writer.u8(12);
+                writer.u32(table.0);
+                writer.u32(next.0);
+            }
         }
     }
 
@@ -205,6 +271,21 @@ impl CatalogChange {
                 name: cursor.text(NAME_BYTES)?.to_owned(),
             },
             7 => Self::ReserveTables(TableId(cursor.u32()?)),
+            8 => Self::DropColumn { table: TableId(cursor.u32()?), column: ColumnId(cursor.u32()?) },
+            9 => Self::RenameColumn {
+                table: TableId(cursor.u32()?),
+                column: ColumnId(cursor.u32()?),
+                name: cursor.text(NAME_BYTES)?.to_owned(),
+            },
+            10 => {
+                Self::RenameTable { table: TableId(cursor.u32()?), name: cursor.text(NAME_BYTES)?.to_owned() }
+            }
+            11 => Self::SetType {
+                table: TableId(cursor.u32()?),
+                column: ColumnId(cursor.u32()?),
+                kind: decode_type(cursor)?,
+            },
+            12 => Self::ReserveColumns { table: TableId(cursor.u32()?), next: ColumnId(cursor.u32()?) },
             other => return Err(cursor.invalid("a known catalog change", other.into())),
         })
     }
@@ -257,9 +338,12 @@ fn decode_column(cursor: &mut Cursor<'_>) -> Result<ColumnDef> {
         2 => ColumnRole::Field,
         other => return Err(cursor.invalid("a known column role", other.into())),
     };
+    Ok(ColumnDef { id, name, role, kind: decode_type(cursor)? })
+}
+
+fn decode_type(cursor: &mut Cursor<'_>) -> Result<PhysicalType> {
     let kind = cursor.u8()?;
-    let kind = PhysicalType::from_byte(kind).ok_or_else(|| cursor.invalid("a known type", kind.into()))?;
-    Ok(ColumnDef { id, name, role, kind })
+    PhysicalType::from_byte(kind).ok_or_else(|| cursor.invalid("a known type", kind.into()))
 }
 
 const PARTITION: u8 = 1;

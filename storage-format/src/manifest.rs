@@ -13,7 +13,7 @@ const MAGIC: &[u8; 8] = b"SONDEMAN";
 const VERSION: u32 = 1;
 /// Numbers of the first and the last kind of step.
 const STEP_CHUNK: u8 = 1;
-const STEP_LAST: u8 = 7;
+const STEP_LAST: u8 = 8;
 
 /// The head of a manifest file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,13 @@ pub enum Edit {
     },
     /// Ids below this one were used already.
     NextChunk(ChunkId),
+    /// What tombstones up to here hide is not in the chunk, though its own sequence numbers end before.
+    Purged {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The sequence number of the last of the tombstones.
+        seq: SeqNo,
+    },
 }
 
 /// Encodes the steps of one edit as the frame that stands at `offset` of manifest `number`. Fails where they are more
@@ -238,6 +245,7 @@ impl Edit {
             Self::AddChunk(chunk) => CHUNK_BYTES + COLUMN_BYTES * chunk.columns.len(),
             Self::AddCold(file) => COLD_BYTES + file.path.len(),
             Self::RemoveCold { .. } => 1 + 20,
+            Self::Purged { .. } => 1 + 16,
             Self::RemoveChunk(_) | Self::FlushedTo(_) | Self::Checkpoint(_) | Self::NextChunk(_) => 1 + 8,
         }
     }
@@ -278,6 +286,11 @@ impl Edit {
                 writer.u8(7);
                 writer.u64(id.0);
             }
+            Self::Purged { chunk, seq } => {
+                writer.u8(8);
+                writer.u64(chunk.0);
+                writer.u64(seq.0);
+            }
         }
     }
 
@@ -297,6 +310,7 @@ impl Edit {
             }),
             6 => Self::RemoveCold { table: TableId(cursor.u32()?), day: decode_range(cursor)? },
             7 => Self::NextChunk(ChunkId(cursor.u64()?)),
+            8 => Self::Purged { chunk: ChunkId(cursor.u64()?), seq: SeqNo(cursor.u64()?) },
             other => return Err(cursor.invalid("a known edit", other.into())),
         })
     }

@@ -142,7 +142,8 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
-/// Rows that are gone: those of lower sequence numbers that one of the parts names.
+/// Rows that are gone: those of lower sequence numbers that one of the parts names. As long as files hold such rows it
+/// is kept as state, too: its value there is the body of the log's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tombstone {
     /// The table.
@@ -151,6 +152,24 @@ pub struct Tombstone {
     pub seq: SeqNo,
     /// What it hides.
     pub parts: Vec<TombstonePart>,
+}
+
+impl Tombstone {
+    /// The body of a tombstone's record.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        encode_tombstone(self, &mut writer);
+        writer.into_bytes()
+    }
+
+    /// Reads the body of a tombstone's record, which has nothing behind it.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut cursor = Cursor::new("tombstone", bytes);
+        let tombstone = decode_tombstone(&mut cursor)?;
+        cursor.finish()?;
+        Ok(tombstone)
+    }
 }
 
 /// Rows that a tombstone hides.

@@ -66,6 +66,18 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
     ]
 }
 
+/// What ALTER TABLE came to later than the others.
+fn alterations() -> Vec<CatalogChange> {
+    let (table, column) = (TableId(7), ColumnId(5));
+    vec![
+        CatalogChange::DropColumn { table, column: ColumnId(2) },
+        CatalogChange::RenameColumn { table, column, name: "Zähler".to_owned() },
+        CatalogChange::RenameTable { table, name: "readings".to_owned() },
+        CatalogChange::SetType { table, column, kind: PhysicalType::Float64 },
+        CatalogChange::ReserveColumns { table, next: ColumnId(6) },
+    ]
+}
+
 /// Any change.
 pub(crate) fn change(random: &mut Random) -> CatalogChange {
     let table = TableId(random.next() as u32);
@@ -79,7 +91,8 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
-    match random.below(7) {
+    let id = ColumnId(random.next() as u32);
+    match random.below(12) {
         0 => {
             let columns = (0..random.below(5)).map(|_| column(random)).collect();
             let kind = random.pick(&[TableKind::Points, TableKind::Events]);
@@ -91,6 +104,11 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         3 => CatalogChange::DropTable(table),
         4 => CatalogChange::PutObject(Object { kind, database, name, text: text(random) }),
         5 => CatalogChange::DropObject { kind, database, name },
+        6 => CatalogChange::DropColumn { table, column: id },
+        7 => CatalogChange::RenameColumn { table, column: id, name },
+        8 => CatalogChange::RenameTable { table, name },
+        9 => CatalogChange::SetType { table, column: id, kind: random.pick(&strategy::KINDS) },
+        10 => CatalogChange::ReserveColumns { table, next: id },
         _ => CatalogChange::ReserveTables(table),
     }
 }
@@ -130,6 +148,9 @@ fn golden() {
     let bytes = encode(&exemplars());
     golden::check("catalog", &bytes);
     assert_eq!(decode(&bytes), Ok(exemplars()));
+    let bytes = encode(&alterations());
+    golden::check("catalog_alter", &bytes);
+    assert_eq!(decode(&bytes), Ok(alterations()));
 }
 
 proptest! {

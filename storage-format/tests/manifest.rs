@@ -69,7 +69,7 @@ fn edit(random: &mut Random) -> Edit {
     let [start, end] = ends.map(Timestamp::from_nanos);
     let range = if start < end { TimeRange { start, end } } else { TimeRange::ALL };
     let big = |random: &mut Random| random.next() >> random.below(64);
-    match random.below(7) {
+    match random.below(8) {
         0 => Edit::AddChunk(ChunkMeta {
             id: ChunkId(random.next()),
             table,
@@ -101,6 +101,7 @@ fn edit(random: &mut Random) -> Edit {
             bytes: random.next(),
         }),
         5 => Edit::RemoveCold { table, day: range },
+        6 => Edit::Purged { chunk: ChunkId(random.next()), seq: SeqNo(random.next()) },
         _ => Edit::NextChunk(ChunkId(random.next())),
     }
 }
@@ -111,6 +112,10 @@ fn golden() {
     golden::check("manifest", &bytes);
     assert_eq!(ManifestHeader::decode(&bytes), Ok(ManifestHeader { number: NUMBER }));
     assert_eq!(decode_edits(NUMBER, &bytes), Ok((exemplars().concat(), bytes.len() as u64)));
+    let purged = vec![Edit::Purged { chunk: ChunkId(41), seq: SeqNo(301) }];
+    let (bytes, _) = manifest(NUMBER, std::slice::from_ref(&purged));
+    golden::check("manifest_purged", &bytes);
+    assert_eq!(decode_edits(NUMBER, &bytes), Ok((purged, bytes.len() as u64)));
 }
 
 #[test]

@@ -16,9 +16,11 @@ use sonde_storage_format::{ChunkId, ColdFile, Edit, Profile, SeqNo, TableId, Tim
 use crate::catalog::Table;
 use crate::cold::write::{new_file, write_day};
 use crate::cold::{ColdOptions, DAY, day_name, day_of, pending};
+use crate::delete::hidden_days;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flush::write_chunk;
+use crate::mask::Mask;
 use crate::scan::ScanContext;
 use crate::scan::merge::Merge;
 use crate::scan::prune::{Group, Layer};
@@ -39,8 +41,23 @@ pub(crate) struct DayPlan {
 
 /// The days of a table, oldest first, that chunks have rows of and that end at or before `before`.
 pub(crate) fn plan(version: &Version, position: SeqNo, table: TableId, before: Timestamp) -> Vec<DayPlan> {
+    plan_with(version, position, table, before, &[])
+}
+
+/// The same, and the days that start at `again` besides, which are in the cold tier already.
+fn plan_with(
+    version: &Version,
+    position: SeqNo,
+    table: TableId,
+    before: Timestamp,
+    again: &[Timestamp],
+) -> Vec<DayPlan> {
     let Some(files) = version.files.get(&table) else { return Vec::new() };
     let mut days: BTreeMap<Timestamp, DayPlan> = BTreeMap::new();
+    for start in again {
+        let (day, cold) = (day_of(*start), files.cold.get(start).cloned());
+        days.insert(*start, DayPlan { day, position, cold, chunks: Vec::new() });
+    }
     for chunk in files.chunks().filter(|chunk| !is_wide(chunk)) {
         let day = day_of(chunk.meta.range.start);
         let empty = || {
@@ -50,9 +67,10 @@ pub(crate) fn plan(version: &Version, position: SeqNo, table: TableId, before: T
         days.entry(day.start).or_insert_with(empty).chunks.push(Arc::clone(chunk));
     }
     let wide: Vec<&Arc<Chunk>> = files.chunks().filter(|chunk| is_wide(chunk)).collect();
+    let is_wanted = |day: &TimeRange| day.end <= before || again.contains(&day.start);
     let waits = |day: &TimeRange| wide.iter().any(|chunk| has_rows_of(chunk, day));
     let mut days: Vec<DayPlan> =
-        days.into_values().filter(|plan| plan.day.end <= before && !waits(&plan.day)).collect();
+        days.into_values().filter(|plan| is_wanted(&plan.day) && !waits(&plan.day)).collect();
     days.iter_mut().for_each(|plan| plan.chunks.sort_by_key(|chunk| chunk.meta.seq.first));
     days
 }
@@ -90,21 +108,56 @@ pub(crate) fn cool(
     split_all(inner, id, before, &mut failures)?;
     let (version, position) = inner.flushed();
     let Some(table) = table_behind(inner, id) else { return Ok(0) };
-    let mut moved = 0;
-    for plan in plan(&version, position, id, before) {
-        if inner.is_closing() {
-            return Err(Error::Closed);
-        }
-        let outcome = move_day(inner, cold, &table, &plan);
-        if failures.passed(&table, &plan.day, outcome)? {
-            moved += 1;
-            replaced.extend(plan.cold);
-        }
-    }
+    let plans = plan(&version, position, id, before);
+    let moved = move_days(inner, cold, &table, plans, replaced, &mut failures)?;
     if moved > 0 {
         tracing::info!(table = table.full_name(), days = moved, "moved days to the cold tier");
     }
     failures.first.map_or(Ok(moved), Err)
+}
+
+/// Writes days of the cold tier again that have rows which masks hide and which are due.
+pub(crate) fn purge_cold(
+    inner: &Arc<Inner>,
+    id: TableId,
+    replaced: &mut Vec<Arc<ColdFile>>,
+    due: impl Fn(&Mask) -> bool,
+) -> Result<()> {
+    let Some(cold) = &inner.options.cold else { return Ok(()) };
+    let (version, position) = inner.flushed();
+    let Some(table) = table_behind(inner, id) else { return Ok(()) };
+    let days = hidden_days(&version, position, id, due);
+    if days.is_empty() {
+        return Ok(());
+    }
+    let mut failures = Failures::default();
+    let plans = plan_with(&version, position, id, Timestamp::MIN, &days);
+    let written = move_days(inner, cold, &table, plans, replaced, &mut failures)?;
+    tracing::info!(table = table.full_name(), days = written, "removed deleted rows from the cold tier");
+    failures.first.map_or(Ok(()), Err)
+}
+
+/// Moves days one after the other; returns how many.
+fn move_days(
+    inner: &Arc<Inner>,
+    cold: &ColdOptions,
+    table: &Arc<Table>,
+    plans: Vec<DayPlan>,
+    replaced: &mut Vec<Arc<ColdFile>>,
+    failures: &mut Failures,
+) -> Result<usize> {
+    let mut moved = 0;
+    for plan in plans {
+        if inner.is_closing() {
+            return Err(Error::Closed);
+        }
+        let outcome = move_day(inner, cold, table, &plan);
+        if failures.passed(table, &plan.day, outcome)? {
+            moved += 1;
+            replaced.extend(plan.cold);
+        }
+    }
+    Ok(moved)
 }
 
 /// The table as the catalog has it now. Asked for behind a version, it has every column that the version's chunks have.
@@ -141,16 +194,21 @@ fn move_day(inner: &Arc<Inner>, cold: &ColdOptions, table: &Arc<Table>, plan: &D
     pending::note(inner, before.chain([file.path.as_str()]))?;
     // An upload would be in vain if the manifest could not name it.
     inner.manifest.lock().settle()?;
-    let context = Arc::new(ScanContext::whole(table, table.series().order(), plan.day));
+    let masks = inner.versions.current().masks_of(table.id());
+    let context = Arc::new(ScanContext::whole(table, table.series().order(), plan.day, masks));
     let sources = open_sources(inner, &context, &plan.layers())?;
     let merge = Merge::newest_wins(Arc::clone(&context), sources);
     let file = write_day(cold, &context, file, merge)?;
     let remove: Vec<(TableId, ChunkId)> =
         plan.chunks.iter().map(|chunk| (table.id(), chunk.meta.id)).collect();
     let mut edits: Vec<Edit> = remove.iter().map(|(_, chunk)| Edit::RemoveChunk(*chunk)).collect();
+    // Nothing is left of the day: deletes took what its file had.
+    let emptied = plan.cold.is_some() && file.is_none();
+    edits.extend(emptied.then_some(Edit::RemoveCold { table: table.id(), day: plan.day }));
     edits.extend(file.iter().cloned().map(Edit::AddCold));
+    let remove_cold = if emptied { vec![(table.id(), plan.day)] } else { Vec::new() };
     let add_cold = file.into_iter().collect();
-    inner.install(&edits, &FileEdit { remove, add_cold, ..FileEdit::default() })
+    inner.install(&edits, &FileEdit { remove, remove_cold, add_cold, ..FileEdit::default() })
 }
 
 impl DayPlan {
@@ -175,10 +233,11 @@ fn split_all(inner: &Arc<Inner>, id: TableId, before: Timestamp, failures: &mut 
 /// Rewrites a chunk as one chunk for each of its days.
 fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<()> {
     let order = table.series().order();
+    let masks = inner.versions.current().masks_of(table.id());
     let mut parts = Vec::new();
     let mut day = day_of(chunk.meta.times.0);
     loop {
-        let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
+        let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day, masks.clone()));
         let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
         parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, Profile::Fast, merge)?);
@@ -188,7 +247,7 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
         day = day_of(day.end);
     }
     let mut edits = vec![Edit::RemoveChunk(chunk.meta.id)];
-    edits.extend(parts.iter().map(|part| Edit::AddChunk(part.meta.clone())));
+    edits.extend(parts.iter().flat_map(|part| part.edits()));
     let remove = vec![(table.id(), chunk.meta.id)];
     inner.install(&edits, &FileEdit { add: parts, remove, ..FileEdit::default() })
 }

@@ -29,6 +29,7 @@ use sonde_storage_format::{
 use crate::cold::{ColdOptions, FIELD_ID, TIME_NS_ID, store_error};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
+use crate::mask::{Mask, hide};
 use crate::scan::ScanContext;
 use crate::scan::merge::{Window, kinds};
 
@@ -43,6 +44,8 @@ pub(crate) struct ColdSource {
     path: String,
     options: ColdOptions,
     stream: ParquetRecordBatchStream<ObjectReader>,
+    /// What is hidden of its rows.
+    masks: Vec<Arc<Mask>>,
 }
 
 impl std::fmt::Debug for ColdSource {
@@ -111,14 +114,15 @@ impl ColdSource {
         let groups = row_groups(&builder, context)?;
         let builder = builder.with_projection(mask).with_row_groups(groups).with_batch_size(WINDOW_ROWS);
         let stream = builder.build().map_err(store_error)?;
-        Ok(Self { context: Arc::clone(context), path: file.path.clone(), options, stream })
+        let masks = context.masks_of(file.position, (file.day.start, file.day.end));
+        Ok(Self { context: Arc::clone(context), path: file.path.clone(), options, stream, masks })
     }
 
     pub(crate) fn next_window(&mut self) -> Result<Option<Window>> {
         loop {
             let Some(batch) = self.options.runtime.block_on(self.stream.next()) else { return Ok(None) };
             let batch = batch.map_err(|error| Error::Cold(format!("{}: {error}", self.path)))?;
-            let window = self.to_window(&batch)?;
+            let window = hide(self.to_window(&batch)?, &self.context.order, &self.masks);
             if window.rows() > 0 {
                 return Ok(Some(window));
             }
@@ -216,6 +220,14 @@ impl ColdSource {
         };
         let values = match (kind, array.data_type()) {
             (PhysicalType::Float64, DataType::Float64) => Values::Float(primitives::<Float64Type>(array)),
+            // Written before the column was widened.
+            (PhysicalType::Float64, DataType::Int64) => {
+                Values::Float(primitives::<Int64Type>(array).into_iter().map(|value| value as f64).collect())
+            }
+            (PhysicalType::Float64, DataType::Decimal128(20, 0)) => {
+                let decimals = primitives::<Decimal128Type>(array);
+                Values::Float(decimals.into_iter().map(|value| value as f64).collect())
+            }
             (PhysicalType::Int64, DataType::Int64) => Values::Int(primitives::<Int64Type>(array)),
             (PhysicalType::UInt64, DataType::Decimal128(20, 0)) => {
                 let decimals = primitives::<Decimal128Type>(array);

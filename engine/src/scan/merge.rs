@@ -29,6 +29,15 @@ impl Window {
         self.ranks.get(row).copied().zip(self.times.get(row).copied())
     }
 
+    /// These rows, in this order.
+    pub(crate) fn gather(&self, rows: &[usize]) -> Self {
+        Self {
+            ranks: rows.iter().filter_map(|row| self.ranks.get(*row).copied()).collect(),
+            times: rows.iter().filter_map(|row| self.times.get(*row).copied()).collect(),
+            columns: self.columns.iter().map(|column| column.gather(rows)).collect(),
+        }
+    }
+
     fn slice(&self, rows: std::ops::Range<usize>) -> Self {
         Self {
             ranks: self.ranks.get(rows.clone()).unwrap_or_default().to_vec(),
@@ -110,7 +119,7 @@ fn gather(kind: PhysicalType, inputs: &[Option<&Column>], points: &[&[RowRef]]) 
         };
     }
     let values = match kind {
-        PhysicalType::Float64 => pick!(Float),
+        PhysicalType::Float64 => Values::Float(picks.iter().map(|pick| float_of(pick, input)).collect()),
         PhysicalType::Int64 => pick!(Int),
         PhysicalType::UInt64 => pick!(UInt),
         PhysicalType::Boolean => pick!(Bool),
@@ -126,6 +135,20 @@ fn gather(kind: PhysicalType, inputs: &[Option<&Column>], points: &[&[RowRef]]) 
         }
     };
     Column { cells, values }
+}
+
+/// A picked cell of a float column, which may have been one of integers when it was written.
+fn float_of<'c>(pick: &Option<RowRef>, input: impl Fn(&RowRef) -> Option<&'c Column>) -> f64 {
+    let Some((column, row)) = pick.as_ref().and_then(|row| Some((input(row)?, row.row as usize))) else {
+        return 0.0;
+    };
+    let value = match &column.values {
+        Values::Float(values) => values.get(row).copied(),
+        Values::Int(values) => values.get(row).map(|value| *value as f64),
+        Values::UInt(values) => values.get(row).map(|value| *value as f64),
+        Values::Bool(_) | Values::Text(_) => None,
+    };
+    value.unwrap_or_default()
 }
 
 #[derive(Debug)]

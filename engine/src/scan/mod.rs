@@ -15,12 +15,13 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use sonde_storage_format::{ColumnId, ColumnRole, SeqNo, TableKind, TimeRange};
+use sonde_storage_format::{ColumnId, ColumnRole, SeqNo, TableKind, TimeRange, Timestamp};
 
 use crate::catalog::{Catalog, Table};
 use crate::engine::Inner;
 use crate::error::Result;
 use crate::limits::BATCH_ROWS;
+use crate::mask::Mask;
 use crate::scan::batch::to_batch;
 use crate::scan::merge::{Merge, Window};
 use crate::scan::prune::Group;
@@ -114,6 +115,8 @@ pub(crate) struct ScanContext {
     pub(crate) order: Arc<KeyOrder>,
     /// By rank, whether the series passes the tag filters; `None` where all do.
     pub(crate) wanted: Option<Vec<bool>>,
+    /// What is hidden of sources older than they are, in the order of their sequence numbers.
+    pub(crate) masks: Vec<Arc<Mask>>,
 }
 
 impl ScanContext {
@@ -126,12 +129,28 @@ impl ScanContext {
         self.table.def().kind == TableKind::Points
     }
 
+    /// The masks that hide rows of a source that has everything up to `seq`, if it has rows of these times.
+    pub(crate) fn masks_of(&self, seq: SeqNo, times: (Timestamp, Timestamp)) -> Vec<Arc<Mask>> {
+        let hides = |mask: &&Arc<Mask>| seq < mask.seq && mask.reaches(times.0, times.1);
+        self.masks.iter().filter(hides).cloned().collect()
+    }
+
+    /// What they hide of sources read with this context is gone up to here.
+    pub(crate) fn purged(&self) -> SeqNo {
+        self.masks.last().map_or(SeqNo(0), |mask| mask.seq)
+    }
+
     /// Reads all fields of a table in full, as flush and compaction do.
-    pub(crate) fn whole(table: &Arc<Table>, order: Arc<KeyOrder>, time: TimeRange) -> Self {
+    pub(crate) fn whole(
+        table: &Arc<Table>,
+        order: Arc<KeyOrder>,
+        time: TimeRange,
+        masks: Vec<Arc<Mask>>,
+    ) -> Self {
         let columns = table.def().columns.iter();
         let fields =
             columns.filter(|column| column.role == ColumnRole::Field).map(|column| column.id).collect();
-        Self { table: Arc::clone(table), time, fields, values: Vec::new(), order, wanted: None }
+        Self { table: Arc::clone(table), time, fields, values: Vec::new(), order, wanted: None, masks }
     }
 }
 
@@ -167,6 +186,7 @@ pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanReques
         values: request.values.clone(),
         wanted: prune::series(&request.table, &order, &request.tags),
         order,
+        masks: version.masks_of(request.table.id()),
     };
     let groups = prune::groups(&version, &context);
     Ok(Scan {

@@ -9,12 +9,14 @@ use sonde_storage_format::{Column, ColumnId, PageMeta, PhysicalType, Timestamp, 
 use crate::cold::read::ColdSource;
 use crate::engine::Inner;
 use crate::error::Result;
+use crate::mask::{Mask, hide};
 use crate::memtable::PartitionBlocks;
 use crate::open_chunk::OpenChunk;
 use crate::scan::ScanContext;
 use crate::scan::merge::{RowRef, Window, assemble, kinds};
 use crate::scan::prune::{Group, Layer};
 use crate::version::Chunk;
+use crate::widen::widened;
 
 /// A sorted source.
 #[derive(Debug)]
@@ -53,9 +55,12 @@ pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group
 pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) -> Window {
     let mut refs = Vec::new();
     for (input, block) in partition.blocks.iter().enumerate() {
+        let masks = context.masks_of(block.seq.last, (Timestamp::MIN, Timestamp::MAX));
         for (row, (series, time)) in block.series.iter().zip(&block.times).enumerate() {
             let rank = context.order.rank(*series);
-            if context.wants(rank) && context.time.contains(Timestamp::from_nanos(*time)) {
+            let at = Timestamp::from_nanos(*time);
+            let is_hidden = || masks.iter().any(|mask| mask.hides(*series, at));
+            if context.wants(rank) && context.time.contains(at) && !is_hidden() {
                 refs.push(RowRef { rank, time: *time, input: input as u32, row: row as u32 });
             }
         }
@@ -80,6 +85,8 @@ pub(crate) struct ChunkSource {
     /// No other source overlaps: a page's value range may rule its rows out.
     alone: bool,
     group: usize,
+    /// What is hidden of its rows.
+    masks: Vec<Arc<Mask>>,
 }
 
 /// The rows of a row group that one series has, and its rank.
@@ -90,7 +97,8 @@ struct Run {
 
 impl ChunkSource {
     pub(crate) fn new(context: &Arc<ScanContext>, chunk: &Arc<Chunk>, alone: bool) -> Self {
-        Self { context: Arc::clone(context), chunk: Arc::clone(chunk), open: None, alone, group: 0 }
+        let masks = context.masks_of(chunk.covers(), chunk.meta.times);
+        Self { context: Arc::clone(context), chunk: Arc::clone(chunk), open: None, alone, group: 0, masks }
     }
 
     /// Of a chunk that stays open for the next scan.
@@ -110,7 +118,7 @@ impl ChunkSource {
             let group = self.group;
             self.group += 1;
             if let Some(window) = self.read_group(&open, group)? {
-                return Ok(Some(window));
+                return Ok(Some(hide(window, &self.context.order, &self.masks)));
             }
         }
         Ok(None)
@@ -213,7 +221,7 @@ fn read_column(
 ) -> Result<Column> {
     let pages = open.columns.iter().find(|column| column.id == id);
     match pages.and_then(|column| column.pages.get(group).copied().flatten()) {
-        Some(page) => wanted.read(open, &page),
+        Some(page) => Ok(widened(wanted.read(open, &page)?, kind)),
         None => Ok(Column::absent(kind, wanted.rows)),
     }
 }

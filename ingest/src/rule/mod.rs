@@ -18,7 +18,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use parking_lot::Mutex;
 use sonde_engine::{
     CURSORS, Column, ColumnRole, Engine, LogReader, ObjectKind, Origin, RowsRecord, SeqNo, State, Table,
-    Timestamp, WriteBatch, WriteBatchBuilder, arrow_schema, cursor_key, field_array,
+    Timestamp, WriteBatch, WriteBatchBuilder, arrow_schema, cursor_key, field_array, widened,
 };
 use sonde_proto::mqtt::{QoS, validate_topic};
 use sonde_query::door::format::nd_json;
@@ -486,7 +486,7 @@ fn to_batch(
                     || Column::absent(column.kind, range.len()),
                     |cells| cells.slice(range.clone()),
                 );
-                field_array(cells)?
+                field_array(widened(cells, column.kind))?
             }
         });
     }

@@ -17,7 +17,7 @@ pub use copy::{Copy, FileFormat};
 pub use parser::{parse_duration, split};
 pub use rule::{RuleAction, RuleSpec, Template};
 pub use source::{SourceFormat, SourceSpec, TimeUnit};
-pub use table::{CreateTable, TableChange};
+pub use table::{CreateTable, OptionChange, TableChange};
 
 use crate::error::{Error, Result};
 use crate::guard;
@@ -54,7 +54,9 @@ pub enum Statement {
         /// Whether a missing one is an error.
         if_exists: bool,
     },
-    /// `ALTER TABLE ... SET (...)`.
+    /// `TRUNCATE TABLE`.
+    Truncate(Name),
+    /// `ALTER TABLE`.
     AlterTable {
         /// The table.
         name: Name,
@@ -148,6 +150,11 @@ fn parse_ours(parser: &mut Parser<'_>) -> Result<Option<Statement>> {
             parser.words(&["ALTER", "TABLE"])?;
             let name = parser.name()?;
             Statement::AlterTable { name, change: table::change(parser)? }
+        }
+        "TRUNCATE" => {
+            parser.words(&["TRUNCATE"])?;
+            parser.optional("TABLE");
+            Statement::Truncate(parser.name()?)
         }
         "FLUSH" => {
             parser.words(&["FLUSH", "TABLE"])?;

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use sonde_engine::{CatalogRequest, Engine, NewTable, Object, ObjectKind, Table, TableKind, TableOptions};
+use sonde_engine::{
+    CatalogRequest, Engine, NewTable, Object, ObjectKind, PhysicalType, Table, TableKind, TableOptions,
+    TimeRange, nearest,
+};
 
-use super::{CreateTable, Name, RuleAction, RuleSpec, Statement, TableChange, copy};
+use super::{CreateTable, Name, OptionChange, RuleAction, RuleSpec, Statement, TableChange, copy};
 use crate::answer::Answer;
 use crate::catalog::check_writable;
 use crate::context::{QueryEngine, Request};
@@ -56,7 +59,12 @@ fn run_blocking(query: &QueryEngine, statement: Statement, database: &str) -> Re
         }
         Statement::AlterTable { name, change } => {
             changed(&name, database)?;
-            alter_table(engine, table(&name)?.as_ref(), change)
+            alter_table(engine, &table(&name)?, change)
+        }
+        Statement::Truncate(name) => {
+            changed(&name, database)?;
+            engine.delete_range(&table(&name)?, TimeRange::ALL, &[])?;
+            Ok("table truncated".into())
         }
         Statement::CreateSource { spec, replace, text } => {
             changed(&spec.table, database)?;
@@ -132,7 +140,43 @@ fn drop_table(engine: &Engine, table: Result<Arc<Table>>, if_exists: bool) -> Re
     }
 }
 
-fn alter_table(engine: &Engine, table: &Table, change: TableChange) -> Result<String> {
+fn alter_table(engine: &Engine, table: &Arc<Table>, change: TableChange) -> Result<String> {
+    let column = |name: &str| {
+        let names = table.def().columns.iter().map(|column| column.name.as_str());
+        table.column(name).map(|column| column.id).ok_or_else(|| {
+            let hint = nearest(name, names).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            Error::Invalid(format!("table {} has no column {name}{hint}", table.full_name()))
+        })
+    };
+    let request = match change {
+        TableChange::Options(change) => options_request(table, change),
+        TableChange::AddColumn { column, if_not_exists } => match table.column(&column.name) {
+            Some(_) if if_not_exists => return Ok("column exists".into()),
+            Some(known) => return Err(Error::Invalid(format!("column {} exists already", known.name))),
+            None => CatalogRequest::AddColumns(table.id(), vec![column]),
+        },
+        TableChange::DropColumn { name, if_exists } => match column(&name) {
+            Err(_) if if_exists => return Ok("nothing to drop".into()),
+            found => CatalogRequest::DropColumn(table.id(), found?),
+        },
+        TableChange::RenameColumn { name, to } => {
+            CatalogRequest::RenameColumn(table.id(), column(&name)?, to)
+        }
+        TableChange::Rename(to) => CatalogRequest::RenameTable(table.id(), to),
+        TableChange::SetType { name, kind: PhysicalType::Float64 } => {
+            engine.widen(table, column(&name)?)?;
+            return Ok("table altered".into());
+        }
+        TableChange::SetType { name, kind } => {
+            let what = "integers become DOUBLE, and no other type changes";
+            return Err(Error::Invalid(format!("column {name} cannot become {}: {what}", kind.sql_name())));
+        }
+    };
+    engine.change_catalog(request)?;
+    Ok("table altered".into())
+}
+
+fn options_request(table: &Table, change: OptionChange) -> CatalogRequest {
     let before = table.def().options;
     let options = TableOptions {
         retention: change.retention.unwrap_or(before.retention),
@@ -140,8 +184,7 @@ fn alter_table(engine: &Engine, table: &Table, change: TableChange) -> Result<St
         profile: change.profile.unwrap_or(before.profile),
         ..before
     };
-    engine.change_catalog(CatalogRequest::SetOptions(table.id(), options))?;
-    Ok("table altered".into())
+    CatalogRequest::SetOptions(table.id(), options)
 }
 
 fn drop_object(

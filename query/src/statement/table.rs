@@ -20,9 +20,46 @@ pub struct CreateTable {
     pub options: TableOptions,
 }
 
+/// What an `ALTER TABLE` changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableChange {
+    /// `SET (...)`.
+    Options(OptionChange),
+    /// `ADD [COLUMN] [IF NOT EXISTS] name type [TAG]`.
+    AddColumn {
+        /// The column.
+        column: NewColumn,
+        /// Whether one that is there is no error.
+        if_not_exists: bool,
+    },
+    /// `DROP [COLUMN] [IF EXISTS] name`.
+    DropColumn {
+        /// Its name.
+        name: String,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+    },
+    /// `RENAME [COLUMN] name TO name`.
+    RenameColumn {
+        /// Its name so far.
+        name: String,
+        /// Its name from here on.
+        to: String,
+    },
+    /// `RENAME TO name`.
+    Rename(String),
+    /// `ALTER [COLUMN] name [SET DATA] TYPE type`.
+    SetType {
+        /// The column.
+        name: String,
+        /// Its type from here on.
+        kind: PhysicalType,
+    },
+}
+
 /// What an `ALTER TABLE ... SET (...)` changes; `None` stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TableChange {
+pub struct OptionChange {
     /// How long rows are kept, in nanoseconds; 0 is for ever.
     pub retention: Option<i64>,
     /// When complete days go cold, in nanoseconds; 0 is never.
@@ -74,12 +111,21 @@ fn time_type(parser: &mut Parser<'_>) -> Result<()> {
 }
 
 fn column_of(parser: &mut Parser<'_>, name: String) -> Result<NewColumn> {
+    let kind = type_of(parser, &name)?;
+    let role = if parser.optional("TAG") { ColumnRole::Tag } else { ColumnRole::Field };
+    if role == ColumnRole::Tag && kind != PhysicalType::Text {
+        return Err(Error::Invalid(format!("tag {name} must be a STRING")));
+    }
+    Ok(NewColumn { name, role, kind })
+}
+
+fn type_of(parser: &mut Parser<'_>, name: &str) -> Result<PhysicalType> {
     let kind = parser.word("a type")?;
     let unsigned = parser.optional("UNSIGNED");
     if kind.eq_ignore_ascii_case("DOUBLE") {
         parser.optional("PRECISION");
     }
-    let kind = match kind.to_ascii_uppercase().as_str() {
+    Ok(match kind.to_ascii_uppercase().as_str() {
         "DOUBLE" | "FLOAT" | "FLOAT8" | "REAL" => PhysicalType::Float64,
         "BIGINT" | "INT" | "INTEGER" | "INT8" if unsigned => PhysicalType::UInt64,
         "BIGINT" | "INT" | "INTEGER" | "INT8" => PhysicalType::Int64,
@@ -90,12 +136,7 @@ fn column_of(parser: &mut Parser<'_>, name: String) -> Result<NewColumn> {
                 "column {name} has type {other}; the types are DOUBLE, BIGINT, BIGINT UNSIGNED, BOOLEAN, STRING and JSON"
             )));
         }
-    };
-    let role = if parser.optional("TAG") { ColumnRole::Tag } else { ColumnRole::Field };
-    if role == ColumnRole::Tag && kind != PhysicalType::Text {
-        return Err(Error::Invalid(format!("tag {name} must be a STRING")));
-    }
-    Ok(NewColumn { name, role, kind })
+    })
 }
 
 fn duration(key: &str, value: &OptionValue) -> Result<i64> {
@@ -144,8 +185,53 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
 }
 
 pub(super) fn change(parser: &mut Parser<'_>) -> Result<TableChange> {
-    parser.words(&["SET"])?;
-    let mut change = TableChange::default();
+    let word = parser.word("SET, ADD, DROP, RENAME or ALTER")?;
+    Ok(match word.to_ascii_uppercase().as_str() {
+        "SET" => TableChange::Options(option_change(parser)?),
+        "ADD" => {
+            parser.optional("COLUMN");
+            let if_not_exists = parser.optional("IF");
+            if if_not_exists {
+                parser.words(&["NOT", "EXISTS"])?;
+            }
+            let name = parser.identifier("a column name")?;
+            TableChange::AddColumn { column: column_of(parser, name)?, if_not_exists }
+        }
+        "DROP" => {
+            parser.optional("COLUMN");
+            let if_exists = parser.optional("IF");
+            if if_exists {
+                parser.words(&["EXISTS"])?;
+            }
+            TableChange::DropColumn { name: parser.identifier("a column name")?, if_exists }
+        }
+        "RENAME" if parser.optional("TO") => TableChange::Rename(parser.identifier("a table name")?),
+        "RENAME" => {
+            parser.optional("COLUMN");
+            let name = parser.identifier("a column name")?;
+            parser.words(&["TO"])?;
+            TableChange::RenameColumn { name, to: parser.identifier("a column name")? }
+        }
+        "ALTER" => {
+            parser.optional("COLUMN");
+            let name = parser.identifier("a column name")?;
+            if parser.optional("SET") {
+                parser.words(&["DATA"])?;
+            }
+            parser.words(&["TYPE"])?;
+            let kind = type_of(parser, &name)?;
+            TableChange::SetType { name, kind }
+        }
+        _ => {
+            return Err(Error::Invalid(format!(
+                "ALTER TABLE {word} does not exist; SET, ADD, DROP, RENAME and ALTER do"
+            )));
+        }
+    })
+}
+
+fn option_change(parser: &mut Parser<'_>) -> Result<OptionChange> {
+    let mut change = OptionChange::default();
     for (key, value) in parser.options()? {
         match key.as_str() {
             "retention" => change.retention = Some(duration(&key, &value)?),

@@ -288,6 +288,7 @@ fn manifest(bytes: &[u8]) -> Result<Value, Damage> {
             Edit::AddCold(_) => "add_cold",
             Edit::RemoveCold { .. } => "remove_cold",
             Edit::NextChunk(_) => "next_chunk",
+            Edit::Purged { .. } => "purged",
         };
         *kinds.entry(kind).or_default() += 1;
     }

@@ -1,0 +1,294 @@
+//! DELETE and UPDATE: what callers ask for, and how it is purged from files.
+//!
+//! # Invariants
+//! - A deletion is one commit: durable, then seen by every later snapshot, hot and cold.
+//! - Ranges of time and tags hide whatever was committed before them. Points were chosen by their values in a
+//!   snapshot: if one of them was written since, nothing happens, and the caller chooses again.
+//! - What is hidden is gone from files once compaction has passed; then the tombstone goes, too.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::TimestampNanosecondType;
+use arrow::record_batch::RecordBatch;
+use sonde_storage_format::{
+    ChunkId, ColumnId, Edit, PhysicalType, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind,
+    TimeRange, Timestamp, Tombstone, TombstonePart,
+};
+
+use crate::batch::WriteBatch;
+use crate::catalog::Table;
+use crate::compact::{Plan, compact};
+use crate::engine::{Engine, Inner};
+use crate::error::{Error, Result};
+use crate::limits::{CHANGE_POINTS, PURGE_AGE, PURGE_MASKS};
+use crate::mask::Mask;
+use crate::receipt::Receipt;
+use crate::scan::{ScanRequest, Snapshot, TagFilter};
+use crate::version::{Chunk, FileEdit, Version, is_hidden_in};
+use crate::widen;
+use crate::write::{CatalogRequest, Command};
+
+/// Points of a table that a change is to touch, as one snapshot has them.
+#[derive(Clone, Debug)]
+pub struct Points {
+    pub(crate) table: TableId,
+    /// The snapshot's position.
+    pub(crate) read_at: SeqNo,
+    points: Vec<(SeriesId, Timestamp)>,
+}
+
+impl Points {
+    /// No points yet, of a table of a snapshot that [`Engine::fence`] gave.
+    #[must_use]
+    pub fn new(table: &Table, snapshot: &Snapshot) -> Self {
+        Self { table: table.id(), read_at: snapshot.seq(), points: Vec::new() }
+    }
+
+    /// Adds the points of some rows: the time, then every tag in the table's order. Fails beyond a million points.
+    pub fn push(&mut self, table: &Table, rows: &RecordBatch) -> Result<()> {
+        let unfit = || Error::Row("points are a time and strings for the tags".into());
+        let (times, tags) = rows.columns().split_first().ok_or_else(unfit)?;
+        let times = times.as_primitive_opt::<TimestampNanosecondType>().ok_or_else(unfit)?;
+        let tags: Vec<_> = tags.iter().map(|tag| tag.as_string_opt::<i32>()).collect();
+        if self.points.len() + rows.num_rows() > CHANGE_POINTS {
+            let what =
+                "points that one statement deletes by the values of fields, or updates; split it by time";
+            return Err(Error::Limit { what: what.into(), limit: CHANGE_POINTS as u64 });
+        }
+        let mut key = Vec::new();
+        for (row, time) in times.values().iter().enumerate() {
+            let value = |tag: &Option<&'_ arrow::array::StringArray>| -> Option<String> {
+                tag.filter(|tag| tag.is_valid(row)).map(|tag| tag.value(row).to_owned())
+            };
+            let values: Vec<Option<String>> = tags.iter().map(value).collect();
+            SeriesKey::encode_into(values.iter().map(Option::as_deref), &mut key);
+            let series = table.series().lookup(&key);
+            let series =
+                series.ok_or_else(|| Error::Row("a point of a series that does not exist".into()))?;
+            self.points.push((series, Timestamp::from_nanos(*time)));
+        }
+        Ok(())
+    }
+
+    /// How many points there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.points.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+
+    fn part(&self) -> TombstonePart {
+        TombstonePart::Points(self.points.clone())
+    }
+
+    /// Names the points, to look for them.
+    pub(crate) fn mask(&self) -> Mask {
+        let (table, parts) = (self.table, vec![self.part()]);
+        Mask::new(Tombstone { table, seq: SeqNo(u64::MAX), parts }, Timestamp::MIN)
+    }
+}
+
+/// What the writer is asked to delete.
+#[derive(Debug)]
+pub(crate) enum Deletion {
+    /// Rows of a range of time whose series pass the filters.
+    Range {
+        table: Arc<Table>,
+        range: TimeRange,
+        tags: Vec<TagFilter>,
+        /// The series that pass, among the first so many of the table; `None` where there is no filter.
+        series: Option<(Vec<SeriesId>, usize)>,
+    },
+    Points(Points),
+}
+
+impl Deletion {
+    pub(crate) fn table(&self) -> TableId {
+        match self {
+            Self::Range { table, .. } => table.id(),
+            Self::Points(points) => points.table,
+        }
+    }
+
+    /// What it hides, as of this moment of the writer's thread.
+    pub(crate) fn parts(&self) -> Vec<TombstonePart> {
+        match self {
+            Self::Points(points) => vec![points.part()],
+            Self::Range { table, range, tags, series } => {
+                let series = series.as_ref().map(|(known, seen)| {
+                    // Series that came since they were looked up.
+                    let new = table.series().matching(table, tags, *seen);
+                    known.iter().copied().chain(new).collect()
+                });
+                vec![TombstonePart::Range { range: *range, series }]
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// A snapshot whose rows the writer can tell from later ones, for a change that depends on what it shows.
+    pub fn fence(&self) -> Result<Snapshot> {
+        let (reply, fenced) = channel();
+        self.send(Command::Fence(reply))?;
+        fenced.recv().map_err(|_| self.closed())
+    }
+
+    /// Deletes every row of a range of time whose series pass all filters. Returns once that is durable and visible.
+    pub fn delete_range(&self, table: &Arc<Table>, range: TimeRange, tags: &[TagFilter]) -> Result<SeqRange> {
+        let series = (!tags.is_empty()).then(|| {
+            let seen = table.series().len();
+            let mut passing = table.series().matching(table, tags, 0);
+            passing.retain(|id| id.0 < seen as u64);
+            (passing, seen)
+        });
+        if range.is_empty() {
+            return Err(Error::Row("an empty range of time has no rows to delete".into()));
+        }
+        let deletion = Deletion::Range { table: Arc::clone(table), range, tags: tags.to_vec(), series };
+        self.delete(deletion)
+    }
+
+    /// Deletes points. Fails with [`Error::Conflict`] where one of them was written since the snapshot.
+    pub fn delete_points(&self, table: &Table, points: Points) -> Result<SeqRange> {
+        if table.def().kind == TableKind::Events {
+            let what = "rows of a table of events have no identity: delete them by ranges of time and tags";
+            return Err(Error::Row(what.into()));
+        }
+        self.delete(Deletion::Points(points))
+    }
+
+    fn delete(&self, deletion: Deletion) -> Result<SeqRange> {
+        let (reply, receipt) = Receipt::new();
+        self.send(Command::Delete(deletion, reply))?;
+        receipt.wait()
+    }
+
+    /// Makes an integer field one of floats. Fails where it holds an integer that is not exact as a float.
+    pub fn widen(&self, table: &Arc<Table>, column: ColumnId) -> Result<SeqRange> {
+        self.check_cold(table, column)?;
+        self.change_catalog(CatalogRequest::Widen(table.id(), column, PhysicalType::Float64))
+    }
+
+    /// Looks at the values of a column in the cold tier, whose extremes the manifest does not know.
+    fn check_cold(&self, table: &Arc<Table>, column: ColumnId) -> Result<()> {
+        let days = self.cold_files().into_iter().filter(|file| file.table == table.id());
+        for time in days.map(|file| file.day) {
+            let columns = vec![column];
+            let request = ScanRequest { time, ..ScanRequest::all(Arc::clone(table), columns) };
+            for batch in self.scan(&self.snapshot(), &request)?.open(0, 1) {
+                let batch = batch?;
+                if !batch.columns().iter().all(widen::is_exact_array) {
+                    return Err(widen::inexact(table.column_by_id(column)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits new values of points. Fails with [`Error::Conflict`] where one of them was written or deleted since the
+    /// snapshot.
+    pub fn update(&self, batch: WriteBatch, points: Points) -> Result<SeqRange> {
+        let (reply, receipt) = Receipt::new();
+        self.send(Command::Update(batch, points, reply))?;
+        receipt.wait()
+    }
+}
+
+/// Chunks all of whose rows are hidden.
+pub(crate) fn hidden(version: &Version) -> Vec<(TableId, ChunkId)> {
+    let of_table = |(table, masks): (&TableId, &Arc<Vec<Arc<Mask>>>)| {
+        let chunks = version.files.get(table).into_iter().flat_map(|files| files.chunks());
+        let is_hidden = |chunk: &&Arc<Chunk>| {
+            let (first, last) = chunk.meta.times;
+            masks.iter().any(|mask| chunk.covers() < mask.seq && mask.hides_all(first, last))
+        };
+        chunks.filter(is_hidden).map(|chunk| (*table, chunk.meta.id)).collect::<Vec<_>>()
+    };
+    version.masks.iter().flat_map(of_table).collect()
+}
+
+/// Whether what a mask hides should be removed now.
+pub(crate) fn is_due(masks: &[Arc<Mask>], mask: &Mask, now: Timestamp) -> bool {
+    let age = now.as_nanos().saturating_sub(mask.since.as_nanos());
+    masks.len() >= PURGE_MASKS || i128::from(age) >= PURGE_AGE.as_nanos().cast_signed()
+}
+
+/// A chunk to write again without what is hidden of it, that does not rest: the one with the oldest mask.
+pub(crate) fn purge_plan(
+    version: &Version,
+    now: Timestamp,
+    wanted: impl Fn(TableId) -> bool,
+    rests: impl Fn(&Plan) -> bool,
+) -> Option<Plan> {
+    let mut due: Vec<(SeqNo, Plan)> = Vec::new();
+    for (table, masks) in &version.masks {
+        let chunks = version.files.get(table).into_iter().flat_map(|files| files.chunks());
+        for chunk in chunks {
+            let hiding =
+                |mask: &&Arc<Mask>| is_hidden_in(chunk, mask) && (wanted(*table) || is_due(masks, mask, now));
+            let Some(mask) = masks.iter().find(hiding) else { continue };
+            let plan = Plan { table: *table, range: chunk.meta.range, chunks: vec![Arc::clone(chunk)] };
+            if !rests(&plan) {
+                due.push((mask.seq, plan));
+            }
+        }
+    }
+    due.into_iter().min_by_key(|(seq, _)| *seq).map(|(_, plan)| plan)
+}
+
+/// Writes a chunk again without what is hidden of it; where none of its series has such rows, it just says so.
+pub(crate) fn purge(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
+    let version = inner.versions.current();
+    for chunk in &plan.chunks {
+        let hiding = version.masks_of(plan.table);
+        let hiding: Vec<Arc<Mask>> = hiding.into_iter().filter(|mask| is_hidden_in(chunk, mask)).collect();
+        let Some(last) = hiding.last() else { continue };
+        let open = chunk.open()?;
+        let holds =
+            |mask: &Arc<Mask>| open.series.iter().any(|run| mask.may_hide(run.id, run.first, run.last));
+        if hiding.iter().any(holds) {
+            return compact(inner, plan);
+        }
+        inner.install(&[Edit::Purged { chunk: chunk.meta.id, seq: last.seq }], &FileEdit::default())?;
+        chunk.purge(last.seq);
+    }
+    Ok(())
+}
+
+/// Days of the cold tier that have rows which are hidden, and are flushed far enough to be written again.
+pub(crate) fn hidden_days(
+    version: &Version,
+    position: SeqNo,
+    table: TableId,
+    due: impl Fn(&Mask) -> bool,
+) -> Vec<Timestamp> {
+    let files = version.files.get(&table).into_iter().flat_map(|files| files.cold.values());
+    let masks = version.masks_of(table);
+    let is_hidden = |file: &&Arc<sonde_storage_format::ColdFile>| {
+        let hides = |mask: &Arc<Mask>| {
+            file.position < mask.seq
+                && mask.seq <= position
+                && mask.reaches(file.day.start, file.day.end)
+                && due(mask)
+        };
+        masks.iter().any(hides)
+    };
+    files.filter(is_hidden).map(|file| file.day.start).collect()
+}
+
+/// Masks that hide nothing any more.
+pub(crate) fn spent(version: &Version) -> Vec<(TableId, Arc<Mask>)> {
+    let of_table = |(table, masks): (&TableId, &Arc<Vec<Arc<Mask>>>)| {
+        let spent = masks.iter().filter(|mask| !version.needs(*table, mask));
+        spent.map(|mask| (*table, Arc::clone(mask))).collect::<Vec<_>>()
+    };
+    version.masks.iter().flat_map(of_table).collect()
+}
