@@ -13,8 +13,8 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::TimestampNanosecondType;
 use arrow::record_batch::RecordBatch;
 use sonde_storage_format::{
-    ChunkId, ColumnId, Edit, PhysicalType, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind,
-    TimeRange, Timestamp, Tombstone, TombstonePart,
+    ChunkId, Edit, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp, Tombstone,
+    TombstonePart,
 };
 
 use crate::batch::WriteBatch;
@@ -25,10 +25,9 @@ use crate::error::{Error, Result};
 use crate::limits::{CHANGE_POINTS, PURGE_AGE, PURGE_MASKS};
 use crate::mask::Mask;
 use crate::receipt::Receipt;
-use crate::scan::{ScanRequest, Snapshot, TagFilter};
+use crate::scan::{Snapshot, TagFilter};
 use crate::version::{Chunk, FileEdit, Version, is_hidden_in};
-use crate::widen;
-use crate::write::{CatalogRequest, Command};
+use crate::write::Command;
 
 /// Points of a table that a change is to touch, as one snapshot has them.
 #[derive(Clone, Debug)]
@@ -169,28 +168,6 @@ impl Engine {
         let (reply, receipt) = Receipt::new();
         self.send(Command::Delete(deletion, reply))?;
         receipt.wait()
-    }
-
-    /// Makes an integer field one of floats. Fails where it holds an integer that is not exact as a float.
-    pub fn widen(&self, table: &Arc<Table>, column: ColumnId) -> Result<SeqRange> {
-        self.check_cold(table, column)?;
-        self.change_catalog(CatalogRequest::Widen(table.id(), column, PhysicalType::Float64))
-    }
-
-    /// Looks at the values of a column in the cold tier, whose extremes the manifest does not know.
-    fn check_cold(&self, table: &Arc<Table>, column: ColumnId) -> Result<()> {
-        let days = self.cold_files().into_iter().filter(|file| file.table == table.id());
-        for time in days.map(|file| file.day) {
-            let columns = vec![column];
-            let request = ScanRequest { time, ..ScanRequest::all(Arc::clone(table), columns) };
-            for batch in self.scan(&self.snapshot(), &request)?.open(0, 1) {
-                let batch = batch?;
-                if !batch.columns().iter().all(widen::is_exact_array) {
-                    return Err(widen::inexact(table.column_by_id(column)));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Commits new values of points. Fails with [`Error::Conflict`] where one of them was written or deleted since the

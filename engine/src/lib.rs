@@ -61,5 +61,5 @@ pub use sonde_storage_format::{
 pub use state::{CURSORS, cursor_key};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use wal::LogBudget;
-pub use widen::widened;
+pub use widen::{ColdValues, widened};
 pub use write::CatalogRequest;

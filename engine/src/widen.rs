@@ -9,12 +9,18 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::{Int64Type, UInt64Type};
-use sonde_storage_format::{Column, ColumnDef, ColumnId, ColumnRange, PhysicalType, TableId, Values};
+use sonde_storage_format::{
+    Column, ColumnDef, ColumnId, ColumnRange, PhysicalType, SeqRange, TableId, Values,
+};
 
 use crate::batch::EXACT_INTEGER;
+use crate::catalog::Table;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::memtable::Memtable;
+use crate::scan::ScanRequest;
 use crate::version::Version;
+use crate::write::CatalogRequest;
 
 /// Whether a column of one type can become one of the other.
 fn is_wider(from: PhysicalType, to: PhysicalType) -> bool {
@@ -84,17 +90,55 @@ pub(crate) fn check(
 }
 
 /// The error for a column that holds an integer beyond 2^53.
-pub(crate) fn inexact(column: Option<&ColumnDef>) -> Error {
+fn inexact(column: Option<&ColumnDef>) -> Error {
     let (name, from) = column.map_or(("", ""), |column| (&column.name, column.kind.sql_name()));
     let what = "it holds integers beyond 2^53, which a DOUBLE does not hold exactly";
     Error::Row(format!("column {name} is {from} and cannot become DOUBLE: {what}"))
 }
 
 /// Whether an array has no integer that is inexact as a float.
-pub(crate) fn is_exact_array(array: &ArrayRef) -> bool {
+fn is_exact_array(array: &ArrayRef) -> bool {
     let ints = array.as_primitive_opt::<Int64Type>().into_iter().flatten().flatten();
     let uints = array.as_primitive_opt::<UInt64Type>().into_iter().flatten().flatten();
     ints.map(i64::unsigned_abs).chain(uints).all(|value| value <= EXACT_INTEGER)
+}
+
+/// What becomes of a column whose values in the cold tier, which the manifest does not know, have to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColdValues {
+    /// They are read, however long that takes.
+    Read,
+    /// The column stays as it is.
+    Refuse,
+}
+
+impl Engine {
+    /// Makes an integer field one of floats. Fails where it holds an integer that is not exact as a float.
+    pub fn widen(&self, table: &Arc<Table>, column: ColumnId, cold: ColdValues) -> Result<SeqRange> {
+        self.check_cold(table, column, cold)?;
+        self.change_catalog(CatalogRequest::Widen(table.id(), column, PhysicalType::Float64))
+    }
+
+    fn check_cold(&self, table: &Arc<Table>, id: ColumnId, cold: ColdValues) -> Result<()> {
+        let column = table.column_by_id(id);
+        for file in self.cold_files().into_iter().filter(|file| file.table == table.id()) {
+            if cold == ColdValues::Refuse {
+                let name = column.map_or("", |column| column.name.as_str());
+                let (table, kind) = (table.full_name(), column.map_or("", |column| column.kind.sql_name()));
+                return Err(Error::Row(format!(
+                    "column {name} is {kind}, and days of {table} are cold, whose values have to be read before it \
+                     can be DOUBLE: ALTER TABLE {table} ALTER COLUMN \"{name}\" TYPE DOUBLE"
+                )));
+            }
+            let request = ScanRequest { time: file.day, ..ScanRequest::all(Arc::clone(table), vec![id]) };
+            for batch in self.scan(&self.snapshot(), &request)?.open(0, 1) {
+                if !batch?.columns().iter().all(is_exact_array) {
+                    return Err(inexact(column));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Memtable {

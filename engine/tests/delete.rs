@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sonde_engine::{
-    CatalogRequest, ColumnId, ColumnRole, Engine, Error, PhysicalType, TableKind, Timestamp, path,
+    CatalogRequest, ColdValues, ColumnId, ColumnRole, Engine, Error, PhysicalType, TableKind, Timestamp, path,
 };
 
 use crate::data::{
@@ -371,7 +371,7 @@ fn integers_widen_where_all_of_them_are_exact() {
     let (engine, _) = layered(&store);
     let t = table(&engine, "t").id();
     let rows = read_all(&engine, "t");
-    engine.widen(&table(&engine, "t"), id(&engine, "i")).unwrap();
+    engine.widen(&table(&engine, "t"), id(&engine, "i"), ColdValues::Read).unwrap();
     let float = |row: &Rec| match row.fields["i"] {
         Value::Int(i) => Rec { fields: [("i".to_owned(), Value::float(i as f64))].into(), ..row.clone() },
         _ => panic!("{row:?}"),
@@ -414,10 +414,15 @@ fn integers_beyond_2_to_53_stay_integers() {
             engine.cool(table(&engine, "t").id(), Timestamp::MAX).unwrap();
             assert_eq!(engine.cold_files().len(), 1);
         }
-        let error = engine.widen(&table(&engine, "t"), id(&engine, "i")).unwrap_err();
+        let error = engine.widen(&table(&engine, "t"), id(&engine, "i"), ColdValues::Read).unwrap_err();
         assert!(error.to_string().contains("2^53"), "{error}");
-        engine.widen(&table(&engine, "t"), id(&engine, "u")).unwrap();
-        let error = engine.widen(&table(&engine, "t"), id(&engine, "s")).unwrap_err();
+        if layer > 1 {
+            let refused =
+                engine.widen(&table(&engine, "t"), id(&engine, "u"), ColdValues::Refuse).unwrap_err();
+            assert!(refused.to_string().contains("TYPE DOUBLE"), "{refused}");
+        }
+        engine.widen(&table(&engine, "t"), id(&engine, "u"), ColdValues::Read).unwrap();
+        let error = engine.widen(&table(&engine, "t"), id(&engine, "s"), ColdValues::Read).unwrap_err();
         assert!(error.to_string().contains("no other type"), "{error}");
         assert!(matches!(read_all(&engine, "t")[0].fields["u"], Value::Float(_)));
     }

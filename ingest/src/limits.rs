@@ -64,3 +64,5 @@ pub const DEAD_LETTER_PAYLOAD: usize = 256 << 10;
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);
 /// Steps in which rules make rows of rows; what they make of those is a cycle and becomes dead letters.
 pub const RULE_STEPS: u8 = 8;
+/// How long a field of integers that could not become one of floats is left alone before it is looked at again.
+pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);

@@ -7,16 +7,17 @@
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sonde_engine::{
-    Catalog, CatalogRequest, ColumnDef, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable,
-    PhysicalType, Row, TIME_NAME, Table, TableKind, TableOptions, Timestamp, WriteBatchBuilder,
-    type_conflict,
+    Catalog, CatalogRequest, ColdValues, ColumnDef, ColumnId, ColumnRole, Engine, FieldValue, NewColumn,
+    NewTable, PhysicalType, Row, TIME_NAME, Table, TableId, TableKind, TableOptions, Timestamp,
+    WriteBatchBuilder, type_conflict,
 };
 use sonde_query::statement::TimeUnit;
 
 use crate::decode::{Item, Rows, recycle, time_of_number};
-use crate::limits::{DEFAULT_COLUMNS, DEFAULT_SERIES, DEFAULT_TABLES, ROW_ITEMS};
+use crate::limits::{DEFAULT_COLUMNS, DEFAULT_SERIES, DEFAULT_TABLES, ROW_ITEMS, WIDEN_PAUSE};
 
 /// 2000-01-01, the first time that is accepted.
 const FIRST_TIME: Timestamp = Timestamp::from_secs(946_684_800);
@@ -126,6 +127,10 @@ pub(crate) struct RowBuffer {
     fields: Vec<(ColumnId, FieldValue<'static>)>,
     /// The table that was found last, and the catalog it is of.
     last: Option<(Arc<Catalog>, Arc<Table>)>,
+    /// A field that does not hold a value of the rows, and would if it were wider.
+    narrow: Option<ColumnId>,
+    /// A field that could not be widened, when that was found, and why.
+    refused: Option<((TableId, ColumnId), Instant, String)>,
 }
 
 impl RowBuffer {
@@ -154,6 +159,10 @@ impl RowBuffer {
             let catalog = engine.catalog();
             let table = self.find(&catalog, target);
             let mut missing = self.locate(engine, table.as_deref(), target, rows)?;
+            if let Some((table, id)) = table.as_ref().zip(self.narrow) {
+                self.widen(engine, table, id)?;
+                continue;
+            }
             if let Some(table) = table.filter(|_| missing.is_empty()) {
                 return self.push(builder, &table, target, rows);
             }
@@ -163,6 +172,26 @@ impl RowBuffer {
         }
         let changing = format!("table {} changes all the time; send the rows again", target.table);
         Err(Refusal::Engine(sonde_engine::Error::Conflict(changing)))
+    }
+
+    /// Makes a field of integers one of floats. Where that failed a moment ago it is not tried again: it looks at what the
+    /// column holds.
+    fn widen(&mut self, engine: &Engine, table: &Arc<Table>, id: ColumnId) -> Result<(), Refusal> {
+        let refused = self
+            .refused
+            .iter()
+            .find(|(known, at, _)| *known == (table.id(), id) && at.elapsed() < WIDEN_PAUSE);
+        if let Some((_, _, reason)) = refused {
+            return Err(Refusal::Invalid(reason.clone()));
+        }
+        match engine.widen(table, id, ColdValues::Refuse) {
+            Ok(_) => Ok(()),
+            Err(sonde_engine::Error::Row(reason)) => {
+                self.refused = Some(((table.id(), id), Instant::now(), reason.clone()));
+                Err(Refusal::Invalid(reason))
+            }
+            Err(error) => Err(Refusal::Engine(error)),
+        }
     }
 
     fn find(&mut self, catalog: &Arc<Catalog>, target: &Target<'_>) -> Option<Arc<Table>> {
@@ -189,6 +218,7 @@ impl RowBuffer {
     ) -> Result<Vec<NewColumn>, Refusal> {
         self.places.clear();
         self.times.clear();
+        self.narrow = None;
         let mut missing = Vec::new();
         for (name, _) in target.fixed {
             note_missing(table, name, true, &FieldValue::Null, &mut missing);
@@ -202,6 +232,10 @@ impl RowBuffer {
                 } else if target.fixed.iter().any(|(fixed, _)| fixed == name) {
                     Place::Nothing
                 } else if let Some(column) = table.and_then(|table| table.exact(name)) {
+                    if table.is_some_and(|table| is_narrow(table, column, value)) {
+                        self.narrow = Some(column.id);
+                        return Ok(Vec::new());
+                    }
                     place_of(column, value, target.tags, place)?
                 } else {
                     let is_tag = target.tags.has(place, name);
@@ -314,6 +348,15 @@ fn row_time(value: &FieldValue<'_>, target: &Target<'_>) -> Result<Timestamp, Re
     let time = time_of_number(value, target.unit).map_err(|error| Refusal::Invalid(error.0))?;
     check_time(time, target.arrival)?;
     Ok(time)
+}
+
+/// Whether the column has to become wider before it takes the value; only open tables change by themselves.
+fn is_narrow(table: &Table, column: &ColumnDef, value: &FieldValue<'_>) -> bool {
+    matches!(value, FieldValue::Float(_))
+        && matches!(column.kind, PhysicalType::Int64 | PhysicalType::UInt64)
+        && column.role == ColumnRole::Field
+        && table.def().open
+        && !value.fits(column.kind)
 }
 
 fn place_of(

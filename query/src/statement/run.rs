@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use sonde_engine::{
-    CatalogRequest, Engine, NewTable, Object, ObjectKind, PhysicalType, Table, TableKind, TableOptions,
-    TimeRange, nearest,
+    CatalogRequest, ColdValues, Engine, NewTable, Object, ObjectKind, PhysicalType, Table, TableKind,
+    TableOptions, TimeRange, nearest,
 };
 
 use super::{CreateTable, Name, OptionChange, RuleAction, RuleSpec, Statement, TableChange, copy};
@@ -164,7 +164,7 @@ fn alter_table(engine: &Engine, table: &Arc<Table>, change: TableChange) -> Resu
         }
         TableChange::Rename(to) => CatalogRequest::RenameTable(table.id(), to),
         TableChange::SetType { name, kind: PhysicalType::Float64 } => {
-            engine.widen(table, column(&name)?)?;
+            engine.widen(table, column(&name)?, ColdValues::Read)?;
             return Ok("table altered".into());
         }
         TableChange::SetType { name, kind } => {
