@@ -287,7 +287,8 @@ mod tests {
     }
 
     async fn number(query: &QueryEngine, sql: &str) -> u64 {
-        ask(query, sql).await.unwrap()[0][0].parse().unwrap()
+        let rows = ask(query, sql).await.unwrap();
+        rows.concat().first().unwrap().parse().unwrap()
     }
 
     #[tokio::test]
