@@ -226,7 +226,7 @@ mod tests {
         let kept: Vec<(u32, i64)> = std::iter::zip(ranks.clone(), times.clone())
             .filter(|(rank, time)| !masks.iter().any(|mask| mask.hides(SeriesId((*rank).into()), at(*time))))
             .collect();
-        let window = hide(Window { ranks, times, columns: Vec::new() }, &order, &masks);
+        let window = hide(Window::new(ranks, times, Vec::new()), &order, &masks);
         assert_eq!(std::iter::zip(window.ranks, window.times).collect::<Vec<_>>(), kept);
         assert_eq!(kept.len(), 24 - 2 - 3 - 4);
     }

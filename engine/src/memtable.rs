@@ -23,12 +23,23 @@ const COLUMN_EDIT_BYTES: usize = 27;
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) seq: SeqRange,
+    /// The first and the last time of its rows, in whatever order they stand.
+    pub(crate) first: Timestamp,
+    pub(crate) last: Timestamp,
     pub(crate) series: Vec<SeriesId>,
     pub(crate) times: Vec<i64>,
     pub(crate) columns: Vec<(ColumnId, Column)>,
 }
 
 impl Block {
+    fn new(seq: SeqRange, series: Vec<SeriesId>, times: Vec<i64>, columns: Vec<(ColumnId, Column)>) -> Self {
+        let (first, last) = times
+            .iter()
+            .fold((i64::MAX, i64::MIN), |(first, last), time| (first.min(*time), last.max(*time)));
+        let (first, last) = (Timestamp::from_nanos(first), Timestamp::from_nanos(last));
+        Self { seq, first, last, series, times, columns }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.times.len()
     }
@@ -44,18 +55,23 @@ impl Block {
 
     /// Whether the mask names a row of it.
     fn is_hit(&self, mask: &Mask) -> bool {
-        self.hit_rows(mask).any(|hit| hit)
+        mask.reaches(self.first, self.last) && self.hit_rows(mask).any(|hit| hit)
     }
 
     /// The block without the rows that a mask hides; `None` where there is none of them.
     fn without(&self, mask: &Mask) -> Option<Self> {
+        if !mask.reaches(self.first, self.last) {
+            return None;
+        }
         let kept: Vec<usize> =
             self.hit_rows(mask).enumerate().filter(|(_, hit)| !hit).map(|(row, _)| row).collect();
-        (kept.len() < self.rows()).then(|| Self {
-            seq: self.seq,
-            series: kept.iter().filter_map(|&row| self.series.get(row).copied()).collect(),
-            times: kept.iter().filter_map(|&row| self.times.get(row).copied()).collect(),
-            columns: self.columns.iter().map(|(id, column)| (*id, column.gather(&kept))).collect(),
+        (kept.len() < self.rows()).then(|| {
+            Self::new(
+                self.seq,
+                kept.iter().filter_map(|&row| self.series.get(row).copied()).collect(),
+                kept.iter().filter_map(|&row| self.times.get(row).copied()).collect(),
+                self.columns.iter().map(|(id, column)| (*id, column.gather(&kept))).collect(),
+            )
         })
     }
 
@@ -94,7 +110,7 @@ impl Block {
         let mut times = Vec::with_capacity(rows);
         times.extend_from_slice(&older.times);
         times.extend_from_slice(&newer.times);
-        Self { seq: older.seq.union(newer.seq), series, times, columns }
+        Self::new(older.seq.union(newer.seq), series, times, columns)
     }
 }
 
@@ -242,17 +258,16 @@ impl Memtable {
         let range = TimeRange::aligned(Timestamp::from_nanos(first), width);
         let table = rows.table;
         if rows.times.iter().all(|time| range.contains(Timestamp::from_nanos(*time))) {
-            let block = Block { seq, series: rows.series, times: rows.times, columns: rows.columns };
-            return self.push(table, range, block);
+            return self.push(table, range, Block::new(seq, rows.series, rows.times, rows.columns));
         }
         for (start, picked) in by_partition(&rows.times, width) {
             let range = TimeRange::aligned(start, width);
-            let block = Block {
-                seq: seq_of(&rows, &picked),
-                series: picked.iter().filter_map(|&row| rows.series.get(row).copied()).collect(),
-                times: picked.iter().filter_map(|&row| rows.times.get(row).copied()).collect(),
-                columns: rows.columns.iter().map(|(id, column)| (*id, column.gather(&picked))).collect(),
-            };
+            let block = Block::new(
+                seq_of(&rows, &picked),
+                picked.iter().filter_map(|&row| rows.series.get(row).copied()).collect(),
+                picked.iter().filter_map(|&row| rows.times.get(row).copied()).collect(),
+                rows.columns.iter().map(|(id, column)| (*id, column.gather(&picked))).collect(),
+            );
             self.push(table, range, block);
         }
     }

@@ -160,11 +160,11 @@ impl ColdSource {
             };
             columns.push(if keep.len() == batch.num_rows() { column } else { column.gather(&keep) });
         }
-        Ok(Window {
-            ranks: keep.iter().filter_map(|row| ranks.get(*row).copied()).collect(),
-            times: keep.iter().filter_map(|row| times.get(*row).copied()).collect(),
+        Ok(Window::new(
+            keep.iter().filter_map(|row| ranks.get(*row).copied()).collect(),
+            keep.iter().filter_map(|row| times.get(*row).copied()).collect(),
             columns,
-        })
+        ))
     }
 
     fn times(&self, arrays: &HashMap<u32, &ArrayRef>) -> Result<Vec<i64>> {

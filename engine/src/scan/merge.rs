@@ -12,17 +12,28 @@ use crate::error::Result;
 use crate::scan::ScanContext;
 use crate::scan::source::Source;
 
-/// Rows in (key, time) order: ranks and times by row, and the scan's fields.
+/// Rows in (key, time) order: ranks and times by row, and the scan's fields. Of a source that is merged with nothing,
+/// ranks and times that nobody asks for may be left out.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
+    rows: usize,
     pub(crate) ranks: Vec<u32>,
     pub(crate) times: Vec<i64>,
     pub(crate) columns: Vec<Column>,
 }
 
 impl Window {
+    pub(crate) fn new(ranks: Vec<u32>, times: Vec<i64>, columns: Vec<Column>) -> Self {
+        Self { rows: times.len(), ranks, times, columns }
+    }
+
+    /// Fields alone.
+    pub(crate) fn of_fields(rows: usize, columns: Vec<Column>) -> Self {
+        Self { rows, ranks: Vec::new(), times: Vec::new(), columns }
+    }
+
     pub(crate) fn rows(&self) -> usize {
-        self.times.len()
+        self.rows
     }
 
     fn point(&self, row: usize) -> Option<(u32, i64)> {
@@ -32,6 +43,7 @@ impl Window {
     /// These rows, in this order.
     pub(crate) fn gather(&self, rows: &[usize]) -> Self {
         Self {
+            rows: rows.len(),
             ranks: rows.iter().filter_map(|row| self.ranks.get(*row).copied()).collect(),
             times: rows.iter().filter_map(|row| self.times.get(*row).copied()).collect(),
             columns: self.columns.iter().map(|column| column.gather(rows)).collect(),
@@ -40,6 +52,7 @@ impl Window {
 
     fn slice(&self, rows: std::ops::Range<usize>) -> Self {
         Self {
+            rows: rows.len(),
             ranks: self.ranks.get(rows.clone()).unwrap_or_default().to_vec(),
             times: self.times.get(rows.clone()).unwrap_or_default().to_vec(),
             columns: self.columns.iter().map(|column| column.slice(rows.clone())).collect(),
@@ -85,11 +98,11 @@ pub(crate) fn assemble(
     }
     let newest = |point: &&[RowRef]| point.last().copied();
     let out = kinds.iter().zip(columns).map(|(kind, inputs)| gather(*kind, inputs, &points)).collect();
-    Window {
-        ranks: points.iter().filter_map(newest).map(|row| row.rank).collect(),
-        times: points.iter().filter_map(newest).map(|row| row.time).collect(),
-        columns: out,
-    }
+    Window::new(
+        points.iter().filter_map(newest).map(|row| row.rank).collect(),
+        points.iter().filter_map(newest).map(|row| row.time).collect(),
+        out,
+    )
 }
 
 fn gather(kind: PhysicalType, inputs: &[Option<&Column>], points: &[&[RowRef]]) -> Column {

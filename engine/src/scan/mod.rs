@@ -115,6 +115,8 @@ pub(crate) struct ScanContext {
     pub(crate) order: Arc<KeyOrder>,
     /// By rank, whether the series passes the tag filters; `None` where all do.
     pub(crate) wanted: Option<Vec<bool>>,
+    /// Whether somebody asks for the time or the tags of the rows.
+    pub(crate) needs_points: bool,
     /// What is hidden of sources older than they are, in the order of their sequence numbers.
     pub(crate) masks: Vec<Arc<Mask>>,
 }
@@ -150,7 +152,8 @@ impl ScanContext {
         let columns = table.def().columns.iter();
         let fields =
             columns.filter(|column| column.role == ColumnRole::Field).map(|column| column.id).collect();
-        Self { table: Arc::clone(table), time, fields, values: Vec::new(), order, wanted: None, masks }
+        let (table, values) = (Arc::clone(table), Vec::new());
+        Self { table, time, fields, values, order, wanted: None, needs_points: true, masks }
     }
 }
 
@@ -186,6 +189,7 @@ pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanReques
         values: request.values.clone(),
         wanted: prune::series(&request.table, &order, &request.tags),
         order,
+        needs_points: !request.columns.iter().all(|id| is_field(&id)),
         masks: version.masks_of(request.table.id()),
     };
     let groups = prune::groups(&version, &context);

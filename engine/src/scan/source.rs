@@ -55,12 +55,18 @@ pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group
 pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) -> Window {
     let mut refs = Vec::new();
     for (input, block) in partition.blocks.iter().enumerate() {
-        let masks = context.masks_of(block.seq.last, (Timestamp::MIN, Timestamp::MAX));
+        if block.last < context.time.start || block.first >= context.time.end {
+            continue;
+        }
+        let masks = context.masks_of(block.seq.last, (block.first, block.last));
         for (row, (series, time)) in block.series.iter().zip(&block.times).enumerate() {
-            let rank = context.order.rank(*series);
             let at = Timestamp::from_nanos(*time);
+            if !context.time.contains(at) {
+                continue;
+            }
+            let rank = context.order.rank(*series);
             let is_hidden = || masks.iter().any(|mask| mask.hides(*series, at));
-            if context.wants(rank) && context.time.contains(at) && !is_hidden() {
+            if context.wants(rank) && !is_hidden() {
                 refs.push(RowRef { rank, time: *time, input: input as u32, row: row as u32 });
             }
         }
@@ -149,14 +155,17 @@ impl ChunkSource {
             return Ok(None);
         }
         let wanted = Wanted::of(&runs);
-        let mut ranks = Vec::with_capacity(wanted.rows);
-        runs.iter().for_each(|run| ranks.resize(ranks.len() + run.rows.len(), run.rank));
         let mut columns = Vec::with_capacity(self.context.fields.len());
         for (id, kind) in self.context.fields.iter().zip(kinds(&self.context)) {
             columns.push(read_column(open, group, *id, kind, &wanted)?);
         }
+        if self.alone && !self.context.needs_points && self.masks.is_empty() {
+            return Ok(Some(Window::of_fields(wanted.rows, columns)));
+        }
+        let mut ranks = Vec::with_capacity(wanted.rows);
+        runs.iter().for_each(|run| ranks.resize(ranks.len() + run.rows.len(), run.rank));
         let Values::Int(times) = wanted.read(open, &time_page)?.values else { return Ok(None) };
-        Ok(Some(Window { ranks, times, columns }))
+        Ok(Some(Window::new(ranks, times, columns)))
     }
 
     /// Leaves of each run the rows inside the wanted time.
