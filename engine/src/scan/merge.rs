@@ -61,7 +61,7 @@ impl Window {
 }
 
 /// A row of an input on its way into a window. Sorting keeps the inputs' order among equal points.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RowRef {
     pub(crate) rank: u32,
     pub(crate) time: i64,
@@ -90,12 +90,16 @@ pub(crate) fn assemble(
     refs: &[RowRef],
     fold: bool,
 ) -> Window {
-    let mut points: Vec<&[RowRef]> = Vec::with_capacity(refs.len());
-    if fold {
-        points.extend(refs.chunk_by(|a, b| a.point() == b.point()));
-    } else {
-        points.extend(refs.chunks(1));
+    let next = refs.get(1..).unwrap_or_default();
+    if !fold || refs.iter().zip(next).all(|(row, next)| row.point() != next.point()) {
+        let out = kinds.iter().zip(columns).map(|(kind, inputs)| pick(*kind, inputs, refs)).collect();
+        return Window::new(
+            refs.iter().map(|row| row.rank).collect(),
+            refs.iter().map(|row| row.time).collect(),
+            out,
+        );
     }
+    let points: Vec<&[RowRef]> = refs.chunk_by(|a, b| a.point() == b.point()).collect();
     let newest = |point: &&[RowRef]| point.last().copied();
     let out = kinds.iter().zip(columns).map(|(kind, inputs)| gather(*kind, inputs, &points)).collect();
     Window::new(
@@ -103,6 +107,43 @@ pub(crate) fn assemble(
         points.iter().filter_map(newest).map(|row| row.time).collect(),
         out,
     )
+}
+
+/// The cells of rows that are all points of their own. A cell without a value has a slot, which is empty.
+fn pick(kind: PhysicalType, inputs: &[Option<&Column>], rows: &[RowRef]) -> Column {
+    macro_rules! slots {
+        ($variant:ident) => {{
+            let slots = inputs.iter().map(|column| match column.map(|column| &column.values) {
+                Some(Values::$variant(values)) => values.as_slice(),
+                _ => &[],
+            });
+            let inputs: Vec<&[_]> = slots.collect();
+            let slot = |row: &RowRef| inputs.get(row.input as usize)?.get(row.row as usize).copied();
+            Values::$variant(rows.iter().map(|row| slot(row).unwrap_or_default()).collect())
+        }};
+    }
+    let is_of_kind = |column: &&Column| column.values.kind() == kind;
+    let full = |column: &&Column| matches!(column.cells, Cells::Values(_));
+    if !inputs.iter().flatten().all(is_of_kind) || kind == PhysicalType::Text {
+        return gather(kind, inputs, &rows.chunks(1).collect::<Vec<_>>());
+    }
+    let cells = if inputs.iter().all(|column| column.as_ref().is_some_and(full)) {
+        Cells::Values(rows.len())
+    } else {
+        let column = |row: &RowRef| inputs.get(row.input as usize).copied().flatten();
+        let mut cells = Cells::Values(0);
+        let cell = |row| column(row).map_or(Cell::Absent, |column| column.cells.get(row.row as usize));
+        rows.iter().for_each(|row| cells.push(cell(row)));
+        cells
+    };
+    let values = match kind {
+        PhysicalType::Float64 => slots!(Float),
+        PhysicalType::Int64 => slots!(Int),
+        PhysicalType::UInt64 => slots!(UInt),
+        PhysicalType::Boolean => slots!(Bool),
+        PhysicalType::Text => unreachable!("strings have no slots of one size"),
+    };
+    Column { cells, values }
 }
 
 fn gather(kind: PhysicalType, inputs: &[Option<&Column>], points: &[&[RowRef]]) -> Column {

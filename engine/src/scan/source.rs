@@ -71,14 +71,43 @@ pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) ->
             }
         }
     }
-    // Stable: rows of one point stay in log order.
-    refs.sort_by_key(|row| (row.rank, row.time));
+    let refs = in_key_order(refs, context.order.by_rank.len());
     let columns: Vec<Vec<Option<&Column>>> = context
         .fields
         .iter()
         .map(|id| partition.blocks.iter().map(|block| block.column(*id)).collect())
         .collect();
     assemble(&kinds(context), &columns, &refs, context.folds())
+}
+
+/// Rows of one point stay in log order. Rows of a series mostly come in the order of their times, so they are dealt out
+/// by series, and sorted only where they are not; few rows of very many series are just sorted.
+fn in_key_order(mut refs: Vec<RowRef>, series: usize) -> Vec<RowRef> {
+    if refs.len() < series / 4 {
+        refs.sort_by_key(|row| (row.rank, row.time));
+        return refs;
+    }
+    let mut next = vec![0; series];
+    let rank = |row: &RowRef| row.rank as usize;
+    for row in &refs {
+        next.get_mut(rank(row)).into_iter().for_each(|count| *count += 1);
+    }
+    let mut start = 0;
+    for count in &mut next {
+        start += std::mem::replace(count, start);
+    }
+    let mut dealt = vec![RowRef::default(); refs.len()];
+    for row in refs {
+        let Some(place) = next.get_mut(rank(&row)) else { continue };
+        dealt.get_mut(*place).into_iter().for_each(|slot| *slot = row);
+        *place += 1;
+    }
+    for run in dealt.chunk_by_mut(|a, b| a.rank == b.rank) {
+        if !run.is_sorted_by_key(|row| row.time) {
+            run.sort_by_key(|row| row.time);
+        }
+    }
+    dealt
 }
 
 /// Reads a chunk row group by row group.
@@ -273,5 +302,37 @@ impl Wanted {
         let mut picked = Column::new(column.values.kind());
         picks.iter().for_each(|rows| picked.extend_from(&column, rows.clone()));
         Ok(picked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_dealt_out_are_rows_sorted() {
+        let mut seed = 1_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        for (rows, series) in [(0, 0), (0, 5), (1, 1), (3, 100), (1000, 7), (1000, 900), (50, 201)] {
+            let refs: Vec<RowRef> = (0..rows)
+                .map(|row| RowRef {
+                    rank: random(series) as u32,
+                    time: random(40).cast_signed() - 20,
+                    input: 0,
+                    row,
+                })
+                .collect();
+            let mut sorted = refs.clone();
+            sorted.sort_by_key(|row| (row.rank, row.time));
+            let all = |refs: &[RowRef]| refs.iter().map(|r| (r.rank, r.time, r.row)).collect::<Vec<_>>();
+            assert_eq!(
+                all(&in_key_order(refs, series as usize)),
+                all(&sorted),
+                "{rows} rows, {series} series"
+            );
+        }
     }
 }
