@@ -12,6 +12,7 @@ use std::time::Duration;
 use sonde_query::statement::parse_duration;
 
 use crate::cli::{ConfigArgs, Exit, Failure, Result};
+use crate::memory::Split;
 
 /// Every key: its name, its default, what it is for.
 const KEYS: [(&str, &str, &str); 15] = [
@@ -26,13 +27,13 @@ const KEYS: [(&str, &str, &str); 15] = [
     ("mqtt.allow_plaintext", "false", "listen for MQTT beyond loopback without TLS"),
     ("mqtt.anonymous", "loopback", "who may come in without a token: loopback, always or never"),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
-    ("query.memory", "", "memory of all queries together; empty is half of memory.limit"),
+    ("query.memory", "", "memory of all queries together; empty is three eighths of memory.limit"),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
     (
         "storage.memtable",
         "",
-        "rows in memory before a flush; empty is an eighth of memory.limit, at most 64 MiB",
+        "rows in memory before a flush; empty is a sixteenth of memory.limit, at most 64 MiB",
     ),
 ];
 
@@ -57,9 +58,7 @@ pub(crate) struct Config {
     pub(crate) copy_locations: Vec<PathBuf>,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_age: Duration,
-    pub(crate) memory_limit: u64,
-    pub(crate) query_memory: u64,
-    pub(crate) memtable: u64,
+    pub(crate) memory: Split,
     pub(crate) query_timeout: Duration,
     /// All keys with their values and where they come from.
     pub(crate) effective: Vec<Setting>,
@@ -77,6 +76,9 @@ pub(crate) struct Setting {
 fn wrong(text: impl Into<String>) -> Failure {
     Failure::new(Exit::Config, text)
 }
+
+/// Below this the program itself does not fit.
+const MEMORY_LEAST: u64 = 64 << 20;
 
 type Values = BTreeMap<&'static str, (String, String)>;
 
@@ -179,10 +181,14 @@ impl Config {
             "" => default_data_dir()?,
             dir => PathBuf::from(dir),
         };
-        let memory_limit = match get("memory.limit") {
+        let split = Split::of(match get("memory.limit") {
             "" => machine_memory() / 2,
             text => bytes("memory.limit", text)?,
-        };
+        });
+        if split.limit < MEMORY_LEAST {
+            let (found, least) = (split.limit >> 20, MEMORY_LEAST >> 20);
+            return Err(wrong(format!("memory.limit is {found} MiB; sonde needs {least} MiB at least")));
+        }
         let or = |key: &'static str, default: u64| match get(key) {
             "" => Ok(default),
             text => bytes(key, text),
@@ -210,10 +216,12 @@ impl Config {
                 .collect(),
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
-            query_memory: or("query.memory", memory_limit / 2)?,
-            memtable: or("storage.memtable", (memory_limit / 8).clamp(1 << 20, 64 << 20))?,
+            memory: Split {
+                queries: or("query.memory", split.queries)?,
+                memtable: or("storage.memtable", split.memtable)?,
+                ..split
+            },
             query_timeout: duration("query.timeout", get("query.timeout"))?,
-            memory_limit,
             data_dir,
             effective: settings(values),
         };
@@ -322,8 +330,10 @@ fn machine_memory() -> u64 {
         line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
     });
     let total = total.map_or(2 << 30, |kib| kib << 10);
-    let group = read("/sys/fs/cgroup/memory.max").trim().parse().unwrap_or(u64::MAX);
-    total.min(group)
+    // Version 2, and version 1.
+    let groups = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let group = groups.iter().filter_map(|path| read(path).trim().parse::<u64>().ok()).min();
+    total.min(group.unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use sonde_engine::Engine;
+use sonde_ingest::Bodies;
 use sonde_ingest::mqtt::Mqtt;
 use sonde_query::QueryEngine;
 
@@ -24,6 +25,7 @@ pub(crate) struct Front {
     pub(crate) mqtt: Option<Arc<Mqtt>>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) insecure: bool,
+    pub(crate) bodies: Bodies,
 }
 
 /// All routes.
@@ -34,7 +36,7 @@ pub(crate) fn routes(front: Front) -> Router {
         .route("/metrics", get(metrics))
         .with_state(front.clone());
     let doors = sonde_query::door::http::routes(front.query.clone())
-        .merge(sonde_ingest::http::routes(front.engine.clone()));
+        .merge(sonde_ingest::http::routes(front.engine.clone(), front.bodies.clone()));
     let guarded = doors.route_layer(middleware::from_fn_with_state(front, authenticate));
     guarded.merge(open)
 }

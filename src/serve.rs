@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
+use sonde_ingest::Bodies;
 use sonde_ingest::mqtt::{Mqtt, MqttOptions};
 use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable, Kind};
@@ -22,7 +23,7 @@ use crate::auth::Authenticator;
 use crate::cli::{Exit, Failure, Result};
 use crate::config::{Config, Setting};
 use crate::http::{Front, routes};
-use crate::token;
+use crate::{memory, token};
 
 /// The columns of `system.settings`.
 const COLUMNS: &[(&str, Kind)] =
@@ -50,6 +51,7 @@ pub(crate) struct Server {
     mqtt: Option<Arc<Mqtt>>,
     rules: Arc<Rules>,
     stop: watch::Sender<bool>,
+    bodies: Bodies,
     doors: Vec<JoinHandle<()>>,
     endpoints: PathBuf,
     /// Last, so that it outlives the engine.
@@ -77,7 +79,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     sonde_ingest::prepare(&engine).map_err(engine_failure)?;
     let admin_token = token::admin(&config.data_dir)?;
     let mut options = QueryOptions::new(config.data_dir.join(path::SPILL_DIR));
-    options.memory_bytes = config.query_memory as usize;
+    options.memory_bytes = config.memory.queries as usize;
     options.timeout = config.query_timeout;
     options.copy_locations.clone_from(&config.copy_locations);
     let query = QueryEngine::new(engine.clone(), options).map_err(|error| io("start queries", error))?;
@@ -88,6 +90,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     let mqtt = start_mqtt(config, &engine, &query, &authenticator)?;
     let rules = start_rules(&query, mqtt.as_ref())?;
     let (stop, stopped) = watch::channel(false);
+    memory::watch(engine.clone(), config.memory.limit).map_err(|error| io("start watching memory", error))?;
     let mut server = Server {
         addresses: Addresses { mqtt: mqtt.as_ref().map(|mqtt| mqtt.address()), ..Addresses::default() },
         endpoints: config.data_dir.join(path::ENDPOINTS),
@@ -97,6 +100,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
         mqtt,
         rules,
         stop,
+        bodies: Bodies::new(config.memory.bodies as usize),
         doors: Vec::new(),
         _cold_runtime: cold_runtime,
     };
@@ -140,7 +144,9 @@ fn open_engine(config: &Config, runtime: Handle) -> Result<Engine> {
     let store = LocalFileSystem::new_with_prefix(&config.cold_dir)
         .map_err(|error| io("open the cold tier", error))?;
     let mut options = Options::new(&config.data_dir);
-    options.memtable_bytes = config.memtable as usize;
+    options.memtable_bytes = config.memory.memtable as usize;
+    options.queue_bytes = config.memory.queue as usize;
+    options.directory_bytes = config.memory.directories as usize;
     options.log = LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age };
     options.cold =
         Some(ColdOptions { store: Arc::new(store), directory: Some(config.cold_dir.clone()), runtime });
@@ -210,6 +216,7 @@ impl Server {
             mqtt: self.mqtt.clone(),
             authenticator: Arc::clone(authenticator),
             insecure: config.insecure,
+            bodies: self.bodies.clone(),
         };
         let router = routes(front);
         self.doors.push(tokio::spawn(async move {
@@ -247,7 +254,7 @@ impl Server {
         };
         let services = Routes::new(sonde_query::door::grpc::service(self.query.clone()))
             .add_service(sonde_query::door::flight::service(self.query.clone()))
-            .add_service(sonde_ingest::grpc::service(self.engine.clone()));
+            .add_service(sonde_ingest::grpc::service(self.engine.clone(), self.bodies.clone()));
         let server = tonic::transport::Server::builder()
             .layer(tonic::service::InterceptorLayer::new(check))
             .add_routes(services)

@@ -174,6 +174,7 @@ impl Engine {
     /// snapshot.
     pub fn update(&self, batch: WriteBatch, points: Points) -> Result<SeqRange> {
         let (reply, receipt) = Receipt::new();
+        self.queue(&batch);
         self.send(Command::Update(batch, points, reply))?;
         receipt.wait()
     }

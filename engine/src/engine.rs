@@ -26,11 +26,12 @@ use crate::error::{Error, Result};
 use crate::flushes::Flushes;
 use crate::health::Health;
 use crate::jobs::{Job, Worker, run_flushes};
-use crate::limits::{LOG_READ_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
+use crate::limits::{LOG_READ_BYTES, OPEN_CHUNK_BYTES, QUEUE_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
 use crate::log_reader::{LogReader, LogTurn};
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
 use crate::open_chunk::OpenChunks;
+use crate::queue::QueuedBytes;
 use crate::receipt::Receipt;
 use crate::recover::recover;
 use crate::scan::{Scan, ScanRequest, Snapshot, scan};
@@ -50,6 +51,10 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Bytes of rows in memory before they are flushed. Default 64 MiB.
     pub memtable_bytes: usize,
+    /// Bytes of rows that wait for their commit, or are being committed. Default 64 MiB.
+    pub queue_bytes: usize,
+    /// Bytes of the directories of chunks that stay open for the next reader. Default 64 MiB.
+    pub directory_bytes: usize,
     /// Bytes of a log segment. Default 64 MiB.
     pub segment_bytes: u64,
     /// How much log is kept for readers that are behind.
@@ -65,6 +70,8 @@ impl Options {
         Self {
             data_dir: data_dir.into(),
             memtable_bytes: 64 << 20,
+            queue_bytes: QUEUE_BYTES,
+            directory_bytes: OPEN_CHUNK_BYTES,
             segment_bytes: SEGMENT_BYTES,
             log: LogBudget::default(),
             cold: None,
@@ -85,6 +92,7 @@ pub(crate) struct Inner {
     pub(crate) manifest: Mutex<Manifest>,
     pub(crate) flushes: Flushes,
     pub(crate) health: Health,
+    pub(crate) queued: QueuedBytes,
     segments: Arc<Segments>,
     cursors: Mutex<HashMap<String, SeqNo>>,
     arrivals: ArrivalClock,
@@ -134,7 +142,9 @@ impl Inner {
     pub(crate) fn commit_state(&self, state: Vec<State>) -> Result<()> {
         let (reply, receipt) = Receipt::new();
         let commands = self.commands.upgrade().ok_or(Error::Closed)?;
-        commands.send(Command::Write(WriteBatch::of_state(state), reply)).map_err(|_| Error::Closed)?;
+        let batch = WriteBatch::of_state(state);
+        self.queued.take(batch.bytes);
+        commands.send(Command::Write(batch, reply)).map_err(|_| Error::Closed)?;
         drop(commands);
         receipt.wait().map(drop)
     }
@@ -267,7 +277,8 @@ impl Engine {
             catalog: ArcSwap::from_pointee(recovered.catalog),
             state: recovered.state,
             versions: Versions::new(recovered.version),
-            open_chunks: OpenChunks::default(),
+            open_chunks: OpenChunks::new(options.directory_bytes),
+            queued: QueuedBytes::new(options.queue_bytes),
             manifest: Mutex::new(recovered.manifest),
             health: Health::default(),
             segments,
@@ -303,6 +314,7 @@ impl Engine {
     #[must_use]
     pub fn write(&self, batch: WriteBatch) -> Receipt {
         let (reply, receipt) = Receipt::new();
+        self.inner.queued.take(batch.bytes);
         // A queue without a writer drops the reply, and the receipt says `Closed`.
         let _ = self.commands.send(Command::Write(batch, reply));
         receipt
@@ -311,10 +323,22 @@ impl Engine {
     /// Commits a batch unless the queue is full; then the batch comes back.
     pub fn try_write(&self, batch: WriteBatch) -> Result<Receipt, WriteBatch> {
         let (reply, receipt) = Receipt::new();
+        let bytes = batch.bytes;
+        if !self.inner.queued.try_take(bytes) {
+            return Err(batch);
+        }
         match self.commands.try_send(Command::Write(batch, reply)) {
-            Err(TrySendError::Full(Command::Write(batch, _))) => Err(batch),
+            Err(TrySendError::Full(Command::Write(batch, _))) => {
+                self.inner.queued.give(bytes);
+                Err(batch)
+            }
             _ => Ok(receipt),
         }
+    }
+
+    /// Waits for room for a batch.
+    pub(crate) fn queue(&self, batch: &WriteBatch) {
+        self.inner.queued.take(batch.bytes);
     }
 
     /// Gives the writer a command.
@@ -489,6 +513,20 @@ impl Engine {
         let (reply, done) = channel();
         self.inner.send_job(Job::Cool(table, before, reply));
         done.recv().map_err(|_| self.inner.closed())?
+    }
+
+    /// Whether the engine was not closed.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.inner.is_closing()
+    }
+
+    /// Whether memory is short: then batches are committed one at a time, and rows in memory are flushed now.
+    pub fn relieve(&self, tight: bool) {
+        self.inner.queued.set_tight(tight);
+        if tight && self.inner.flushes.is_empty() && self.memory().1 > 0 {
+            let _ = self.commands.try_send(Command::Freeze(channel().0));
+        }
     }
 
     /// Flushes and stops. Other handles answer `Closed` from here on.

@@ -27,6 +27,7 @@ mod mask;
 mod memtable;
 mod open_chunk;
 mod pause;
+mod queue;
 mod receipt;
 mod recover;
 mod retention;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Batches that wait for the writer thread; further writers wait for room.
 pub const WRITE_QUEUE: usize = 1024;
+/// Bytes of rows that wait for the writer thread or are being committed, unless the options say otherwise.
+pub const QUEUE_BYTES: usize = 64 << 20;
 /// Batches in one group commit.
 pub const GROUP_BATCHES: usize = 512;
 /// Approximate bytes of rows in one group commit.
@@ -46,7 +48,7 @@ pub const PURGE_AGE: Duration = Duration::from_secs(3600);
 pub const CHANGE_ATTEMPTS: usize = 8;
 /// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.
 pub const OPEN_CHUNKS: usize = 16_384;
-/// Bytes of the directories of chunks that stay mapped.
+/// Bytes of the directories of chunks that stay mapped, unless the options say otherwise.
 pub const OPEN_CHUNK_BYTES: usize = 64 << 20;
 /// Rows of one chunk; a merge stops growing beyond it.
 pub const CHUNK_ROWS: u64 = 64 << 20;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use sonde_storage_format::{ChunkMeta, ChunkReader, Column, ColumnPages, FormatError, PageMeta, SeriesRun};
 
 use crate::error::{Error, Result};
-use crate::limits::{OPEN_CHUNK_BYTES, OPEN_CHUNKS};
+use crate::limits::OPEN_CHUNKS;
 use crate::storage::Mapped;
 
 /// A chunk that was mapped and whose directories were verified.
@@ -93,8 +93,12 @@ impl OpenChunk {
 
 /// Open chunks that stay open, oldest first; one that was read since its turn came last gets another (the clock
 /// algorithm).
-#[derive(Debug, Default)]
-pub(crate) struct OpenChunks(Mutex<Kept>);
+#[derive(Debug)]
+pub(crate) struct OpenChunks {
+    /// Bytes of directories that are kept.
+    limit: usize,
+    kept: Mutex<Kept>,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -103,6 +107,10 @@ struct Kept {
 }
 
 impl OpenChunks {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, kept: Mutex::default() }
+    }
+
     /// Keeps a chunk open, and lets others go where there are too many.
     pub(crate) fn keep(&self, open: &Arc<OpenChunk>) {
         open.used.store(true, Ordering::Relaxed);
@@ -111,13 +119,13 @@ impl OpenChunks {
         }
         let mut gone = Vec::new();
         {
-            let mut kept = self.0.lock();
+            let mut kept = self.kept.lock();
             if open.kept.swap(true, Ordering::Relaxed) {
                 return;
             }
             kept.bytes += open.directory_bytes();
             kept.chunks.push_back(Arc::clone(open));
-            while kept.chunks.len() > OPEN_CHUNKS || kept.bytes > OPEN_CHUNK_BYTES {
+            while kept.chunks.len() > OPEN_CHUNKS || kept.bytes > self.limit {
                 let Some(oldest) = kept.chunks.pop_front() else { break };
                 if oldest.used.swap(false, Ordering::Relaxed) && kept.chunks.len() > 1 {
                     kept.chunks.push_back(oldest);
@@ -134,7 +142,7 @@ impl OpenChunks {
 
     /// Lets chunks go whose files are to go: a mapping holds the disk space of a removed file.
     pub(crate) fn drop_obsolete(&self) {
-        let mut kept = self.0.lock();
+        let mut kept = self.kept.lock();
         let (gone, stay): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut kept.chunks)
             .into_iter()
             .partition(|open| open.obsolete.load(Ordering::Relaxed));
@@ -148,6 +156,7 @@ impl OpenChunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::OPEN_CHUNK_BYTES;
 
     fn open() -> Arc<OpenChunk> {
         let starts = vec![0; OPEN_CHUNK_BYTES / 8 / 4];
@@ -165,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_cache_is_bounded_and_what_is_read_stays() {
-        let cache = OpenChunks::default();
+        let cache = OpenChunks::new(OPEN_CHUNK_BYTES);
         let chunks: Vec<_> = (0..8).map(|_| open()).collect();
         for chunk in &chunks {
             cache.keep(chunk);

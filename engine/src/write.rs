@@ -123,6 +123,7 @@ pub(crate) struct Writer {
 impl Drop for Writer {
     /// Whatever ends the writer, the last handle's drop included, ends the background work too.
     fn drop(&mut self) {
+        self.inner.queued.close();
         self.inner.flushes.stop();
         self.inner.send_job(Job::Stop);
     }
@@ -161,6 +162,7 @@ impl Writer {
                 Command::Update(batch, points, reply) => match self.refuse_changed(&points, true) {
                     Ok(()) => self.commit(vec![Waiting { batch, reply }]),
                     Err(error) => {
+                        self.inner.queued.give(batch.bytes);
                         let _ = reply.send(Err(error));
                     }
                 },
@@ -185,6 +187,12 @@ impl Writer {
 
     /// One commit: all waiting batches become durable by one sync, then visible together.
     fn commit(&mut self, group: Vec<Waiting>) {
+        let bytes = group.iter().map(|waiting| waiting.batch.bytes).sum();
+        self.commit_group(group);
+        self.inner.queued.give(bytes);
+    }
+
+    fn commit_group(&mut self, group: Vec<Waiting>) {
         let (group, ready) = match self.inner.health.check().and_then(|()| self.freeze_if_full()) {
             Ok(()) => (self.refuse_unfit(group), Ok(())),
             Err(error) => (group, Err(error)),

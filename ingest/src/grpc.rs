@@ -10,16 +10,17 @@ use sonde_query::limits::GRPC_MESSAGE_BYTES;
 use sonde_query::{Nulls, ensure_table, is_reserved, write_rows};
 use tonic::{Request, Response, Status};
 
+use crate::bodies::Bodies;
 use crate::row::accepted_times;
 
 /// The service.
 #[derive(Clone, Debug)]
-pub struct WriteService(Engine);
+pub struct WriteService(Engine, Bodies);
 
 /// The service, ready to be mounted.
 #[must_use]
-pub fn service(engine: Engine) -> WriteServer<WriteService> {
-    WriteServer::new(WriteService(engine)).max_decoding_message_size(GRPC_MESSAGE_BYTES)
+pub fn service(engine: Engine, bodies: Bodies) -> WriteServer<WriteService> {
+    WriteServer::new(WriteService(engine, bodies)).max_decoding_message_size(GRPC_MESSAGE_BYTES)
 }
 
 #[tonic::async_trait]
@@ -30,6 +31,10 @@ impl Write for WriteService {
             return Err(Status::permission_denied(format!("{} may not write", principal.name)));
         }
         let (engine, request) = (self.0.clone(), request.into_inner());
+        let Some(_permit) = self.1.try_take(request.arrow_ipc.len()) else {
+            let text = format!("{} bytes of rows are being written already; try again", self.1.bytes());
+            return Err(Status::unavailable(text));
+        };
         let stored = tokio::task::spawn_blocking(move || store(&engine, request)).await;
         let (receipt, response) = stored.map_err(|error| Status::internal(error.to_string()))??;
         if let Some(receipt) = receipt {

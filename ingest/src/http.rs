@@ -15,16 +15,15 @@ use axum::routing::{get, post};
 use sonde_access::{Action, Principal, allows};
 use sonde_engine::{Engine, FieldValue, Timestamp, WriteBatchBuilder};
 use sonde_query::statement::TimeUnit;
-use tokio::sync::Semaphore;
 
+use crate::bodies::Bodies;
 use crate::decode::json::{self, Shape};
 use crate::decode::{Rows, line, time_of_number};
-use crate::limits::{HTTP_BODIES, HTTP_BODY};
+use crate::limits::HTTP_BODY;
 use crate::row::{Refusal, RowBuffer, TagNames, Target, TimeName, check_time};
 
 /// The routes of this door.
-pub fn routes(engine: Engine) -> Router {
-    let bodies = Arc::new(Semaphore::new(HTTP_BODIES / PERMIT_BYTES));
+pub fn routes(engine: Engine, bodies: Bodies) -> Router {
     Router::new()
         .route("/api/v1/write", post(write))
         .route("/write", post(influx))
@@ -35,20 +34,17 @@ pub fn routes(engine: Engine) -> Router {
         .with_state(engine)
 }
 
-/// Bytes that one permit of the bodies' semaphore stands for.
-const PERMIT_BYTES: usize = 1 << 10;
-
 /// Lets a request in while there is memory for its body; else the client is asked to come back.
-async fn bound_bodies(State(bodies): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+async fn bound_bodies(State(bodies): State<Bodies>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let packed = headers.contains_key(header::CONTENT_ENCODING);
     let bytes = length.filter(|_| !packed).unwrap_or(HTTP_BODY).min(HTTP_BODY);
-    match bodies.try_acquire_many((bytes / PERMIT_BYTES + 1) as u32) {
-        Ok(_permit) => next.run(request).await,
-        Err(_) => Failure(
+    match bodies.try_take(bytes) {
+        Some(_permit) => next.run(request).await,
+        None => Failure(
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("{HTTP_BODIES} bytes of rows are being written already; try again"),
+            format!("{} bytes of rows are being written already; try again", bodies.bytes()),
         )
         .into_response(),
     }

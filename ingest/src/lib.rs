@@ -4,6 +4,7 @@
 //! - A message becomes rows, a dead letter, or neither because nothing stores it; it never stops the stream.
 //! - An acknowledgement follows the commit that it stands for.
 
+mod bodies;
 mod dead_letter;
 mod row;
 mod source;
@@ -22,6 +23,7 @@ use sonde_engine::Engine;
 use sonde_query::system::FnTable;
 use sonde_query::{QueryEngine, StatementHandler};
 
+pub use bodies::Bodies;
 pub use topics::Topics;
 
 /// What ingest keeps in the catalog from the first start on: the default source, the dead letters' table.

@@ -48,8 +48,6 @@ pub const ITEM_NAME: usize = 255;
 pub const JSON_DEPTH: usize = 32;
 /// Bytes of an HTTP body that carries rows, before and after decompression.
 pub const HTTP_BODY: usize = 64 << 20;
-/// Bytes of HTTP bodies that carry rows and are being read or decoded at once; more are asked to come back later.
-pub const HTTP_BODIES: usize = 256 << 20;
 /// Rows of its table that a rule's query sees at once.
 pub const RULE_ROWS: usize = 8192;
 /// How long dead letters are kept.

@@ -31,7 +31,6 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
 }
 
 fn banner(config: &Config, server: &serve::Server) -> String {
-    let mib = |bytes: u64| bytes >> 20;
     let mut lines = vec![format!("SondeDB {}", env!("CARGO_PKG_VERSION"))];
     let addresses = server.addresses;
     for (name, address) in
@@ -41,12 +40,7 @@ fn banner(config: &Config, server: &serve::Server) -> String {
         lines.push(format!("  {name:<17} {address}"));
     }
     lines.push(format!("  data              {}", config.data_dir.display()));
-    lines.push(format!(
-        "  memory            {} MiB: queries {} MiB, rows before a flush {} MiB",
-        mib(config.memory_limit),
-        mib(config.query_memory),
-        mib(config.memtable)
-    ));
+    lines.push(format!("  memory            {}", config.memory.text()));
     if config.insecure {
         lines.push(
             "  INSECURE          no authentication on any door: everyone who reaches a port may do everything"
