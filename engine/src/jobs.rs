@@ -17,16 +17,16 @@ use sonde_storage_format::{ChunkId, ColdFile, Edit, TableId, TimeRange, Timestam
 use crate::catalog::Catalog;
 use crate::cold::cool::cool;
 use crate::cold::pending;
-use crate::compact;
+use crate::compact::{self, Notes, Scene};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flush::flush;
 use crate::flushes::{FlushInput, Turn};
 use crate::health::Watch;
-use crate::limits::{FLUSH_PAUSE, JOB_PAUSE};
+use crate::limits::{COMPACT_TURN, FLUSH_PAUSE, JOB_PAUSE};
 use crate::pause::{Pause, Rests};
 use crate::retention::{Expired, expired};
-use crate::version::{FileEdit, Version};
+use crate::version::{FileEdit, TableFiles, Version};
 
 /// How often a thread looks for work by itself.
 const TICK: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ const AGE_TICK: Duration = Duration::from_secs(60);
 pub(crate) enum Job {
     /// Merge all chunks of each partition of a table.
     Compact(TableId, Sender<Result<()>>),
+    /// Merge what is due; answers with the number of merges.
+    CompactDue(Sender<Result<usize>>),
     /// Move complete days of a table that end at or before an instant to the cold tier; answers with the files written.
     Cool(TableId, Timestamp, Sender<Result<usize>>),
     /// Drop files whose rows have outlived their table's retention, or whose table is gone.
@@ -126,11 +128,13 @@ pub(crate) struct Worker {
     replaced: Vec<Arc<ColdFile>>,
     rests: Rests<Task>,
     aging: Aging,
+    notes: Notes,
 }
 
 impl Worker {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, replaced: Vec::new(), rests: Rests::new(JOB_PAUSE), aging: Aging::default() }
+        let (rests, aging, notes) = (Rests::new(JOB_PAUSE), Aging::default(), Notes::default());
+        Self { inner, replaced: Vec::new(), rests, aging, notes }
     }
 
     /// Serves jobs until `Stop`.
@@ -148,6 +152,9 @@ impl Worker {
             match job {
                 Ok(Job::Compact(table, reply)) => {
                     let _ = reply.send(self.compact_table(table));
+                }
+                Ok(Job::CompactDue(reply)) => {
+                    let _ = reply.send(self.compact_due(None));
                 }
                 Ok(Job::Cool(table, before, reply)) => {
                     let _ = reply.send(self.cool(table, before));
@@ -167,7 +174,8 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        self.compact_one();
+        // Failures are reported, and rest.
+        let _ = self.compact_due(Some(Instant::now() + COMPACT_TURN));
         self.clean_up();
         if self.aging.is_due(self.inner.clock.now()) {
             self.retain();
@@ -175,20 +183,52 @@ impl Worker {
         }
     }
 
-    fn compact_one(&mut self) {
-        let version = self.inner.versions.current();
-        let task = |plan: &compact::Plan| Task::Compact(plan.table, plan.range);
-        let Some(plan) = compact::plan(&version, |plan| self.rests.rests(&task(plan))) else { return };
-        let outcome = compact::compact(&self.inner, &plan);
-        self.note("compaction", task(&plan), &outcome);
+    /// Merges what is due and does not rest, until `deadline`; of several failures the first comes back.
+    fn compact_due(&mut self, deadline: Option<Instant>) -> Result<usize> {
+        let mut merges = 0;
+        let mut failed = None;
+        let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        while !self.inner.is_closing() && !late() {
+            let inner = Arc::clone(&self.inner);
+            let rests = &self.rests;
+            let rests = |table, range| rests.rests(&Task::Compact(table, range));
+            let (version, catalog) = (inner.versions.current(), inner.catalog.load_full());
+            let scene = scene(&inner, &version, &catalog);
+            let Some(plan) = compact::plan(&scene, &mut self.notes, rests) else { break };
+            // Its files may go once they are replaced.
+            drop(version);
+            let outcome = compact::compact(&inner, &plan, &mut self.notes);
+            self.note("compaction", Task::Compact(plan.table, plan.range()), &outcome);
+            match outcome {
+                Ok(()) => merges += 1,
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        failed.map_or(Ok(merges), Err)
     }
 
-    /// Merges what can be merged of a table; of several failures the first comes back.
+    /// Merges what can be merged of a table, as it is now; of several failures the first comes back.
     fn compact_table(&mut self, table: TableId) -> Result<()> {
-        let plans = compact::plan_all(&self.inner.versions.current(), table);
-        let outcomes: Vec<Result<()>> =
-            plans.iter().map(|plan| compact::compact(&self.inner, plan)).collect();
-        outcomes.into_iter().collect()
+        let inner = Arc::clone(&self.inner);
+        // What flushes add meanwhile is not waited for.
+        let newest = |files: &Arc<TableFiles>| files.chunks().map(|chunk| chunk.meta.seq.last).max();
+        let until = inner.versions.current().files.get(&table).and_then(newest);
+        let (mut failed, mut failure) = (Vec::new(), None);
+        loop {
+            if inner.is_closing() {
+                return Err(Error::Closed);
+            }
+            let (version, catalog) = (inner.versions.current(), inner.catalog.load_full());
+            let Some(def) = catalog.table_by_id(table) else { break };
+            let plan = compact::plan_all(&scene(&inner, &version, &catalog), def, until, &failed);
+            drop(version);
+            let Some(plan) = plan else { break };
+            if let Err(error) = compact::compact(&inner, &plan, &mut self.notes) {
+                failed.push(plan.range());
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Moves every complete day that ends at or before `before`.
@@ -279,6 +319,10 @@ impl Worker {
             tracing::debug!(job, ?task, "rests for {} s", rest.as_secs());
         }
     }
+}
+
+fn scene<'a>(inner: &'a Inner, version: &'a Version, catalog: &'a Catalog) -> Scene<'a> {
+    Scene { version, catalog, widths: &inner.widths, now: inner.clock.now() }
 }
 
 fn report<T>(job: &'static str, outcome: &Result<T>) {

@@ -43,6 +43,7 @@ pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, t
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
+pub use compact::stats::CompactionStats;
 pub use engine::{Engine, LogStatus, Options};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};

@@ -82,6 +82,10 @@ impl PartitionBlocks {
         Self { range, blocks: Vec::new(), columns: Vec::new() }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.blocks.iter().map(|block| block.rows()).sum()
+    }
+
     /// About what the chunk of these rows takes in an edit of the manifest.
     fn edit_bytes(&self) -> usize {
         if self.blocks.is_empty() {

@@ -132,10 +132,11 @@ fn stored_columns(client: &Client, name: &Name) -> Result<Vec<Vec<String>>> {
     Ok(columns)
 }
 
-/// Partition, retention and age of cold days, in seconds.
+/// Partition, 0 where its width is automatic, retention and age of cold days, in seconds.
 fn wanted_options(wanted: &CreateTable) -> Vec<i64> {
     let options = &wanted.options;
-    [options.partition, options.retention, options.cold_after].map(|nanos| nanos / SECOND).to_vec()
+    let partition = if options.automatic { 0 } else { options.partition };
+    [partition, options.retention, options.cold_after].map(|nanos| nanos / SECOND).to_vec()
 }
 
 /// `None` where there is no such table any more.

@@ -15,7 +15,7 @@ use sonde_storage_format::{ChunkId, ColdFile, Edit, Profile, SeqNo, TableId, Tim
 
 use crate::catalog::Table;
 use crate::cold::write::{new_file, write_day};
-use crate::cold::{ColdOptions, DAY, day_name, day_of, pending};
+use crate::cold::{ColdOptions, day_name, day_of, pending};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flush::write_chunk;
@@ -64,9 +64,10 @@ fn to_split(version: &Version, table: TableId, before: Timestamp) -> Vec<Arc<Chu
     chunks.filter(due).cloned().collect()
 }
 
+/// Whether it reaches over more than one day, however narrow it is.
 fn is_wide(chunk: &Chunk) -> bool {
     let range = chunk.meta.range;
-    range.end.as_nanos().saturating_sub(range.start.as_nanos()) > DAY
+    range.end > day_of(range.start).end
 }
 
 /// Whether the chunk may have rows of the day.
@@ -172,7 +173,8 @@ fn split_all(inner: &Arc<Inner>, id: TableId, before: Timestamp, failures: &mut 
     Ok(())
 }
 
-/// Rewrites a chunk as one chunk for each of its days.
+/// Rewrites a chunk as one chunk for each of its days, as far as its range goes: beyond it there may be chunks with the
+/// same SeqNos.
 fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<()> {
     let order = table.series().order();
     let mut parts = Vec::new();
@@ -181,7 +183,8 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
         let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day));
         let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
-        parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, Profile::Fast, merge)?);
+        let range = chunk.meta.range.intersect(&day);
+        parts.extend(write_chunk(inner, &context, range, chunk.meta.seq, Profile::Fast, merge)?);
         if day.end > chunk.meta.times.1 {
             break;
         }
@@ -196,6 +199,7 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cold::DAY;
     use crate::storage::LocalStorage;
     use crate::version::TableFiles;
     use sonde_storage_format::{ChunkMeta, SeqRange};
