@@ -217,6 +217,6 @@ mod tests {
             wanted_columns(&table),
             [text(["d", "tag", "STRING"]), text(["x", "field", "BIGINT"])].to_vec()
         );
-        assert_eq!(wanted_options(&table), [86_400, 2 * 86_400, 0]);
+        assert_eq!(wanted_options(&table), [0, 2 * 86_400, 0], "the width is automatic");
     }
 }

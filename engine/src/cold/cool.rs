@@ -273,5 +273,10 @@ mod tests {
         assert_eq!(days, [0, 3]);
         let split = |before| to_split(&version, TABLE, at(before)).len();
         assert_eq!((split(2 * DAY - 1), split(2 * DAY)), (0, 1));
+        // A day long, and of two days.
+        let noon = ((12 * HOUR, 36 * HOUR), (12 * HOUR, 30 * HOUR));
+        let version = self::version(&[day(0), noon]);
+        assert!(plans(&version, 7 * DAY).is_empty());
+        assert_eq!(to_split(&version, TABLE, at(DAY)).len(), 1);
     }
 }
