@@ -227,6 +227,6 @@ fn merge(inner: &Arc<Inner>, table: &Arc<Table>, plan: &Plan, profile: Profile) 
 fn gets_denser(chunk: &Chunk) -> Result<bool> {
     let open = chunk.open()?;
     let Some((id, page)) = open.largest_page() else { return Ok(false) };
-    let column = open.rows(page, &[0..page.stats.rows as usize])?;
+    let column = open.rows(page, std::slice::from_ref(&(0..page.stats.rows as usize)))?;
     Ok(encode_page_as(Profile::Dense, &column, id == TIME_COLUMN).len() < page.len as usize)
 }

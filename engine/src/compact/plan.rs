@@ -206,12 +206,14 @@ impl<'a> Cell<'a> {
             self.chunks.iter().flat_map(|meta| [meta.range.start, meta.range.end]).collect();
         let is_wide = |meta: &&&ChunkMeta| inner_borders(&borders, &meta.range).next().is_some();
         let wide: Vec<&ChunkMeta> = self.chunks.iter().filter(is_wide).copied().collect();
-        let rested = |outlook: &Outlook<'_>| {
+        let is_due = |outlook: &Outlook<'_>| {
             let old =
                 |meta: &&ChunkMeta| is_past((outlook.since)(meta.id), QUIET_AGE.as_nanos(), outlook.now);
-            wide.iter().any(old)
+            // Narrow ones are merged once nothing lies over them.
+            let waits = |meta: &&ChunkMeta| !is_wide(&meta) && self.of_range(&meta.range) >= FAN;
+            wide.len() >= WIDE_CHUNKS || wide.iter().any(old) || self.chunks.iter().any(waits)
         };
-        if due.is_some_and(|outlook| wide.len() < WIDE_CHUNKS && !rested(outlook)) {
+        if due.is_some_and(|outlook| !is_due(outlook)) {
             return None;
         }
         let run = wide.iter().map(|meta| self.run_from(meta, &wide)).max_by_key(Vec::len)?;
@@ -234,6 +236,10 @@ impl<'a> Cell<'a> {
         Some(Choice { weight: chunks.len() + FAN, chunks, ranges })
     }
 
+    fn of_range(&self, range: &TimeRange) -> usize {
+        self.chunks.iter().filter(|meta| meta.range == *range).count()
+    }
+
     /// The wide chunks of the same range from `first` on that no other chunk of the cell stands between.
     fn run_from(&self, first: &'a ChunkMeta, wide: &[&'a ChunkMeta]) -> Vec<&'a ChunkMeta> {
         let mut run = vec![first];
@@ -245,7 +251,7 @@ impl<'a> Cell<'a> {
             let between = |meta: &&ChunkMeta| {
                 meta.range != first.range && meta.range.overlaps(&first.range) && intersect(meta.seq, joined)
             };
-            if rows > CHUNK_ROWS || self.chunks.iter().any(|meta| between(meta)) {
+            if rows > CHUNK_ROWS || self.chunks.iter().any(between) {
                 break;
             }
             hull = joined;
@@ -332,7 +338,7 @@ fn at_rest(sizes: &[u64]) -> Option<std::ops::Range<usize>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
     use sonde_storage_format::{SeqNo, TableId};
@@ -466,6 +472,12 @@ mod tests {
         assert_eq!(ranges, between);
         // A few that lie there for long are as bad for readers.
         assert_eq!(quiet(&all[..3]), Some(vec![2]));
+        // And so are narrow ones that wait for a merge.
+        let mut waiting = vec![(one, large); FAN - 1];
+        waiting.push((week, 5));
+        assert_eq!(busy(&waiting), None);
+        waiting.push((one, large));
+        assert_eq!(busy(&waiting), Some(vec![FAN as u64 - 1]));
         // Only where there are rows.
         let mut metas = chunks(&[(one, large), (four, large), (week, 5)]);
         metas[2].times = (at(DAY + 1), at(2 * DAY));
