@@ -37,12 +37,16 @@ pub const CELL_CHUNKS: usize = 32;
 /// Wide chunks over the same partitions before they are split among those.
 pub const WIDE_CHUNKS: usize = 16;
 /// Chunks that one split makes at most.
-pub const SPLIT_RANGES: usize = 64;
+pub const SPLIT_RANGES: usize = 512;
+/// Rows, on average, from which on a chunk that a split makes is worth its file.
+pub const SPLIT_ROWS: u64 = 1024;
+/// How long nothing has come before wide chunks are split even if they have fewer rows.
+pub const WIDE_AGE: Duration = Duration::from_secs(6 * 3600);
 /// Rows below which what lies in one partition is one chunk in the end, even if its chunks are of narrower ranges, and
 /// below which an old chunk is rewritten for an eighth of its rows.
 pub const JOIN_ROWS: u64 = 1 << 20;
-/// How long no chunk has joined a partition that has ended before it is merged for good, and how long a wide chunk may
-/// lie over the partitions that it is split among.
+/// How long no chunk has joined a partition that has ended before it is merged for good, and how long a wide chunk that
+/// is worth a split may lie over the partitions below it.
 pub const QUIET_AGE: Duration = Duration::from_secs(900);
 /// How long after the end of a partition its only chunk is rewritten where its table has become dense.
 pub const DENSE_AGE: Duration = Duration::from_secs(86_400);
@@ -74,5 +78,7 @@ pub const PARTITION_ROWS: u64 = CHUNK_ROWS / 2;
 pub const PARTITION_BYTES: u64 = 512 << 20;
 /// Partitions of one block that a memtable has rows of before those may share a chunk.
 pub const LATE_PARTITIONS: usize = 4;
+/// Chunks of a table that a flush makes before late rows of blocks of blocks share one.
+pub const FLUSH_CHUNKS: usize = 128;
 /// Rows, on average, from which on each partition of a block gets a chunk of its own at a flush: a row group.
 pub const LATE_ROWS: usize = sonde_storage_format::limits::ROW_GROUP_ROWS;

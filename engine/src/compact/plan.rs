@@ -23,7 +23,7 @@ use sonde_storage_format::{ChunkId, ChunkMeta, SeqRange, TimeRange, Timestamp};
 
 use crate::limits::{
     CELL_CHUNKS, CHUNK_ROWS, COMPACT_CHUNKS as FAN, DENSE_AGE, JOIN_ROWS, QUIET_AGE, SPLIT_RANGES,
-    WIDE_CHUNKS,
+    SPLIT_ROWS, WIDE_AGE, WIDE_CHUNKS,
 };
 
 /// What a smaller chunk counts for: each takes a file.
@@ -132,7 +132,7 @@ impl<'a> Cell<'a> {
 
     fn next(&self, outlook: &Outlook<'_>) -> Option<Choice> {
         if self.mixed {
-            return self.split(Some(outlook));
+            return self.split(Some(outlook)).or_else(|| self.merge_alike());
         }
         let units = self.units();
         let sizes: Vec<u64> = units.iter().map(|unit| rows(unit).max(SMALLEST)).collect();
@@ -200,35 +200,24 @@ impl<'a> Cell<'a> {
         Some(Choice { chunks: vec![chunk.id], ranges: vec![chunk.range], weight: 0 })
     }
 
-    /// The split of a run of wide chunks of one range, once they are many or one has lain there for long.
+    /// The split of a run of wide chunks of one range among the ranges below it, where it is due or no matter.
     fn split(&self, due: Option<&Outlook<'_>>) -> Option<Choice> {
-        let borders: BTreeSet<Timestamp> =
-            self.chunks.iter().flat_map(|meta| [meta.range.start, meta.range.end]).collect();
-        let is_wide = |meta: &&&ChunkMeta| inner_borders(&borders, &meta.range).next().is_some();
-        let wide: Vec<&ChunkMeta> = self.chunks.iter().filter(is_wide).copied().collect();
-        let is_due = |outlook: &Outlook<'_>| {
-            let old =
-                |meta: &&ChunkMeta| is_past((outlook.since)(meta.id), QUIET_AGE.as_nanos(), outlook.now);
-            // Narrow ones are merged once nothing lies over them.
-            let waits = |meta: &&ChunkMeta| !is_wide(&meta) && self.of_range(&meta.range) >= FAN;
-            wide.len() >= WIDE_CHUNKS || wide.iter().any(old) || self.chunks.iter().any(waits)
+        let borders = self.borders();
+        let wide = self.wide(&borders);
+        let splits = wide.iter().map(|first| {
+            let run = self.run_from(first);
+            let ranges = parts(&run, &borders);
+            (run, ranges)
+        });
+        let is_due = |run: &[&ChunkMeta], ranges: usize| {
+            due.is_none_or(|outlook| self.is_split_due(run, ranges, wide.len(), outlook))
         };
-        if due.is_some_and(|outlook| !is_due(outlook)) {
-            return None;
-        }
-        let run = wide.iter().map(|meta| self.run_from(meta, &wide)).max_by_key(Vec::len)?;
-        let range = run.first()?.range;
-        let has_rows =
-            |part: &TimeRange| run.iter().any(|meta| meta.times.0 < part.end && part.start <= meta.times.1);
-        let mut starts: Vec<Timestamp> = vec![range.start];
-        starts.extend(inner_borders(&borders, &range));
-        let ends = starts.iter().skip(1).copied().chain([range.end]);
-        let parts = starts.iter().zip(ends).map(|(start, end)| TimeRange { start: *start, end });
-        let mut ranges: Vec<TimeRange> = parts.filter(has_rows).collect();
+        let (run, mut ranges) =
+            splits.filter(|(run, ranges)| is_due(run, ranges.len())).max_by_key(|(run, _)| run.len())?;
         if ranges.len() > SPLIT_RANGES {
             // The rest stays wide, and is split next.
-            let rest =
-                ranges.get(SPLIT_RANGES - 1).map(|first| TimeRange { start: first.start, end: range.end });
+            let end = run.first()?.range.end;
+            let rest = ranges.get(SPLIT_RANGES - 1).map(|first| TimeRange { start: first.start, end });
             ranges.truncate(SPLIT_RANGES - 1);
             ranges.extend(rest);
         }
@@ -236,16 +225,53 @@ impl<'a> Cell<'a> {
         Some(Choice { weight: chunks.len() + FAN, chunks, ranges })
     }
 
-    fn of_range(&self, range: &TimeRange) -> usize {
-        self.chunks.iter().filter(|meta| meta.range == *range).count()
+    /// A split is due when it makes chunks that are worth a file and many wide ones lie there, or one has for long; and
+    /// when nothing has come for longer, or there are too many to wait.
+    fn is_split_due(&self, run: &[&ChunkMeta], ranges: usize, wide: usize, outlook: &Outlook<'_>) -> bool {
+        let is_old = |meta: &&&ChunkMeta, age: u128| is_past((outlook.since)(meta.id), age, outlook.now);
+        let is_worth_it = rows(run) >= SPLIT_ROWS * ranges as u64;
+        let waited = wide >= WIDE_CHUNKS || run.iter().any(|meta| is_old(&meta, QUIET_AGE.as_nanos()));
+        (is_worth_it && waited)
+            || wide >= 2 * WIDE_CHUNKS
+            || self.chunks.iter().all(|meta| is_old(&meta, WIDE_AGE.as_nanos()))
     }
 
-    /// The wide chunks of the same range from `first` on that no other chunk of the cell stands between.
-    fn run_from(&self, first: &'a ChunkMeta, wide: &[&'a ChunkMeta]) -> Vec<&'a ChunkMeta> {
+    /// In a mixed cell, the merge of chunks of one range that nothing stands between: of narrow ones, and of wide ones
+    /// with too few rows for a split.
+    fn merge_alike(&self) -> Option<Choice> {
+        let borders = self.borders();
+        let wide: BTreeSet<ChunkId> = self.wide(&borders).iter().map(|meta| meta.id).collect();
+        let choice = |first: &&'a ChunkMeta| {
+            let run = self.run_from(first);
+            if wide.contains(&first.id) && rows(&run) >= SPLIT_ROWS * parts(&run, &borders).len() as u64 {
+                return None;
+            }
+            let sizes: Vec<u64> = run.iter().map(|meta| meta.rows.max(SMALLEST)).collect();
+            let chunks: Vec<ChunkId> =
+                run.get(by_size(&sizes).or_else(|| by_count(&sizes))?)?.iter().map(|meta| meta.id).collect();
+            Some(Choice { weight: chunks.len(), chunks, ranges: vec![first.range] })
+        };
+        self.chunks.iter().filter_map(choice).max_by_key(|choice| choice.weight)
+    }
+
+    /// Where the ranges of the chunks begin and end.
+    fn borders(&self) -> BTreeSet<Timestamp> {
+        self.chunks.iter().flat_map(|meta| [meta.range.start, meta.range.end]).collect()
+    }
+
+    fn wide(&self, borders: &BTreeSet<Timestamp>) -> Vec<&'a ChunkMeta> {
+        let is_wide = |meta: &&&ChunkMeta| inner_borders(borders, &meta.range).next().is_some();
+        self.chunks.iter().filter(is_wide).copied().collect()
+    }
+
+    /// The chunks of the same range from `first` on that fit into one and that no other chunk of the cell stands
+    /// between.
+    fn run_from(&self, first: &'a ChunkMeta) -> Vec<&'a ChunkMeta> {
         let mut run = vec![first];
         let mut hull = first.seq;
         let mut rows = first.rows;
-        for next in wide.iter().filter(|meta| meta.range == first.range && meta.seq.first > first.seq.last) {
+        let alike = |meta: &&&ChunkMeta| meta.range == first.range && meta.seq.first > first.seq.last;
+        for next in self.chunks.iter().filter(alike) {
             let joined = hull.union(next.seq);
             rows += next.rows;
             let between = |meta: &&ChunkMeta| {
@@ -259,6 +285,17 @@ impl<'a> Cell<'a> {
         }
         run
     }
+}
+
+/// The range of a run of wide chunks, cut at the borders inside it: the parts that it may have rows of.
+fn parts(run: &[&ChunkMeta], borders: &BTreeSet<Timestamp>) -> Vec<TimeRange> {
+    let Some(range) = run.first().map(|meta| meta.range) else { return Vec::new() };
+    let has_rows =
+        |part: &TimeRange| run.iter().any(|meta| meta.times.0 < part.end && part.start <= meta.times.1);
+    let starts: Vec<Timestamp> = std::iter::once(range.start).chain(inner_borders(borders, &range)).collect();
+    let ends = starts.iter().skip(1).copied().chain([range.end]);
+    let parts = starts.iter().zip(ends).map(|(start, end)| TimeRange { start: *start, end });
+    parts.filter(has_rows).collect()
 }
 
 fn rows(unit: &[&ChunkMeta]) -> u64 {
@@ -471,17 +508,47 @@ mod tests {
         let between = [one, range(DAY, 3 * DAY), four, range(4 * DAY, 7 * DAY)];
         assert_eq!(ranges, between);
         // A few that lie there for long are as bad for readers.
-        assert_eq!(quiet(&all[..3]), Some(vec![2]));
-        // And so are narrow ones that wait for a merge.
-        let mut waiting = vec![(one, large); FAN - 1];
-        waiting.push((week, 5));
-        assert_eq!(busy(&waiting), None);
-        waiting.push((one, large));
-        assert_eq!(busy(&waiting), Some(vec![FAN as u64 - 1]));
+        let rested = |rows: u64, age: u128| {
+            let metas = chunks(&[(one, large), (four, large), (week, rows)]);
+            choice_at(&metas, age as i64).map(|(ids, _)| ids)
+        };
+        let worth_it = 4 * SPLIT_ROWS;
+        assert_eq!(rested(worth_it, QUIET_AGE.as_nanos()), Some(vec![2]));
+        assert_eq!(rested(worth_it, QUIET_AGE.as_nanos() - 1), None);
+        assert_eq!(rested(worth_it - 1, QUIET_AGE.as_nanos()), None, "not worth the files");
+        assert_eq!(rested(1, WIDE_AGE.as_nanos()), Some(vec![2]), "nothing comes any more");
         // Only where there are rows.
         let mut metas = chunks(&[(one, large), (four, large), (week, 5)]);
         metas[2].times = (at(DAY + 1), at(2 * DAY));
         assert_eq!(choice_at(&metas, LATER).unwrap().1, [range(DAY, 3 * DAY)]);
+    }
+
+    /// In a mixed cell too: wide ones that are not worth a split, and narrow ones.
+    #[test]
+    fn chunks_of_one_range_are_merged_below_and_above_each_other() {
+        let (day, other, week) = (range(0, DAY), range(DAY, 2 * DAY), range(0, 7 * DAY));
+        let large = 10 * JOIN_ROWS;
+        let mut all = vec![(day, large), (other, large)];
+        all.extend([(week, 5); FAN - 1]);
+        assert_eq!(busy(&all), None);
+        all.push((week, 5));
+        let choice = choice_at(&chunks(&all), 0).unwrap();
+        assert_eq!(choice, ((2..2 + FAN as u64).collect(), vec![week]));
+        let mut narrow = vec![(other, large), (week, 5)];
+        narrow.extend([(day, large); 3]);
+        narrow.extend([(day, 5000); FAN]);
+        assert_eq!(busy(&narrow), Some((5..5 + FAN as u64).collect()));
+        narrow.insert(9, (week, 5));
+        assert_eq!(busy(&narrow), None, "one stands between them");
+        // Where there are too many to wait, nothing has to be worth it.
+        let mut apart = vec![(other, large)];
+        for _ in 0..2 * WIDE_CHUNKS - 1 {
+            apart.extend([(day, large / 10), (week, 5)]);
+        }
+        assert!(busy(&apart).is_none_or(|ids| ids.len() > 1));
+        apart.push((week, 5));
+        let (ids, ranges) = choice_at(&chunks(&apart), 0).unwrap();
+        assert!(ids.len() == 2 && ranges.len() == 3, "{ids:?} {ranges:?}");
     }
 
     /// What stands between two wide chunks is newer than one of them and older than the other.

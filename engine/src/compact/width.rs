@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use sonde_storage_format::{ChunkMeta, TableDef, TableId, TableOptions, TimeRange, Timestamp};
 
 use crate::cold::DAY;
-use crate::limits::{LATE_PARTITIONS, LATE_ROWS, PARTITION_BYTES, PARTITION_ROWS};
+use crate::limits::{FLUSH_CHUNKS, LATE_PARTITIONS, LATE_ROWS, PARTITION_BYTES, PARTITION_ROWS};
 use crate::version::Version;
 
 const MINUTE: i64 = DAY / 1440;
@@ -27,6 +27,8 @@ const LOOKBACK: i64 = 8 * DAY;
 const EVIDENCE: i64 = 8;
 /// A retained table has at least about so many partitions, because whole ones go.
 const KEPT_PARTITIONS: i64 = 8;
+/// Late rows of no longer than about this share a chunk, unless a block of partitions is longer.
+const WIDEST_LANE: i64 = 256 * DAY;
 /// The narrowest that retention asks for.
 const NARROWEST_KEPT: i64 = HOUR;
 
@@ -188,20 +190,13 @@ pub(crate) fn in_memory(version: &Version, table: TableId) -> Vec<TimeRange> {
     memtables.flat_map(|memtable| memtable.of_table(table).map(|partition| partition.range)).collect()
 }
 
-/// The range of the block of neighbouring partitions that may share a chunk: that of the next width of at least four,
-/// else of up to eight partitions.
-fn block(range: &TimeRange) -> TimeRange {
-    let width = width_of(range);
-    if width <= 0 {
-        return *range;
-    }
+/// The width of the blocks of neighbouring partitions of this width that may share a chunk: the next one of at least
+/// four, else of up to eight partitions.
+fn wider(width: i64) -> Option<i64> {
     let whole = |width: i64| DAY % width == 0 || width % DAY == 0;
-    let known = || WIDTHS.contains(&width).then(|| WIDTHS.iter().copied().find(|next| next / 4 >= width));
-    let wider = || (2..=8).rev().filter_map(|times| width.checked_mul(times)).find(|wider| whole(*wider));
-    let Some(wider) = known().flatten().or_else(wider) else { return *range };
-    let block = TimeRange::aligned(range.start, wider);
-    // At the ends of time a range is cut off, and what its width was is not known.
-    if block.start <= range.start && range.end <= block.end { block } else { *range }
+    let next = || WIDTHS.contains(&width).then(|| WIDTHS.iter().copied().find(|next| next / 4 >= width));
+    let multiple = || (2..=8).rev().filter_map(|times| width.checked_mul(times)).find(|wider| whole(*wider));
+    next().flatten().or_else(multiple)
 }
 
 /// How the partitions of one table's memtable, given by range and rows in time order, become chunks: the range of each
@@ -209,18 +204,48 @@ fn block(range: &TimeRange) -> TimeRange {
 ///
 /// Late rows lie in many partitions, and few in each. Where a memtable reaches over `LATE_PARTITIONS` of a block and a
 /// chunk for each would have fewer than `LATE_ROWS` rows, the block gets one chunk, which compaction splits when it has
-/// grown or rested. So a flush comes to at most three chunks a block and one for each `LATE_ROWS` rows.
+/// grown or rested. So a flush comes to at most three chunks a block and one for each `LATE_ROWS` rows; where these are
+/// more than `FLUSH_CHUNKS`, blocks are taken together in the same way.
 pub(crate) fn lanes(partitions: &[(TimeRange, usize)]) -> Vec<(TimeRange, usize)> {
-    let mut lanes = Vec::new();
-    for of_block in partitions.chunk_by(|(a, _), (b, _)| block(a) == block(b)) {
-        let rows: usize = of_block.iter().map(|(_, rows)| rows).sum();
-        let late = of_block.len() >= LATE_PARTITIONS && rows < of_block.len() * LATE_ROWS;
-        match of_block.first() {
-            Some((first, _)) if late => lanes.push((block(first), of_block.len())),
-            _ => lanes.extend(of_block.iter().map(|(range, _)| (*range, 1))),
+    let mut lanes: Vec<Lane> =
+        partitions.iter().map(|(range, rows)| Lane { range: *range, rows: *rows, partitions: 1 }).collect();
+    // At the ends of time a range is cut off; those in between have the width.
+    let width = partitions.iter().map(|(range, _)| width_of(range)).max().unwrap_or_default();
+    let mut next = Some(width).filter(|width| *width > 0).and_then(wider);
+    let mut first = true;
+    while let Some(width) = next.filter(|_| first || lanes.len() > FLUSH_CHUNKS) {
+        lanes = taken_together(&lanes, width);
+        next = wider(width).filter(|wider| *wider <= WIDEST_LANE);
+        first = false;
+    }
+    lanes.into_iter().map(|lane| (lane.range, lane.partitions)).collect()
+}
+
+/// Partitions that share a chunk.
+#[derive(Clone)]
+struct Lane {
+    range: TimeRange,
+    rows: usize,
+    partitions: usize,
+}
+
+/// Makes one lane of each block of this width that late rows lie in.
+fn taken_together(lanes: &[Lane], width: i64) -> Vec<Lane> {
+    let block = |lane: &Lane| TimeRange::aligned(lane.range.start, width);
+    let mut taken = Vec::new();
+    for of_block in lanes.chunk_by(|a, b| block(a) == block(b)) {
+        let (rows, partitions) = of_block
+            .iter()
+            .fold((0, 0), |(rows, partitions), lane| (rows + lane.rows, partitions + lane.partitions));
+        let range = of_block.first().map(block).unwrap_or(TimeRange::ALL);
+        let fits = of_block.iter().all(|lane| range.start <= lane.range.start && lane.range.end <= range.end);
+        if fits && of_block.len() >= LATE_PARTITIONS && rows < of_block.len() * LATE_ROWS {
+            taken.push(Lane { range, rows, partitions });
+        } else {
+            taken.extend_from_slice(of_block);
         }
     }
-    lanes
+    taken
 }
 
 #[cfg(test)]
@@ -398,6 +423,20 @@ mod tests {
         let many = days(&[(9, LATE_ROWS), (11, LATE_ROWS), (12, LATE_ROWS), (13, LATE_ROWS)]);
         assert_eq!(lanes(&many).len(), 4);
         assert!(lanes(&[]).is_empty());
+    }
+
+    /// A fleet of 100,000 rows a second, of which a hundredth is up to 30 days late.
+    #[test]
+    fn late_rows_of_thousands_of_partitions_are_no_storm_of_files() {
+        let width = 5 * MINUTE;
+        let late = 30 * DAY / width;
+        let mut partitions: Vec<(TimeRange, usize)> =
+            (0..late).map(|i| (TimeRange::aligned(at(i * width), width), 2)).collect();
+        partitions.push((TimeRange::aligned(at(late * width), width), 1_300_000));
+        let lanes = lanes(&partitions);
+        assert!(lanes.len() <= FLUSH_CHUNKS, "{} chunks", lanes.len());
+        assert_eq!(lanes.last(), Some(&(partitions[late as usize].0, 1)), "what is new is by itself");
+        assert_eq!(lanes.iter().map(|(_, count)| count).sum::<usize>(), partitions.len());
     }
 
     /// Whatever their width is, chunks of one flush do not overlap, and hold what was put in them.
