@@ -3,7 +3,8 @@
 //!
 //! `cargo bench -p sonde-engine --bench engine --profile demo -- [--scale 0.1] [--only late]`. The rows: 1,000 series, a
 //! row every 10 s, four float64 fields that walk in steps of 0.01, written in time order in batches of 10,000. The loads
-//! have as many rows over 30 days, in memtables of 16 MiB; flushes and merges are part of their time.
+//! have as many rows over 30 days, in memtables of the usual 64 MiB; flushes, and merges until none is due any more, are
+//! part of their time.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -12,13 +13,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
+use sonde_engine::limits::WIDE_AGE;
 use sonde_engine::{
-    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, Options, PhysicalType,
-    Row, ScanRequest, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp,
+    CatalogRequest, Clock, ColumnId, ColumnRole, Engine, FieldValue, LocalStorage, NewColumn, NewTable,
+    Options, PhysicalType, Row, ScanRequest, SystemClock, Table, TableKind, TableOptions, TagFilter,
+    TimeRange, Timestamp,
 };
 
 const SERIES: usize = 1000;
@@ -46,13 +50,13 @@ fn main() {
 
 /// Each thing for itself.
 fn one_by_one(dir: &Path, rows: usize) {
-    let engine = open(dir, 1 << 30);
+    let engine = open(dir, 1 << 30, Arc::new(SystemClock));
     let table = create(&engine);
     let in_order = |row: usize| (row % SERIES, row / SERIES, START + (row / SERIES) as i64 * STEP);
     rate("durable write", rows, || write(&engine, &table, rows, in_order));
     drop((engine, table));
     let mut engine = None;
-    rate("recovery from the log", rows, || engine = Some(open(dir, 1 << 30)));
+    rate("recovery from the log", rows, || engine = Some(open(dir, 1 << 30, Arc::new(SystemClock))));
     let engine = engine.unwrap();
     scans(&engine, "in memory", rows);
     rate("flush", rows, || engine.flush().unwrap());
@@ -69,27 +73,32 @@ fn one_by_one(dir: &Path, rows: usize) {
 /// The rows of 30 days: in order, shuffled, and shuffled into a table that has as many rows of these days already.
 fn loads(dir: &Path, rows: usize) {
     let step = 30 * DAY / (rows / SERIES) as i64;
+    // Clocks of devices are never exact: up to a second late.
+    let jitter =
+        |row: usize| ((row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as i64 % 1000 * 1_000_000;
     let in_order =
-        |row: usize| (row % SERIES, row / SERIES, START + (row / SERIES) as i64 * step + row as i64 % 1000);
-    // Another order of the same rows: no two follow each other.
-    let shuffled = |row: usize| in_order(((row as u128 * 2_654_435_761 + 12_345) % rows as u128) as usize);
+        |row: usize| (row % SERIES, row / SERIES, START + (row / SERIES) as i64 * step + jitter(row));
+    // The same rows in another order.
+    let places = shuffle(rows);
+    let shuffled = |row: usize| in_order(places[row] as usize);
     let between = |row: usize| {
         let (series, place, time) = shuffled(row);
         (series, place, time + step / 2)
     };
     let mut rates = Vec::new();
     for (name, base) in [("in order", false), ("shuffled", false), ("shuffled, over old chunks", true)] {
-        let engine = open(dir, 16 << 20);
+        let clock = Arc::new(Later(AtomicI64::new(START + 31 * DAY)));
+        let engine = open(dir, 64 << 20, Arc::<Later>::clone(&clock));
         let table = create(&engine);
         if base {
-            load(&engine, &table, rows, &in_order);
+            load(&engine, &clock, &table, rows, &in_order);
         }
         let (before, old) = (engine.compaction_stats(table.id()), chunk_bytes(&engine));
         let started = Instant::now();
         rate(&format!("load of 30 days, {name}"), rows, || match name {
-            "in order" => load(&engine, &table, rows, &in_order),
-            _ if base => load(&engine, &table, rows, &between),
-            _ => load(&engine, &table, rows, &shuffled),
+            "in order" => load(&engine, &clock, &table, rows, &in_order),
+            _ if base => load(&engine, &clock, &table, rows, &between),
+            _ => load(&engine, &clock, &table, rows, &shuffled),
         });
         rates.push(started.elapsed().as_secs_f64());
         let stats = engine.compaction_stats(table.id());
@@ -98,11 +107,11 @@ fn loads(dir: &Path, rows: usize) {
         figure("  chunks that flushes wrote", (stats.flushed_chunks - before.flushed_chunks) as f64, "files");
         figure("  merges", (stats.merges - before.merges) as f64, "");
         figure("  chunks in the end", engine.chunks().len() as f64, "files");
-        figure(
-            "  bytes written / bytes that they come to",
-            (flushed + merged) / (chunk_bytes(&engine) - old),
-            "",
-        );
+        let new = chunk_bytes(&engine) - old;
+        figure("  bytes flushed / bytes that they come to", flushed / new, "");
+        figure("  bytes written / bytes that they come to", (flushed + merged) / new, "");
+        let all = (stats.flushed_bytes + stats.merged_bytes) as f64 / chunk_bytes(&engine);
+        figure("  the same of the whole table", all, "");
         let all = ScanRequest::all(current(&engine), vec![id(&current(&engine), "temperature")]);
         assert_eq!(read(&engine, &all).1, if base { 2 * rows } else { rows });
         engine.close().unwrap();
@@ -115,10 +124,44 @@ fn loads(dir: &Path, rows: usize) {
     }
 }
 
-/// Writes, flushes and merges, until every partition is one chunk.
-fn load(engine: &Engine, table: &Arc<Table>, rows: usize, place: &impl Fn(usize) -> (usize, usize, i64)) {
+/// The numbers below `count` in another order, always the same.
+fn shuffle(count: usize) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..count as u32).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for place in (1..count).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        places.swap(place, (state % (place as u64 + 1)) as usize);
+    }
+    places
+}
+
+/// A clock that a load sets: what has gone quiet after it is merged without waiting for hours.
+#[derive(Debug)]
+struct Later(AtomicI64);
+
+impl Clock for Later {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Writes and flushes, and merges what is due then and in the hours after.
+fn load(
+    engine: &Engine,
+    clock: &Later,
+    table: &Arc<Table>,
+    rows: usize,
+    place: &impl Fn(usize) -> (usize, usize, i64),
+) {
     write(engine, table, rows, place);
-    engine.compact(table.id()).unwrap();
+    engine.flush().unwrap();
+    for _ in 0..3 {
+        engine.compact_due().unwrap();
+        clock.0.fetch_add(WIDE_AGE.as_nanos() as i64, Ordering::Relaxed);
+    }
+    engine.compact_due().unwrap();
 }
 
 fn chunk_bytes(engine: &Engine) -> f64 {
@@ -127,12 +170,12 @@ fn chunk_bytes(engine: &Engine) -> f64 {
 
 /// A memtable of so many bytes; one that holds all rows is flushed when it is asked for. Threads of an engine that was
 /// dropped end in their own time, so its lock is awaited.
-fn open(dir: &Path, memtable_bytes: usize) -> Engine {
+fn open(dir: &Path, memtable_bytes: usize, clock: Arc<dyn Clock>) -> Engine {
     let mut options = Options::new(dir);
     options.memtable_bytes = memtable_bytes;
     let started = Instant::now();
     loop {
-        match Engine::open(options.clone()) {
+        match Engine::open_with(options.clone(), Arc::new(LocalStorage), Arc::clone(&clock)) {
             Ok(engine) => return engine,
             Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{error}"),
         }

@@ -72,7 +72,7 @@ pub(crate) struct Notes {
     /// Tables with nothing to do: the place of their files in memory, which changes with them, and since when.
     idle: BTreeMap<TableId, (usize, Timestamp)>,
     /// Chunks that no dense encoding makes smaller.
-    dense: BTreeSet<ChunkId>,
+    dense: BTreeMap<TableId, BTreeSet<ChunkId>>,
 }
 
 impl Notes {
@@ -88,16 +88,23 @@ impl Notes {
         self.idle.insert(table, (place, now));
         let before = self.since.remove(&table).unwrap_or_default();
         let since = |id: ChunkId| (id, before.get(&id).copied().unwrap_or(now));
-        self.since.insert(table, files.chunks().map(|chunk| since(chunk.meta.id)).collect());
+        let since: BTreeMap<ChunkId, Timestamp> = files.chunks().map(|chunk| since(chunk.meta.id)).collect();
+        if let Some(dense) = self.dense.get_mut(&table) {
+            dense.retain(|id| since.contains_key(id));
+        }
+        self.since.insert(table, since);
         true
     }
 
-    /// Forgets tables and chunks that are gone.
+    fn is_dense(&self, table: TableId, chunk: ChunkId) -> bool {
+        self.dense.get(&table).is_some_and(|dense| dense.contains(&chunk))
+    }
+
+    /// Forgets tables that are gone.
     fn forget(&mut self, version: &Version) {
         self.since.retain(|table, _| version.files.contains_key(table));
         self.idle.retain(|table, _| version.files.contains_key(table));
-        let known = |id: &ChunkId| self.since.values().any(|since| since.contains_key(id));
-        self.dense.retain(known);
+        self.dense.retain(|table, _| version.files.contains_key(table));
     }
 }
 
@@ -153,7 +160,7 @@ fn choose_of(
     let metas: Vec<&ChunkMeta> = files.chunks().map(|chunk| &chunk.meta).collect();
     let since = notes.since.get(&table.id());
     let since = |id: ChunkId| since.and_then(|since| since.get(&id)).copied().unwrap_or(scene.now);
-    let thin = |id: ChunkId| !notes.dense.contains(&id);
+    let thin = |id: ChunkId| !notes.is_dense(table.id(), id);
     let outlook = Outlook {
         now: scene.now,
         width: scene.widths.of(table.def()),
@@ -190,12 +197,12 @@ pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan, notes: &mut Notes) -> Res
         && plan.ranges == [chunk.meta.range]
         && !gets_denser(chunk)?
     {
-        notes.dense.insert(chunk.meta.id);
+        notes.dense.entry(plan.table).or_default().insert(chunk.meta.id);
         return Ok(());
     }
     let merged = merge(inner, table, plan, profile)?;
     if profile == Profile::Dense {
-        notes.dense.extend(merged.iter().map(|chunk| chunk.meta.id));
+        notes.dense.entry(plan.table).or_default().extend(merged.iter().map(|chunk| chunk.meta.id));
     }
     let mut edits: Vec<Edit> = plan.chunks.iter().map(|chunk| Edit::RemoveChunk(chunk.meta.id)).collect();
     edits.extend(merged.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())));

@@ -132,27 +132,26 @@ impl<'a> Cell<'a> {
 
     fn next(&self, outlook: &Outlook<'_>) -> Option<Choice> {
         if self.mixed {
-            return self.split(Some(outlook)).or_else(|| self.merge_alike());
+            let last = || self.is_quiet(outlook).then(|| self.settled(true)).flatten();
+            return last().or_else(|| self.split(Some(outlook))).or_else(|| self.merge_alike());
         }
         let units = self.units();
         let sizes: Vec<u64> = units.iter().map(|unit| rows(unit).max(SMALLEST)).collect();
         if let Some(window) = by_size(&sizes).or_else(|| by_count(&sizes)) {
             return self.merge(units.get(window)?);
         }
-        if !self.is_quiet(outlook) {
-            return None;
-        }
-        match (at_rest(&sizes), units.as_slice()) {
+        let last = match (at_rest(&sizes), units.as_slice()) {
             (Some(window), _) => self.merge(units.get(window)?),
             // The chunks of one flush, of narrower partitions.
             (None, [unit]) if unit.len() > 1 => self.merge(&units),
             _ => self.densified(outlook),
-        }
+        };
+        last.filter(|_| self.is_quiet(outlook))
     }
 
     fn everything(&self) -> Option<Choice> {
         if self.mixed {
-            return self.split(None);
+            return self.settled(false).or_else(|| self.split(None));
         }
         let units = self.units();
         let sizes: Vec<u64> = units.iter().map(|unit| rows(unit)).collect();
@@ -200,13 +199,33 @@ impl<'a> Cell<'a> {
         Some(Choice { chunks: vec![chunk.id], ranges: vec![chunk.range], weight: 0 })
     }
 
+    /// All of a mixed cell at once, wide chunks split and narrow ones merged with what falls to them; where it has to be
+    /// `worth_it`, only if the wide ones are worth rewriting the narrow ones for.
+    fn settled(&self, worth_it: bool) -> Option<Choice> {
+        let borders = self.borders();
+        let wide = self.wide(&borders);
+        let (newer, all) = (rows(&wide), rows(&self.chunks));
+        if worth_it && newer.saturating_mul(share(all)) < all - newer {
+            return None;
+        }
+        let ranges = parts(&self.range, &self.chunks, &borders);
+        let narrow = |range: &TimeRange| -> u64 {
+            let of_range = self.chunks.iter().filter(|meta| meta.range == *range);
+            of_range.map(|meta| meta.rows).sum()
+        };
+        let fits =
+            ranges.len() <= SPLIT_RANGES && ranges.iter().all(|range| newer + narrow(range) <= CHUNK_ROWS);
+        let chunks: Vec<ChunkId> = self.chunks.iter().map(|meta| meta.id).collect();
+        fits.then(|| Choice { weight: chunks.len(), chunks, ranges })
+    }
+
     /// The split of a run of wide chunks of one range among the ranges below it, where it is due or no matter.
     fn split(&self, due: Option<&Outlook<'_>>) -> Option<Choice> {
         let borders = self.borders();
         let wide = self.wide(&borders);
         let splits = wide.iter().map(|first| {
             let run = self.run_from(first);
-            let ranges = parts(&run, &borders);
+            let ranges = parts(&first.range, &run, &borders);
             (run, ranges)
         });
         let is_due = |run: &[&ChunkMeta], ranges: usize| {
@@ -243,7 +262,9 @@ impl<'a> Cell<'a> {
         let wide: BTreeSet<ChunkId> = self.wide(&borders).iter().map(|meta| meta.id).collect();
         let choice = |first: &&'a ChunkMeta| {
             let run = self.run_from(first);
-            if wide.contains(&first.id) && rows(&run) >= SPLIT_ROWS * parts(&run, &borders).len() as u64 {
+            if wide.contains(&first.id)
+                && rows(&run) >= SPLIT_ROWS * parts(&first.range, &run, &borders).len() as u64
+            {
                 return None;
             }
             let sizes: Vec<u64> = run.iter().map(|meta| meta.rows.max(SMALLEST)).collect();
@@ -287,12 +308,11 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// The range of a run of wide chunks, cut at the borders inside it: the parts that it may have rows of.
-fn parts(run: &[&ChunkMeta], borders: &BTreeSet<Timestamp>) -> Vec<TimeRange> {
-    let Some(range) = run.first().map(|meta| meta.range) else { return Vec::new() };
+/// A range, cut at the borders inside it: the parts that these chunks may have rows of.
+fn parts(range: &TimeRange, chunks: &[&ChunkMeta], borders: &BTreeSet<Timestamp>) -> Vec<TimeRange> {
     let has_rows =
-        |part: &TimeRange| run.iter().any(|meta| meta.times.0 < part.end && part.start <= meta.times.1);
-    let starts: Vec<Timestamp> = std::iter::once(range.start).chain(inner_borders(borders, &range)).collect();
+        |part: &TimeRange| chunks.iter().any(|meta| meta.times.0 < part.end && part.start <= meta.times.1);
+    let starts: Vec<Timestamp> = std::iter::once(range.start).chain(inner_borders(borders, range)).collect();
     let ends = starts.iter().skip(1).copied().chain([range.end]);
     let parts = starts.iter().zip(ends).map(|(start, end)| TimeRange { start: *start, end });
     parts.filter(has_rows).collect()
@@ -361,13 +381,18 @@ fn by_count(sizes: &[u64]) -> Option<std::ops::Range<usize>> {
     (2..=FAN).rev().find_map(cheapest)
 }
 
+/// An old chunk is rewritten for newer ones of at least this share of its rows, where there are so many in all.
+fn share(all: u64) -> u64 {
+    if all <= JOIN_ROWS { 8 } else { 2 }
+}
+
 /// What is merged when a cell has gone quiet: the newest ones with the largest old one that they are worth rewriting.
 fn at_rest(sizes: &[u64]) -> Option<std::ops::Range<usize>> {
     let mut newer: u64 = sizes.iter().sum();
     for (start, size) in sizes.iter().enumerate() {
         newer -= size;
-        let share = if size + newer <= JOIN_ROWS { 8 } else { 2 };
-        if newer > 0 && size + newer <= CHUNK_ROWS && newer.saturating_mul(share) >= *size {
+        let worth_it = newer.saturating_mul(share(size + newer)) >= *size;
+        if newer > 0 && size + newer <= CHUNK_ROWS && worth_it {
             return Some(start..sizes.len());
         }
     }
@@ -523,6 +548,20 @@ mod tests {
         assert_eq!(choice_at(&metas, LATER).unwrap().1, [range(DAY, 3 * DAY)]);
     }
 
+    /// Late rows that are as many as those that came in time are split and merged at once.
+    #[test]
+    fn a_mixed_cell_that_is_quiet_is_settled_at_once_where_it_is_worth_it() {
+        let (one, two, week) = (range(0, DAY), range(DAY, 2 * DAY), range(0, 7 * DAY));
+        let large = 10 * JOIN_ROWS;
+        let settled =
+            |late: u64| choice_at(&chunks(&[(one, large), (two, large), (week, late)]), LATER).unwrap();
+        let parts = vec![one, two, range(2 * DAY, 7 * DAY)];
+        assert_eq!(settled(large), (vec![0, 1, 2], parts.clone()));
+        assert_eq!(settled(large - 1), (vec![2], parts));
+        let busy = chunks(&[(one, large), (two, large), (week, large)]);
+        assert_eq!(choice_at(&busy, QUIET_AGE.as_nanos() as i64 - 1), None);
+    }
+
     /// In a mixed cell too: wide ones that are not worth a split, and narrow ones.
     #[test]
     fn chunks_of_one_range_are_merged_below_and_above_each_other() {
@@ -574,7 +613,7 @@ mod tests {
         assert_eq!((ids, ranges), ((1..9).collect(), vec![week]));
         // Many of them are not taken in: the large one is split.
         let split = choice_at(&chunks(&[(week, large), (day, large / 4)]), LATER).unwrap();
-        assert_eq!(split, (vec![0], vec![day, range(DAY, 7 * DAY)]));
+        assert_eq!(split, (vec![0, 1], vec![day, range(DAY, 7 * DAY)]));
     }
 
     /// The partitions were narrower once.
@@ -601,10 +640,12 @@ mod tests {
             choose_all(&metas.iter().collect::<Vec<_>>(), DAY, |_| true)
                 .map(|choice| choice.chunks.iter().map(|id| id.0).collect::<Vec<_>>())
         };
-        assert_eq!(next(&all), Some(vec![3]), "first the wide one is split");
+        assert_eq!(next(&all), Some(vec![0, 1, 2, 3, 4, 5]), "the wide one is split");
         let mut split = all.clone();
         split[3].range = range(2 * DAY, 7 * DAY);
         assert_eq!(next(&split), Some(vec![0, 1, 4]));
+        let full = chunks(&[(day, CHUNK_ROWS), (later, large), (week, 5)]);
+        assert_eq!(next(&full), Some(vec![2]), "alone, where all together is too much");
         assert_eq!(next(&chunks(&[(day, 5), (later, 5)])), None);
         let too_large = chunks(&[(day, CHUNK_ROWS / 2 + 1), (day, CHUNK_ROWS / 2 + 1)]);
         assert_eq!(next(&too_large), None);
