@@ -23,6 +23,7 @@ use sonde_storage_format::{
 };
 
 use crate::catalog::{Catalog, Table};
+use crate::cold::DAY;
 use crate::compact::plan::{Choice, Outlook, choose, choose_all};
 use crate::compact::width::{Widths, in_memory};
 use crate::engine::Inner;
@@ -150,6 +151,12 @@ pub(crate) fn plan(
     best.map(|(choice, table, files)| Plan::of(table, files, choice))
 }
 
+/// The width of the partitions that small chunks are joined into: days, where days are to go to the cold tier one by one.
+fn join_width(scene: &Scene<'_>, table: &Table) -> i64 {
+    let width = scene.widths.of(table.def());
+    if table.def().options.cold_after > 0 { width.min(DAY) } else { width }
+}
+
 fn choose_of(
     scene: &Scene<'_>,
     notes: &Notes,
@@ -163,7 +170,7 @@ fn choose_of(
     let thin = |id: ChunkId| !notes.is_dense(table.id(), id);
     let outlook = Outlook {
         now: scene.now,
-        width: scene.widths.of(table.def()),
+        width: join_width(scene, table),
         since: &since,
         in_memory: &in_memory(scene.version, table.id()),
         thin: (table.def().options.profile == Profile::Dense).then_some(&thin),
@@ -183,7 +190,7 @@ pub(crate) fn plan_all(
     let metas = files.chunks().map(|chunk| &chunk.meta);
     let metas: Vec<&ChunkMeta> = metas.filter(|meta| Some(meta.seq.last) <= until).collect();
     let may = |choice: &Choice| !failed.contains(&whole(&choice.ranges));
-    let choice = choose_all(&metas, scene.widths.of(table.def()), may)?;
+    let choice = choose_all(&metas, join_width(scene, table), may)?;
     Some(Plan::of(table.id(), files, choice))
 }
 

@@ -216,7 +216,7 @@ impl<'a> Cell<'a> {
         let fits =
             ranges.len() <= SPLIT_RANGES && ranges.iter().all(|range| newer + narrow(range) <= CHUNK_ROWS);
         let chunks: Vec<ChunkId> = self.chunks.iter().map(|meta| meta.id).collect();
-        fits.then(|| Choice { weight: chunks.len(), chunks, ranges })
+        fits.then_some(Choice { weight: chunks.len(), chunks, ranges })
     }
 
     /// The split of a run of wide chunks of one range among the ranges below it, where it is due or no matter.
