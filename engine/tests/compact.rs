@@ -9,6 +9,7 @@ use sonde_engine::{CatalogRequest, Engine, Profile, TableId, TableKind, TableOpt
 use crate::data::{
     DAY, HOUR, Query, Rec, SECOND, START, Value, create, message, new_table, put, read_all, rec, table, write,
 };
+use crate::faults::Faulty;
 use crate::model::Model;
 use crate::random::Random;
 use crate::store::{Manual, Store};
@@ -343,13 +344,21 @@ fn random_histories_3() {
     history(3);
 }
 
-/// In order, late, shuffled, with widths that change, merges by size and by age, cooling and restarts.
+/// In order, late, shuffled, with widths that change, merges by size and by age, cooling, restarts and crashes.
+/// `SONDE_TORTURE_SEED` runs that case.
 fn history(seed: u64) {
+    let seed = std::env::var("SONDE_TORTURE_SEED").map_or(seed, |text| text.parse().unwrap());
     println!("seed {seed}");
     let mut random = Random::new(1000 + seed);
     let store = Store::volatile(64 << 10);
     let clock = Manual::at(START);
-    let mut engine = store.open_by(&clock);
+    let open = || {
+        let disk = Faulty::default();
+        let engine =
+            Engine::open_with(store.options.clone(), Arc::new(disk.clone()), Arc::<Manual>::clone(&clock));
+        (disk, engine.unwrap())
+    };
+    let (mut disk, mut engine) = open();
     let mut model = Model::default();
     let tables = ["automatic", "days", "halves"];
     let options = [
@@ -361,7 +370,7 @@ fn history(seed: u64) {
         create_with(&engine, name, options);
         model.create(name, false);
     }
-    for step in 0..150 {
+    for step in 0..100 {
         let name = random.pick(&tables);
         let id = table(&engine, name).id();
         match random.below(100) {
@@ -399,14 +408,20 @@ fn history(seed: u64) {
                 let options = TableOptions { partition, automatic, ..TableOptions::default() };
                 engine.change_catalog(CatalogRequest::SetOptions(id, options)).unwrap();
             }
-            94..97 => {
+            94..96 => {
                 engine.close().unwrap();
                 drop(engine);
-                engine = store.open_by(&clock);
+                (disk, engine) = open();
+            }
+            96..98 => {
+                drop(engine);
+                (disk, engine) = open();
             }
             _ => {
+                // In the middle of whatever is merged just then.
+                disk.crash();
                 drop(engine);
-                engine = store.open_by(&clock);
+                (disk, engine) = open();
             }
         }
         model.check(&engine);
