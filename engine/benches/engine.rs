@@ -1,7 +1,10 @@
-//! The engine alone, one writer: durable writes, recovery, flush, compaction, scan with sum, range of one series.
+//! The engine alone, one writer: durable writes, recovery, flush, compaction, scan with sum, range of one series; and
+//! loads of 30 days, in order and shuffled.
 //!
-//! `cargo bench -p sonde-engine --bench engine --profile demo -- [--scale 0.1]`. The rows: 1,000 series, a row every
-//! 10 s, four float64 fields that walk in steps of 0.01, written in time order in batches of 10,000.
+//! `cargo bench -p sonde-engine --bench engine --profile demo -- [--scale 0.1] [--only late]`. The rows: 1,000 series, a
+//! row every 10 s, four float64 fields that walk in steps of 0.01, written in time order in batches of 10,000. The loads
+//! have as many rows over 30 days, in memtables of the usual 64 MiB; flushes, and merges until none is due any more, are
+//! part of their time.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -10,13 +13,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
+use sonde_engine::limits::WIDE_AGE;
 use sonde_engine::{
-    CatalogRequest, ColumnId, ColumnRole, Engine, FieldValue, NewColumn, NewTable, Options, PhysicalType,
-    Row, ScanRequest, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp,
+    CatalogRequest, Clock, ColumnId, ColumnRole, Engine, FieldValue, LocalStorage, NewColumn, NewTable,
+    Options, PhysicalType, Row, ScanRequest, SystemClock, Table, TableKind, TableOptions, TagFilter,
+    TimeRange, Timestamp,
 };
 
 const SERIES: usize = 1000;
@@ -25,44 +31,151 @@ const BATCH: usize = 10_000;
 /// 2024-02-24T00:00:00Z, so that the rows fill their days.
 const START: i64 = 1_708_732_800_000_000_000;
 const STEP: i64 = 10_000_000_000;
+const DAY: i64 = 86_400 * 1_000_000_000;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let scale: f64 =
         args.iter().position(|arg| arg == "--scale").map_or(1.0, |at| args[at + 1].parse().unwrap());
     let rows = (5_000_000.0 * scale) as usize / BATCH * BATCH;
+    let late_only = args.iter().any(|arg| arg == "late");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-engine-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     println!("Engine, {rows} rows of {} float64 fields, {SERIES} series", FIELDS.len());
+    if !late_only {
+        one_by_one(&dir, rows);
+    }
+    loads(&dir, rows);
+}
 
-    let engine = open(&dir);
+/// Each thing for itself.
+fn one_by_one(dir: &Path, rows: usize) {
+    let engine = open(dir, 1 << 30, Arc::new(SystemClock));
     let table = create(&engine);
-    rate("durable write", rows, || write(&engine, &table, rows));
+    let in_order = |row: usize| (row % SERIES, row / SERIES, START + (row / SERIES) as i64 * STEP);
+    rate("durable write", rows, || write(&engine, &table, rows, in_order));
     drop((engine, table));
     let mut engine = None;
-    rate("recovery from the log", rows, || engine = Some(open(&dir)));
+    rate("recovery from the log", rows, || engine = Some(open(dir, 1 << 30, Arc::new(SystemClock))));
     let engine = engine.unwrap();
     scans(&engine, "in memory", rows);
     rate("flush", rows, || engine.flush().unwrap());
     let table = current(&engine);
-    let bytes = |engine: &Engine| engine.chunks().iter().map(|chunk| chunk.bytes).sum::<u64>() as f64;
     rate("compaction of all chunks", rows, || engine.compact(table.id()).unwrap());
     figure("chunks", engine.chunks().len() as f64, "files");
-    figure("bytes per value in chunks", bytes(&engine) / (rows * FIELDS.len()) as f64, "bytes");
+    figure("bytes per value in chunks", chunk_bytes(&engine) / (rows * FIELDS.len()) as f64, "bytes");
     scans(&engine, "in chunks", rows);
     engine.close().unwrap();
     drop((engine, table));
-    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// A memtable that holds all rows, so that nothing is flushed before it is asked for. Threads of an engine that was
+/// The rows of 30 days: in order, shuffled, and shuffled into a table that has as many rows of these days already.
+fn loads(dir: &Path, rows: usize) {
+    let step = 30 * DAY / (rows / SERIES) as i64;
+    // Clocks of devices are never exact: up to a second late.
+    let jitter =
+        |row: usize| ((row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as i64 % 1000 * 1_000_000;
+    let in_order =
+        |row: usize| (row % SERIES, row / SERIES, START + (row / SERIES) as i64 * step + jitter(row));
+    // The same rows in another order.
+    let places = shuffle(rows);
+    let shuffled = |row: usize| in_order(places[row] as usize);
+    let between = |row: usize| {
+        let (series, place, time) = shuffled(row);
+        (series, place, time + step / 2)
+    };
+    let mut rates = Vec::new();
+    for (name, base) in [("in order", false), ("shuffled", false), ("shuffled, over old chunks", true)] {
+        let clock = Arc::new(Later(AtomicI64::new(START + 31 * DAY)));
+        let engine = open(dir, 64 << 20, Arc::<Later>::clone(&clock));
+        let table = create(&engine);
+        if base {
+            load(&engine, &clock, &table, rows, &in_order);
+        }
+        let (before, old) = (engine.compaction_stats(table.id()), chunk_bytes(&engine));
+        let started = Instant::now();
+        rate(&format!("load of 30 days, {name}"), rows, || match name {
+            "in order" => load(&engine, &clock, &table, rows, &in_order),
+            _ if base => load(&engine, &clock, &table, rows, &between),
+            _ => load(&engine, &clock, &table, rows, &shuffled),
+        });
+        rates.push(started.elapsed().as_secs_f64());
+        let stats = engine.compaction_stats(table.id());
+        let flushed = (stats.flushed_bytes - before.flushed_bytes) as f64;
+        let merged = (stats.merged_bytes - before.merged_bytes) as f64;
+        figure("  chunks that flushes wrote", (stats.flushed_chunks - before.flushed_chunks) as f64, "files");
+        figure("  merges", (stats.merges - before.merges) as f64, "");
+        figure("  chunks in the end", engine.chunks().len() as f64, "files");
+        let new = chunk_bytes(&engine) - old;
+        figure("  bytes flushed / bytes that they come to", flushed / new, "");
+        figure("  bytes written / bytes that they come to", (flushed + merged) / new, "");
+        let all = (stats.flushed_bytes + stats.merged_bytes) as f64 / chunk_bytes(&engine);
+        figure("  the same of the whole table", all, "");
+        let all = ScanRequest::all(current(&engine), vec![id(&current(&engine), "temperature")]);
+        assert_eq!(read(&engine, &all).1, if base { 2 * rows } else { rows });
+        engine.close().unwrap();
+        drop((engine, table));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+    if let [in_order, late, over] = rates[..] {
+        figure("rate of a shuffled load, of that in order", 100.0 * in_order / late, "%");
+        figure("rate over old chunks, of that in order", 100.0 * in_order / over, "%");
+    }
+}
+
+/// The numbers below `count` in another order, always the same.
+fn shuffle(count: usize) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..count as u32).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for place in (1..count).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        places.swap(place, (state % (place as u64 + 1)) as usize);
+    }
+    places
+}
+
+/// A clock that a load sets: what has gone quiet after it is merged without waiting for hours.
+#[derive(Debug)]
+struct Later(AtomicI64);
+
+impl Clock for Later {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Writes and flushes, and merges what is due then and in the hours after.
+fn load(
+    engine: &Engine,
+    clock: &Later,
+    table: &Arc<Table>,
+    rows: usize,
+    place: &impl Fn(usize) -> (usize, usize, i64),
+) {
+    write(engine, table, rows, place);
+    engine.flush().unwrap();
+    for _ in 0..3 {
+        engine.compact_due().unwrap();
+        clock.0.fetch_add(WIDE_AGE.as_nanos() as i64, Ordering::Relaxed);
+    }
+    engine.compact_due().unwrap();
+}
+
+fn chunk_bytes(engine: &Engine) -> f64 {
+    engine.chunks().iter().map(|chunk| chunk.bytes).sum::<u64>() as f64
+}
+
+/// A memtable of so many bytes; one that holds all rows is flushed when it is asked for. Threads of an engine that was
 /// dropped end in their own time, so its lock is awaited.
-fn open(dir: &Path) -> Engine {
+fn open(dir: &Path, memtable_bytes: usize, clock: Arc<dyn Clock>) -> Engine {
     let mut options = Options::new(dir);
-    options.memtable_bytes = 1 << 30;
+    options.memtable_bytes = memtable_bytes;
     let started = Instant::now();
     loop {
-        match Engine::open(options.clone()) {
+        match Engine::open_with(options.clone(), Arc::new(LocalStorage), Arc::clone(&clock)) {
             Ok(engine) => return engine,
             Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{error}"),
         }
@@ -101,7 +214,8 @@ fn value(series: usize, step: usize, field: usize) -> f64 {
     (2000 + triangle as i64 + jitter as i64) as f64 / 100.0
 }
 
-fn write(engine: &Engine, table: &Arc<Table>, rows: usize) {
+/// Writes rows; `place` gives the series, the step of its walk and the time of each.
+fn write(engine: &Engine, table: &Arc<Table>, rows: usize, place: impl Fn(usize) -> (usize, usize, i64)) {
     let (device, fields) = (id(table, "device"), FIELDS.map(|name| id(table, name)));
     let names: Vec<String> = (0..SERIES).map(|series| format!("device-{series:04}")).collect();
     let mut receipts = Vec::new();
@@ -109,11 +223,11 @@ fn write(engine: &Engine, table: &Arc<Table>, rows: usize) {
         let mut builder = engine.batch();
         builder.begin_message();
         for row in first..first + BATCH {
-            let (series, step) = (row % SERIES, row / SERIES);
+            let (series, step, time) = place(row);
             let tags = [(device, names[series].as_str().into())];
             let values: [(ColumnId, FieldValue<'_>); FIELDS.len()] =
                 std::array::from_fn(|field| (fields[field], FieldValue::Float(value(series, step, field))));
-            let time = Timestamp::from_nanos(START + step as i64 * STEP);
+            let time = Timestamp::from_nanos(time);
             builder.row(table, &Row { time, tags: &tags, fields: &values }, None).unwrap();
         }
         receipts.push(engine.write(builder.finish().unwrap()));

@@ -1,190 +1,253 @@
-//! Decides which chunks to merge, and merges them.
+//! Merges chunks: of one partition into one, and wide ones into the partitions that they lie over.
+//!
+//! What to merge is decided by `plan`, how wide partitions are by `width`: pure functions. Here is what carries them
+//! out, and what the job thread remembers between two looks.
 //!
 //! # Invariants
-//! - Only chunks of one partition are merged, and only where no other chunk of overlapping time has a SeqNo between
-//!   theirs, so "newest" keeps its meaning.
-//! - The plan is a pure function of the version.
+//! - A plan is a function of the version, the catalog, the clock and the notes; it touches no file.
+//! - What a merge writes covers the SeqNos of its inputs; `plan` sees to it that no other chunk lies between them.
 
+pub(crate) mod plan;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod simulation;
+pub(crate) mod stats;
+pub(crate) mod width;
+
+use std::cell::Cell as Flag;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sonde_storage_format::{ChunkId, Edit, SeqRange, TableId, TimeRange, Timestamp};
+use sonde_storage_format::{
+    ChunkId, ChunkMeta, Edit, Profile, SeqNo, TIME_COLUMN, TableId, TimeRange, Timestamp, encode_page_as,
+};
 
+use crate::catalog::{Catalog, Table};
+use crate::cold::DAY;
+use crate::compact::plan::{Choice, Outlook, choose, choose_all};
+use crate::compact::width::{Widths, in_memory};
 use crate::engine::Inner;
 use crate::error::Result;
 use crate::flush::write_chunk;
-use crate::limits::{CHUNK_ROWS, COMPACT_CHUNKS};
 use crate::scan::ScanContext;
 use crate::scan::merge::Merge;
 use crate::scan::source::{ChunkSource, Source};
 use crate::version::{Chunk, FileEdit, TableFiles, Version};
 
-/// Chunks of one partition to merge into one, oldest first.
+/// How often a table is looked at whose files have not changed: partitions go quiet by themselves.
+const LOOK: i64 = 60_000_000_000;
+
+/// Chunks to merge, oldest first, and the ranges of the chunks that they become.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) table: TableId,
-    pub(crate) range: TimeRange,
     pub(crate) chunks: Vec<Arc<Chunk>>,
+    pub(crate) ranges: Vec<TimeRange>,
 }
 
-/// The next merge worth doing that does not rest: the partition with the most chunks, from `COMPACT_CHUNKS` on; of it
-/// the longest contiguous run that stays below `CHUNK_ROWS`.
-pub(crate) fn plan(version: &Version, rests: impl Fn(&Plan) -> bool) -> Option<Plan> {
-    let runs = version.files.iter().flat_map(|(table, files)| runs(*table, files, COMPACT_CHUNKS));
-    let small = runs.map(|plan| Plan { chunks: small_run(&plan.chunks), ..plan });
-    let ready = small.filter(|plan| plan.chunks.len() >= COMPACT_CHUNKS && !rests(plan));
-    ready.max_by_key(|plan| plan.chunks.len())
-}
-
-/// Everything of one table, partition by partition, for `COMPACT TABLE`.
-pub(crate) fn plan_all(version: &Version, table: TableId) -> Vec<Plan> {
-    version.files.get(&table).into_iter().flat_map(|files| runs(table, files, 2)).collect()
-}
-
-/// The runs of a table's partitions that are contiguous in SeqNo and have at least so many chunks. Partitions of
-/// different widths overlap: a run ends where a chunk of another partition stands between two of its chunks.
-fn runs(table: TableId, files: &TableFiles, at_least: usize) -> impl Iterator<Item = Plan> {
-    let partitions = files.partitions.iter().filter(move |(_, chunks)| chunks.len() >= at_least);
-    let split = move |((start, end), chunks): ((Timestamp, Timestamp), &Arc<Vec<Arc<Chunk>>>)| {
-        let range = TimeRange { start, end };
-        let others: Vec<SeqRange> = files
-            .chunks()
-            .map(|chunk| &chunk.meta)
-            .filter(|meta| meta.range != range && meta.range.overlaps(&range))
-            .map(|meta| meta.seq)
-            .collect();
-        let joined = |a: &Arc<Chunk>, b: &Arc<Chunk>| {
-            !others.iter().any(|other| other.first <= b.meta.seq.last && a.meta.seq.first <= other.last)
-        };
-        let runs = chunks.chunk_by(joined).filter(|run| run.len() >= at_least);
-        runs.map(|run| Plan { table, range, chunks: run.to_vec() }).collect::<Vec<Plan>>()
-    };
-    partitions.map(|(range, chunks)| (*range, chunks)).flat_map(split)
-}
-
-/// The newest contiguous chunks whose sum stays below the limit; a large old chunk is left alone until the new ones
-/// together reach a quarter of it, which bounds how often a row is rewritten.
-fn small_run(chunks: &[Arc<Chunk>]) -> Vec<Arc<Chunk>> {
-    let mut run: Vec<Arc<Chunk>> = Vec::new();
-    let mut rows = 0;
-    for chunk in chunks.iter().rev() {
-        let grows_too_much = run.len() >= COMPACT_CHUNKS - 1 && chunk.meta.rows > 4 * rows;
-        if rows + chunk.meta.rows > CHUNK_ROWS || grows_too_much {
-            break;
-        }
-        rows += chunk.meta.rows;
-        run.push(Arc::clone(chunk));
+impl Plan {
+    fn of(table: TableId, files: &TableFiles, choice: Choice) -> Self {
+        let wanted: BTreeSet<ChunkId> = choice.chunks.iter().copied().collect();
+        let mut chunks: Vec<Arc<Chunk>> =
+            files.chunks().filter(|chunk| wanted.contains(&chunk.meta.id)).cloned().collect();
+        chunks.sort_by_key(|chunk| chunk.meta.seq.first);
+        Self { table, chunks, ranges: choice.ranges }
     }
-    run.reverse();
-    run
+
+    /// The range of everything that it writes.
+    pub(crate) fn range(&self) -> TimeRange {
+        whole(&self.ranges)
+    }
 }
 
-/// Merges the chunks of a plan and installs the result.
-pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
-    // Behind the plan's version: the catalog knows every column that the chunks have, the masks all that hides rows.
-    let masks = inner.versions.current().masks_of(plan.table);
+fn whole(ranges: &[TimeRange]) -> TimeRange {
+    let join = |a: TimeRange, b: &TimeRange| TimeRange { start: a.start.min(b.start), end: a.end.max(b.end) };
+    ranges.iter().fold(TimeRange { start: Timestamp::MAX, end: Timestamp::MIN }, join)
+}
+
+/// What the job thread remembers of chunks. Nothing of it is stored: after a restart every chunk counts as new, which
+/// only delays the merges of what is quiet.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    since: BTreeMap<TableId, BTreeMap<ChunkId, Timestamp>>,
+    /// Tables with nothing to do: the place of their files in memory, which changes with them, and since when.
+    idle: BTreeMap<TableId, (usize, Timestamp)>,
+    /// Chunks that no dense encoding makes smaller.
+    dense: BTreeMap<TableId, BTreeSet<ChunkId>>,
+}
+
+impl Notes {
+    /// Takes note of a table's chunks; whether there is a reason to look at them.
+    fn look(&mut self, table: TableId, files: &Arc<TableFiles>, now: Timestamp) -> bool {
+        let place = Arc::as_ptr(files).addr();
+        let same = |(known, since): &(usize, Timestamp)| {
+            *known == place && now.as_nanos().abs_diff(since.as_nanos()) < LOOK.unsigned_abs()
+        };
+        if self.idle.get(&table).is_some_and(same) {
+            return false;
+        }
+        self.idle.insert(table, (place, now));
+        let before = self.since.remove(&table).unwrap_or_default();
+        let since = |id: ChunkId| (id, before.get(&id).copied().unwrap_or(now));
+        let since: BTreeMap<ChunkId, Timestamp> = files.chunks().map(|chunk| since(chunk.meta.id)).collect();
+        if let Some(dense) = self.dense.get_mut(&table) {
+            dense.retain(|id| since.contains_key(id));
+        }
+        self.since.insert(table, since);
+        true
+    }
+
+    fn is_dense(&self, table: TableId, chunk: ChunkId) -> bool {
+        self.dense.get(&table).is_some_and(|dense| dense.contains(&chunk))
+    }
+
+    /// Forgets tables that are gone.
+    fn forget(&mut self, version: &Version) {
+        self.since.retain(|table, _| version.files.contains_key(table));
+        self.idle.retain(|table, _| version.files.contains_key(table));
+        self.dense.retain(|table, _| version.files.contains_key(table));
+    }
+}
+
+/// What a plan is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Scene<'a> {
+    pub(crate) version: &'a Version,
+    /// Asked for behind the version, so that it knows every column of the chunks.
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) widths: &'a Widths,
+    pub(crate) now: Timestamp,
+}
+
+/// The merge most worth doing that does not rest.
+pub(crate) fn plan(
+    scene: &Scene<'_>,
+    notes: &mut Notes,
+    rests: impl Fn(TableId, TimeRange) -> bool,
+) -> Option<Plan> {
+    notes.forget(scene.version);
+    let mut best: Option<(Choice, TableId, &Arc<TableFiles>)> = None;
+    for (id, files) in &scene.version.files {
+        let Some(table) = scene.catalog.table_by_id(*id) else { continue };
+        if !notes.look(*id, files, scene.now) {
+            continue;
+        }
+        let resting = Flag::new(false);
+        let may = |choice: &Choice| {
+            let rests = rests(*id, whole(&choice.ranges));
+            resting.set(resting.get() || rests);
+            !rests
+        };
+        let choice = choose_of(scene, notes, table, files, may);
+        // There is more to do here, be it now or next time.
+        if choice.is_some() || resting.get() {
+            notes.idle.remove(id);
+        }
+        let Some(choice) = choice else { continue };
+        if best.as_ref().is_none_or(|(best, _, _)| best.weight < choice.weight) {
+            best = Some((choice, *id, files));
+        }
+    }
+    best.map(|(choice, table, files)| Plan::of(table, files, choice))
+}
+
+/// The width of the partitions that small chunks are joined into: days, where days are to go to the cold tier one by one.
+fn join_width(scene: &Scene<'_>, table: &Table) -> i64 {
+    let width = scene.widths.of(table.def());
+    if table.def().options.cold_after > 0 { width.min(DAY) } else { width }
+}
+
+fn choose_of(
+    scene: &Scene<'_>,
+    notes: &Notes,
+    table: &Table,
+    files: &TableFiles,
+    may: impl Fn(&Choice) -> bool,
+) -> Option<Choice> {
+    let metas: Vec<&ChunkMeta> = files.chunks().map(|chunk| &chunk.meta).collect();
+    let since = notes.since.get(&table.id());
+    let since = |id: ChunkId| since.and_then(|since| since.get(&id)).copied().unwrap_or(scene.now);
+    let thin = |id: ChunkId| !notes.is_dense(table.id(), id);
+    let outlook = Outlook {
+        now: scene.now,
+        width: join_width(scene, table),
+        since: &since,
+        in_memory: &in_memory(scene.version, table.id()),
+        thin: (table.def().options.profile == Profile::Dense).then_some(&thin),
+    };
+    choose(&metas, &outlook, may)
+}
+
+/// The next merge on the way to one chunk for each partition of a table, of what was written up to `until` and did not
+/// fail, for `COMPACT TABLE`.
+pub(crate) fn plan_all(
+    scene: &Scene<'_>,
+    table: &Table,
+    until: Option<SeqNo>,
+    failed: &[TimeRange],
+) -> Option<Plan> {
+    let files = scene.version.files.get(&table.id())?;
+    let metas = files.chunks().map(|chunk| &chunk.meta);
+    let metas: Vec<&ChunkMeta> = metas.filter(|meta| Some(meta.seq.last) <= until).collect();
+    let may = |choice: &Choice| !failed.contains(&whole(&choice.ranges));
+    let choice = choose_all(&metas, join_width(scene, table), may)?;
+    Some(Plan::of(table.id(), files, choice))
+}
+
+/// Carries out a plan, and notes what it came to.
+pub(crate) fn compact(inner: &Arc<Inner>, plan: &Plan, notes: &mut Notes) -> Result<()> {
+    if let [chunk] = plan.chunks.as_slice()
+        && plan.ranges == [chunk.meta.range]
+        && !gets_denser(chunk)?
+    {
+        notes.dense.entry(plan.table).or_default().insert(chunk.meta.id);
+        return Ok(());
+    }
+    rewrite(inner, plan, notes)
+}
+
+/// Writes the chunks of a plan again as it says, and installs the result.
+pub(crate) fn rewrite(inner: &Arc<Inner>, plan: &Plan, notes: &mut Notes) -> Result<()> {
+    // Behind the plan's version: the catalog knows every column that the chunks have.
     let catalog = inner.catalog.load_full();
     let Some(table) = catalog.table_by_id(plan.table) else { return Ok(()) };
-    let order = table.series().order();
-    let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL, masks));
-    let sources =
-        plan.chunks.iter().map(|chunk| Source::Chunk(ChunkSource::new(&context, chunk, false))).collect();
-    let merge = Merge::newest_wins(Arc::clone(&context), sources);
-    let seq = plan.chunks.iter().map(|chunk| chunk.meta.seq).reduce(|a, b| a.union(b));
-    let Some(seq) = seq else { return Ok(()) };
-    let merged = write_chunk(inner, &context, plan.range, seq, table.def().options.profile, merge)?;
+    let profile = table.def().options.profile;
+    let merged = merge(inner, table, plan, profile)?;
+    if profile == Profile::Dense {
+        notes.dense.entry(plan.table).or_default().extend(merged.iter().map(|chunk| chunk.meta.id));
+    }
     let mut edits: Vec<Edit> = plan.chunks.iter().map(|chunk| Edit::RemoveChunk(chunk.meta.id)).collect();
     edits.extend(merged.iter().flat_map(|chunk| chunk.edits()));
     let remove: Vec<(TableId, ChunkId)> =
         plan.chunks.iter().map(|chunk| (plan.table, chunk.meta.id)).collect();
-    let edit = FileEdit { add: merged.into_iter().collect(), remove, ..FileEdit::default() };
-    inner.install(&edits, &edit)
+    inner.compactions.merged(plan.table, merged.iter().map(|chunk| &chunk.meta));
+    inner.install(&edits, &FileEdit { add: merged, remove, ..FileEdit::default() })
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::storage::LocalStorage;
-    use sonde_storage_format::{ChunkMeta, SeqNo};
-
-    const TABLE: TableId = TableId(1);
-
-    fn range(start: i64, end: i64) -> TimeRange {
-        TimeRange { start: Timestamp::from_nanos(start), end: Timestamp::from_nanos(end) }
+fn merge(inner: &Arc<Inner>, table: &Arc<Table>, plan: &Plan, profile: Profile) -> Result<Vec<Arc<Chunk>>> {
+    let Some(seq) = plan.chunks.iter().map(|chunk| chunk.meta.seq).reduce(|a, b| a.union(b)) else {
+        return Ok(Vec::new());
+    };
+    // Behind the plan's version, too: all that hides rows of its chunks.
+    let masks = inner.versions.current().masks_of(plan.table);
+    let order = table.series().order();
+    let mut merged = Vec::with_capacity(plan.ranges.len());
+    for range in &plan.ranges {
+        let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), *range, masks.clone()));
+        let source = |chunk: &Arc<Chunk>| Source::Chunk(ChunkSource::new(&context, chunk, false));
+        let has_rows =
+            |chunk: &&Arc<Chunk>| chunk.meta.times.0 < range.end && range.start <= chunk.meta.times.1;
+        let sources = plan.chunks.iter().filter(has_rows).map(source).collect();
+        let merge = Merge::newest_wins(Arc::clone(&context), sources);
+        merged.extend(write_chunk(inner, &context, *range, seq, profile, merge)?);
     }
+    Ok(merged)
+}
 
-    /// Chunks of (partition, rows), each newer than the one before; named by their ids from 0 on.
-    fn version(chunks: &[(TimeRange, u64)]) -> Version {
-        let mut files = TableFiles::default();
-        for (i, (range, rows)) in chunks.iter().enumerate() {
-            let seq = SeqNo(10 * i as u64 + 1);
-            let meta = ChunkMeta {
-                id: ChunkId(i as u64),
-                table: TABLE,
-                range: *range,
-                times: (range.start, range.start),
-                seq: SeqRange { first: seq, last: seq.plus(8) },
-                rows: *rows,
-                series: 1,
-                bytes: 1,
-                columns: Vec::new(),
-            };
-            let chunk = Arc::new(Chunk::new(meta, "never opened".into(), Arc::new(LocalStorage)));
-            chunk.keep();
-            Arc::make_mut(files.partitions.entry((range.start, range.end)).or_default()).push(chunk);
-        }
-        Version { files: [(TABLE, Arc::new(files))].into(), ..Version::default() }
-    }
-
-    fn ids(plan: &Plan) -> Vec<u64> {
-        plan.chunks.iter().map(|chunk| chunk.meta.id.0).collect()
-    }
-
-    fn next(version: &Version) -> Option<Plan> {
-        plan(version, |_| false)
-    }
-
-    #[test]
-    fn a_plan_that_rests_lets_the_next_one_go() {
-        let (day, other) = (range(0, 10), range(10, 20));
-        let version = version(&[(day, 5), (day, 5), (day, 5), (day, 5), (day, 5), (other, 5)]);
-        assert!(plan(&version, |plan| plan.range == day).is_none());
-        assert_eq!(ids(&plan(&version, |plan| plan.range == other).unwrap()), [0, 1, 2, 3, 4]);
-    }
-
-    #[test]
-    fn a_merge_is_worth_it_from_four_small_neighbours_on() {
-        let day = range(0, 10);
-        assert!(next(&version(&[(day, 5); 3])).is_none());
-        assert_eq!(ids(&next(&version(&[(day, 5); 5])).unwrap()), [0, 1, 2, 3, 4]);
-        // A large old chunk waits until the new ones are a quarter of it.
-        let large = |rows| version(&[(day, rows), (day, 5), (day, 5), (day, 5), (day, 5)]);
-        assert_eq!(ids(&next(&large(80)).unwrap()), [0, 1, 2, 3, 4]);
-        assert_eq!(ids(&next(&large(81)).unwrap()), [1, 2, 3, 4]);
-        assert_eq!(ids(&next(&large(CHUNK_ROWS)).unwrap()), [1, 2, 3, 4]);
-        // The partition with the most.
-        let other = range(10, 20);
-        let mixed = version(&[
-            (day, 5),
-            (other, 5),
-            (day, 5),
-            (other, 5),
-            (day, 5),
-            (other, 5),
-            (day, 5),
-            (other, 5),
-            (other, 5),
-        ]);
-        assert_eq!(ids(&next(&mixed).unwrap()), [1, 3, 5, 7, 8]);
-    }
-
-    #[test]
-    fn a_run_ends_at_a_chunk_of_another_width() {
-        let (day, week, later) = (range(0, 10), range(0, 70), range(10, 20));
-        let chunks = [(day, 5), (day, 5), (week, 5), (day, 5), (later, 5), (day, 5), (day, 5), (day, 5)];
-        let runs: Vec<Vec<u64>> = plan_all(&version(&chunks), TABLE).iter().map(ids).collect();
-        assert_eq!(runs, [vec![0, 1], vec![3, 5, 6, 7]]);
-        assert_eq!(ids(&next(&version(&chunks)).unwrap()), [3, 5, 6, 7]);
-        assert!(plan_all(&version(&chunks), TableId(2)).is_empty());
-    }
+/// Whether the dense encoding would make a chunk smaller, judged by its largest page; one that is dense stays as it is.
+fn gets_denser(chunk: &Chunk) -> Result<bool> {
+    let open = chunk.open()?;
+    let Some((id, page)) = open.largest_page() else { return Ok(false) };
+    let column = open.rows(page, std::slice::from_ref(&(0..page.stats.rows as usize)))?;
+    Ok(encode_page_as(Profile::Dense, &column, id == TIME_COLUMN).len() < page.len as usize)
 }

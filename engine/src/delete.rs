@@ -1,10 +1,9 @@
-//! DELETE and UPDATE: what callers ask for, and how it is purged from files.
+//! DELETE and UPDATE: what callers ask for.
 //!
 //! # Invariants
 //! - A deletion is one commit: durable, then seen by every later snapshot, hot and cold.
 //! - Ranges of time and tags hide whatever was committed before them. Points were chosen by their values in a
 //!   snapshot: if one of them was written since, nothing happens, and the caller chooses again.
-//! - What is hidden is gone from files once compaction has passed; then the tombstone goes, too.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -13,20 +12,17 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::TimestampNanosecondType;
 use arrow::record_batch::RecordBatch;
 use sonde_storage_format::{
-    ChunkId, Edit, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp, Tombstone,
-    TombstonePart,
+    SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp, Tombstone, TombstonePart,
 };
 
 use crate::batch::WriteBatch;
 use crate::catalog::Table;
-use crate::compact::{Plan, compact};
-use crate::engine::{Engine, Inner};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::limits::{CHANGE_POINTS, PURGE_AGE, PURGE_MASKS};
+use crate::limits::CHANGE_POINTS;
 use crate::mask::Mask;
 use crate::receipt::Receipt;
 use crate::scan::{Snapshot, TagFilter};
-use crate::version::{Chunk, FileEdit, Version, is_hidden_in};
 use crate::write::Command;
 
 /// Points of a table that a change is to touch, as one snapshot has them.
@@ -178,95 +174,4 @@ impl Engine {
         self.send(Command::Update(batch, points, reply))?;
         receipt.wait()
     }
-}
-
-/// Chunks all of whose rows are hidden.
-pub(crate) fn hidden(version: &Version) -> Vec<(TableId, ChunkId)> {
-    let of_table = |(table, masks): (&TableId, &Arc<Vec<Arc<Mask>>>)| {
-        let chunks = version.files.get(table).into_iter().flat_map(|files| files.chunks());
-        let is_hidden = |chunk: &&Arc<Chunk>| {
-            let (first, last) = chunk.meta.times;
-            masks.iter().any(|mask| chunk.covers() < mask.seq && mask.hides_all(first, last))
-        };
-        chunks.filter(is_hidden).map(|chunk| (*table, chunk.meta.id)).collect::<Vec<_>>()
-    };
-    version.masks.iter().flat_map(of_table).collect()
-}
-
-/// Whether what a mask hides should be removed now.
-pub(crate) fn is_due(masks: &[Arc<Mask>], mask: &Mask, now: Timestamp) -> bool {
-    let age = now.as_nanos().saturating_sub(mask.since.as_nanos());
-    masks.len() >= PURGE_MASKS || i128::from(age) >= PURGE_AGE.as_nanos().cast_signed()
-}
-
-/// A chunk to write again without what is hidden of it, that does not rest: the one with the oldest mask.
-pub(crate) fn purge_plan(
-    version: &Version,
-    now: Timestamp,
-    wanted: impl Fn(TableId) -> bool,
-    rests: impl Fn(&Plan) -> bool,
-) -> Option<Plan> {
-    let mut due: Vec<(SeqNo, Plan)> = Vec::new();
-    for (table, masks) in &version.masks {
-        let chunks = version.files.get(table).into_iter().flat_map(|files| files.chunks());
-        for chunk in chunks {
-            let hiding =
-                |mask: &&Arc<Mask>| is_hidden_in(chunk, mask) && (wanted(*table) || is_due(masks, mask, now));
-            let Some(mask) = masks.iter().find(hiding) else { continue };
-            let plan = Plan { table: *table, range: chunk.meta.range, chunks: vec![Arc::clone(chunk)] };
-            if !rests(&plan) {
-                due.push((mask.seq, plan));
-            }
-        }
-    }
-    due.into_iter().min_by_key(|(seq, _)| *seq).map(|(_, plan)| plan)
-}
-
-/// Writes a chunk again without what is hidden of it; where none of its series has such rows, it just says so.
-pub(crate) fn purge(inner: &Arc<Inner>, plan: &Plan) -> Result<()> {
-    let version = inner.versions.current();
-    for chunk in &plan.chunks {
-        let hiding = version.masks_of(plan.table);
-        let hiding: Vec<Arc<Mask>> = hiding.into_iter().filter(|mask| is_hidden_in(chunk, mask)).collect();
-        let Some(last) = hiding.last() else { continue };
-        let open = chunk.open()?;
-        let holds =
-            |mask: &Arc<Mask>| open.series.iter().any(|run| mask.may_hide(run.id, run.first, run.last));
-        if hiding.iter().any(holds) {
-            return compact(inner, plan);
-        }
-        inner.install(&[Edit::Purged { chunk: chunk.meta.id, seq: last.seq }], &FileEdit::default())?;
-        chunk.purge(last.seq);
-    }
-    Ok(())
-}
-
-/// Days of the cold tier that have rows which are hidden, and are flushed far enough to be written again.
-pub(crate) fn hidden_days(
-    version: &Version,
-    position: SeqNo,
-    table: TableId,
-    due: impl Fn(&Mask) -> bool,
-) -> Vec<Timestamp> {
-    let files = version.files.get(&table).into_iter().flat_map(|files| files.cold.values());
-    let masks = version.masks_of(table);
-    let is_hidden = |file: &&Arc<sonde_storage_format::ColdFile>| {
-        let hides = |mask: &Arc<Mask>| {
-            file.position < mask.seq
-                && mask.seq <= position
-                && mask.reaches(file.day.start, file.day.end)
-                && due(mask)
-        };
-        masks.iter().any(hides)
-    };
-    files.filter(is_hidden).map(|file| file.day.start).collect()
-}
-
-/// Masks that hide nothing any more.
-pub(crate) fn spent(version: &Version) -> Vec<(TableId, Arc<Mask>)> {
-    let of_table = |(table, masks): (&TableId, &Arc<Vec<Arc<Mask>>>)| {
-        let spent = masks.iter().filter(|mask| !version.needs(*table, mask));
-        spent.map(|mask| (*table, Arc::clone(mask))).collect::<Vec<_>>()
-    };
-    version.masks.iter().flat_map(of_table).collect()
 }

@@ -2,7 +2,7 @@
 //! versions, catalog and health are swapped without holding another lock. No lock is held over I/O but the manifest's,
 //! which orders the edits of the flush thread and the job thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +22,8 @@ use crate::batch::{WriteBatch, WriteBatchBuilder};
 use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
 use crate::cold::ColdOptions;
+use crate::compact::stats::{CompactionStats, Compactions};
+use crate::compact::width::Widths;
 use crate::error::{Error, Result};
 use crate::flushes::Flushes;
 use crate::health::Health;
@@ -93,6 +95,10 @@ pub(crate) struct Inner {
     pub(crate) flushes: Flushes,
     pub(crate) health: Health,
     pub(crate) queued: QueuedBytes,
+    /// How wide the partitions of rows to come are, where that is automatic.
+    pub(crate) widths: Widths,
+    /// What flushes and merges have written.
+    pub(crate) compactions: Compactions,
     segments: Arc<Segments>,
     cursors: Mutex<HashMap<String, SeqNo>>,
     arrivals: ArrivalClock,
@@ -153,6 +159,28 @@ impl Inner {
     pub(crate) fn ask_to_age(&self) {
         if let Some(commands) = self.commands.upgrade() {
             let _ = commands.try_send(Command::Age);
+        }
+    }
+
+    /// Looks again how wide the partitions of these tables should be, once a flush has shown more of them.
+    pub(crate) fn learn_widths(&self, tables: &BTreeSet<TableId>) {
+        let version = self.versions.current();
+        let catalog = self.catalog.load();
+        self.widths.retain(|table| catalog.table_by_id(table).is_some());
+        self.compactions.retain(|table| catalog.table_by_id(table).is_some());
+        for id in tables {
+            let Some((table, files)) = catalog.table_by_id(*id).zip(version.files.get(id)) else { continue };
+            let metas: Vec<&ChunkMeta> = files.chunks().map(|chunk| &chunk.meta).collect();
+            if let Some((before, after)) = self.widths.learn(table.def(), &metas, self.clock.now()) {
+                let secs = |nanos: i64| nanos / 1_000_000_000;
+                let (table, before, after) = (table.full_name(), secs(before), secs(after));
+                tracing::info!(
+                    table,
+                    before,
+                    after,
+                    "new rows go to partitions of another width, in seconds"
+                );
+            }
         }
     }
 
@@ -281,6 +309,8 @@ impl Engine {
             queued: QueuedBytes::new(options.queue_bytes),
             manifest: Mutex::new(recovered.manifest),
             health: Health::default(),
+            widths: recovered.widths,
+            compactions: Compactions::default(),
             segments,
             cursors: Mutex::new(HashMap::new()),
             arrivals: ArrivalClock::default(),
@@ -505,6 +535,25 @@ impl Engine {
         let (reply, done) = channel();
         self.inner.send_job(Job::Compact(table, reply));
         done.recv().map_err(|_| self.inner.closed())?
+    }
+
+    /// Carries out the merges that are due by themselves, now and not at the next tick; returns how many.
+    pub fn compact_due(&self) -> Result<usize> {
+        let (reply, done) = channel();
+        self.inner.send_job(Job::CompactDue(reply));
+        done.recv().map_err(|_| self.inner.closed())?
+    }
+
+    /// What flushes and merges have written of a table since the start.
+    #[must_use]
+    pub fn compaction_stats(&self, table: TableId) -> CompactionStats {
+        self.inner.compactions.of(table)
+    }
+
+    /// The width in nanoseconds of the partitions that new rows of a table go to: as set, or as its rows ask for.
+    #[must_use]
+    pub fn partition_width(&self, table: &Table) -> i64 {
+        self.inner.widths.of(table.def())
     }
 
     /// Moves the complete days of a table that end at or before `before` to the cold tier. Returns how many moved.

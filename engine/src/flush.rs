@@ -3,20 +3,22 @@
 //! # Invariants
 //! - A flush's chunks, its position and its checkpoint count from one edit on, or none of them does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sonde_storage_format::limits::ROW_GROUP_ROWS;
 use sonde_storage_format::{
     ChunkMeta, ChunkWriter, Column, ColumnId, ColumnPages, ColumnRange, Edit, PhysicalType, Profile,
-    SeqRange, SeriesRows, Texts, TimeRange, Timestamp, path,
+    SeqRange, SeriesRows, TableId, Texts, TimeRange, Timestamp, path,
 };
 
 use crate::checkpoint;
+use crate::compact::width::lanes;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flushes::FlushInput;
 use crate::limits::GROUP_TEXT_BYTES;
-use crate::memtable::Memtable;
+use crate::memtable::{Memtable, PartitionBlocks};
 use crate::scan::ScanContext;
 use crate::scan::merge::{Merge, Window};
 use crate::scan::source::{Source, sort_blocks};
@@ -31,24 +33,41 @@ pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<()> {
     let number = checkpoint::write(inner, input)?;
     let mut edits: Vec<Edit> = chunks.iter().flat_map(|chunk| chunk.edits()).collect();
     edits.extend([Edit::FlushedTo(input.position), Edit::Checkpoint(number)]);
+    chunks.iter().for_each(|chunk| inner.compactions.flushed(&chunk.meta));
+    let tables: BTreeSet<TableId> = chunks.iter().map(|chunk| chunk.meta.table).collect();
     inner.install(&edits, &FileEdit { add: chunks, flushed: true, ..FileEdit::default() })?;
+    inner.learn_widths(&tables);
     checkpoint::remove_before(inner, number);
     inner.remove_expired_segments();
     Ok(())
 }
 
-/// Writes every partition of a memtable as a chunk.
+/// Writes a memtable as chunks, one for each partition; late rows of many partitions share some. The ranges of the
+/// chunks do not overlap, so all of them can have the memtable's SeqNos.
 fn write_chunks(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Result<Vec<Arc<Chunk>>> {
     let catalog = inner.catalog.load_full();
     let mut chunks = Vec::new();
-    for (table, partition) in memtable.partitions() {
+    let partitions: Vec<(TableId, &Arc<PartitionBlocks>)> = memtable.partitions().collect();
+    for of_table in partitions.chunk_by(|a, b| a.0 == b.0) {
         // A table that was dropped since takes its rows with it.
-        let Some(table) = catalog.table_by_id(table) else { continue };
+        let Some(table) = of_table.first().and_then(|(table, _)| catalog.table_by_id(*table)) else {
+            continue;
+        };
         let order = table.series().order();
         let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL, Vec::new()));
-        let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, partition))));
-        let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
-        chunks.extend(write_chunk(inner, &context, partition.range, seq, Profile::Fast, merge)?);
+        let sizes: Vec<(TimeRange, usize)> =
+            of_table.iter().map(|(_, partition)| (partition.range, partition.rows())).collect();
+        let mut rest = of_table.iter().map(|(_, partition)| *partition);
+        for (range, count) in lanes(&sizes) {
+            let mut together = PartitionBlocks::new(range);
+            // Rows of one point lie in one partition, so they stay in log order.
+            rest.by_ref()
+                .take(count)
+                .for_each(|partition| together.blocks.extend_from_slice(&partition.blocks));
+            let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, &together))));
+            let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
+            chunks.extend(write_chunk(inner, &context, range, seq, Profile::Fast, merge)?);
+        }
     }
     Ok(chunks)
 }

@@ -15,20 +15,18 @@ use std::time::{Duration, Instant};
 use sonde_storage_format::{ChunkId, ColdFile, Edit, TableId, TimeRange, Timestamp};
 
 use crate::catalog::Catalog;
-use crate::cold::cool::{cool, purge_cold};
+use crate::cold::cool::cool;
 use crate::cold::pending;
-use crate::compact;
-use crate::delete;
+use crate::compact::{self, Notes, Scene};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flush::flush;
 use crate::flushes::{FlushInput, Turn};
 use crate::health::Watch;
-use crate::limits::{FLUSH_PAUSE, JOB_PAUSE};
-use crate::mask::Mask;
+use crate::limits::{COMPACT_TURN, FLUSH_PAUSE, JOB_PAUSE};
 use crate::pause::{Pause, Rests};
 use crate::retention::{Expired, expired};
-use crate::version::{FileEdit, Version};
+use crate::version::{FileEdit, TableFiles, Version};
 
 /// How often a thread looks for work by itself.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,6 +38,8 @@ const AGE_TICK: Duration = Duration::from_secs(60);
 pub(crate) enum Job {
     /// Merge all chunks of each partition of a table.
     Compact(TableId, Sender<Result<()>>),
+    /// Merge what is due; answers with the number of merges.
+    CompactDue(Sender<Result<usize>>),
     /// Move complete days of a table that end at or before an instant to the cold tier; answers with the files written.
     Cool(TableId, Timestamp, Sender<Result<usize>>),
     /// Drop files whose rows have outlived their table's retention, or whose table is gone.
@@ -52,7 +52,7 @@ pub(crate) enum Job {
 
 /// Work that rests by itself when it fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Task {
+pub(crate) enum Task {
     Compact(TableId, TimeRange),
     Purge(TableId, TimeRange),
     Cool(TableId),
@@ -124,16 +124,18 @@ fn flush_one(inner: &Arc<Inner>, input: &FlushInput, pause: &mut Pause) {
 
 /// The job thread.
 pub(crate) struct Worker {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     /// Cold files that an edit took out, until their readers have gone.
-    replaced: Vec<Arc<ColdFile>>,
-    rests: Rests<Task>,
+    pub(crate) replaced: Vec<Arc<ColdFile>>,
+    pub(crate) rests: Rests<Task>,
     aging: Aging,
+    pub(crate) notes: Notes,
 }
 
 impl Worker {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, replaced: Vec::new(), rests: Rests::new(JOB_PAUSE), aging: Aging::default() }
+        let (rests, aging, notes) = (Rests::new(JOB_PAUSE), Aging::default(), Notes::default());
+        Self { inner, replaced: Vec::new(), rests, aging, notes }
     }
 
     /// Serves jobs until `Stop`.
@@ -151,6 +153,9 @@ impl Worker {
             match job {
                 Ok(Job::Compact(table, reply)) => {
                     let _ = reply.send(self.compact_table(table));
+                }
+                Ok(Job::CompactDue(reply)) => {
+                    let _ = reply.send(self.compact_due(None));
                 }
                 Ok(Job::Cool(table, before, reply)) => {
                     let _ = reply.send(self.cool(table, before));
@@ -170,7 +175,8 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        self.compact_one();
+        // Failures are reported, and rest.
+        let _ = self.compact_due(Some(Instant::now() + COMPACT_TURN));
         self.purge_one();
         self.forget_spent();
         self.clean_up();
@@ -180,81 +186,53 @@ impl Worker {
         }
     }
 
-    fn compact_one(&mut self) {
-        let version = self.inner.versions.current();
-        let task = |plan: &compact::Plan| Task::Compact(plan.table, plan.range);
-        let Some(plan) = compact::plan(&version, |plan| self.rests.rests(&task(plan))) else { return };
-        let outcome = compact::compact(&self.inner, &plan);
-        self.note("compaction", task(&plan), &outcome);
-    }
-
-    /// Merges what can be merged of a table, and removes what is deleted; of several failures the first comes back.
-    fn compact_table(&mut self, table: TableId) -> Result<()> {
-        let plans = compact::plan_all(&self.inner.versions.current(), table);
-        let outcomes: Vec<Result<()>> =
-            plans.iter().map(|plan| compact::compact(&self.inner, plan)).collect();
-        outcomes.into_iter().collect::<Result<()>>()?;
-        self.remove_hidden()?;
-        let now = self.inner.clock.now();
-        while let Some(plan) =
-            delete::purge_plan(&self.inner.versions.current(), now, |id| id == table, |p| p.table != table)
-        {
-            delete::purge(&self.inner, &plan)?;
-        }
-        if self.inner.options.cold.is_some() {
-            purge_cold(&self.inner, table, &mut self.replaced, |_| true)?;
-        }
-        self.forget_spent();
-        Ok(())
-    }
-
-    /// Removes from one chunk, or from the days of the cold tier, what was deleted long enough ago.
-    fn purge_one(&mut self) {
-        let version = self.inner.versions.current();
-        if version.masks.is_empty() {
-            return;
-        }
-        let now = self.inner.clock.now();
-        report("removal of chunks that are deleted as a whole", &self.remove_hidden());
-        let task = |plan: &compact::Plan| Task::Purge(plan.table, plan.range);
-        let plan = delete::purge_plan(&version, now, |_| false, |plan| self.rests.rests(&task(plan)));
-        if let Some(plan) = plan {
-            let outcome = delete::purge(&self.inner, &plan);
-            self.note("removal of what was deleted", task(&plan), &outcome);
-        }
-        let tables = version.masks.keys().filter(|_| self.inner.options.cold.is_some());
-        for table in tables.filter(|table| !self.rests.rests(&Task::Cool(**table))).collect::<Vec<_>>() {
-            let masks = version.masks_of(*table);
-            let due = |mask: &Mask| delete::is_due(&masks, mask, now);
-            let outcome = purge_cold(&self.inner, *table, &mut self.replaced, due);
-            self.note("removal of what was deleted from the cold tier", Task::Cool(*table), &outcome);
-        }
-    }
-
-    fn remove_hidden(&self) -> Result<()> {
-        let remove = delete::hidden(&self.inner.versions.current());
-        if remove.is_empty() {
-            return Ok(());
-        }
-        let edits: Vec<Edit> = remove.iter().map(|(_, id)| Edit::RemoveChunk(*id)).collect();
-        tracing::info!(chunks = remove.len(), "removed chunks all of whose rows were deleted");
-        self.inner.install(&edits, &FileEdit { remove, ..FileEdit::default() })
-    }
-
-    /// Forgets the tombstones that hide nothing any more.
-    fn forget_spent(&self) {
-        let spent = delete::spent(&self.inner.versions.current());
-        if spent.is_empty() {
-            return;
-        }
-        let records = spent.iter().map(|(table, mask)| mask.state(*table, false)).collect();
-        let forgotten = self.inner.commit_state(records);
-        if forgotten.is_ok() {
-            for (table, mask) in &spent {
-                self.inner.versions.set_masks(*table, |masks| masks.retain(|known| known.seq != mask.seq));
+    /// Merges what is due and does not rest, until `deadline`; of several failures the first comes back.
+    fn compact_due(&mut self, deadline: Option<Instant>) -> Result<usize> {
+        let mut merges = 0;
+        let mut failed = None;
+        let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        while !self.inner.is_closing() && !late() {
+            let inner = Arc::clone(&self.inner);
+            let rests = &self.rests;
+            let rests = |table, range| rests.rests(&Task::Compact(table, range));
+            let (version, catalog) = (inner.versions.current(), inner.catalog.load_full());
+            let scene = scene(&inner, &version, &catalog);
+            let Some(plan) = compact::plan(&scene, &mut self.notes, rests) else { break };
+            // Its files may go once they are replaced.
+            drop(version);
+            let outcome = compact::compact(&inner, &plan, &mut self.notes);
+            self.note("compaction", Task::Compact(plan.table, plan.range()), &outcome);
+            match outcome {
+                Ok(()) => merges += 1,
+                Err(error) => drop(failed.get_or_insert(error)),
             }
         }
-        report("clean-up of tombstones", &forgotten);
+        failed.map_or(Ok(merges), Err)
+    }
+
+    /// Merges what can be merged of a table, as it is now, and removes what is deleted of it; of several failures the first comes back.
+    fn compact_table(&mut self, table: TableId) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        // What flushes add meanwhile is not waited for.
+        let newest = |files: &Arc<TableFiles>| files.chunks().map(|chunk| chunk.meta.seq.last).max();
+        let until = inner.versions.current().files.get(&table).and_then(newest);
+        let (mut failed, mut failure) = (Vec::new(), None);
+        loop {
+            if inner.is_closing() {
+                return Err(Error::Closed);
+            }
+            let (version, catalog) = (inner.versions.current(), inner.catalog.load_full());
+            let Some(def) = catalog.table_by_id(table) else { break };
+            let plan = compact::plan_all(&scene(&inner, &version, &catalog), def, until, &failed);
+            drop(version);
+            let Some(plan) = plan else { break };
+            if let Err(error) = compact::compact(&inner, &plan, &mut self.notes) {
+                failed.push(plan.range());
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)?;
+        self.purge_table(table)
     }
 
     /// Moves every complete day that ends at or before `before`.
@@ -340,7 +318,7 @@ impl Worker {
     }
 
     /// Notes how a task ended: one that failed rests.
-    fn note<T>(&mut self, job: &'static str, task: Task, outcome: &Result<T>) {
+    pub(crate) fn note<T>(&mut self, job: &'static str, task: Task, outcome: &Result<T>) {
         report(job, outcome);
         if let Some(rest) = self.rests.note(task, outcome) {
             tracing::debug!(job, ?task, "rests for {} s", rest.as_secs());
@@ -348,7 +326,11 @@ impl Worker {
     }
 }
 
-fn report<T>(job: &'static str, outcome: &Result<T>) {
+fn scene<'a>(inner: &'a Inner, version: &'a Version, catalog: &'a Catalog) -> Scene<'a> {
+    Scene { version, catalog, widths: &inner.widths, now: inner.clock.now() }
+}
+
+pub(crate) fn report<T>(job: &'static str, outcome: &Result<T>) {
     match outcome {
         // The engine ends meanwhile; the next start goes on.
         Ok(_) | Err(Error::Closed) => {}

@@ -27,6 +27,7 @@ mod mask;
 mod memtable;
 mod open_chunk;
 mod pause;
+mod purge;
 mod queue;
 mod receipt;
 mod recover;
@@ -47,6 +48,7 @@ pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, t
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
+pub use compact::stats::CompactionStats;
 pub use delete::Points;
 pub use engine::{Engine, LogStatus, Options};
 pub use error::{Error, Result};

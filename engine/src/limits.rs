@@ -32,8 +32,6 @@ pub const DUE_FLUSH_AGE: Duration = Duration::from_secs(300);
 pub const FLUSH_PAUSE: Duration = Duration::from_secs(30);
 /// The longest rest of any other job that fails.
 pub const JOB_PAUSE: Duration = Duration::from_secs(300);
-/// Chunks of one partition before they are merged.
-pub const COMPACT_CHUNKS: usize = 4;
 /// Points that one DELETE by the values of fields removes, or that one UPDATE changes.
 pub const CHANGE_POINTS: usize = 1_000_000;
 /// Tombstones of a table that wait until compaction has removed what they hide; further deletes are refused meanwhile.
@@ -46,6 +44,28 @@ pub const PURGE_MASKS: usize = 64;
 pub const PURGE_AGE: Duration = Duration::from_secs(3600);
 /// How often a change of points that others wrote meanwhile is tried before it is given up.
 pub const CHANGE_ATTEMPTS: usize = 8;
+/// Chunks of like size in one partition before they are merged.
+pub const COMPACT_CHUNKS: usize = 8;
+/// Chunks of one partition from which on some are merged, whatever their sizes: a reader has all of them open.
+pub const CELL_CHUNKS: usize = 32;
+/// Wide chunks over the same partitions before they are split among those.
+pub const WIDE_CHUNKS: usize = 16;
+/// Chunks that one split makes at most.
+pub const SPLIT_RANGES: usize = 512;
+/// Rows, on average, from which on a chunk that a split makes is worth its file.
+pub const SPLIT_ROWS: u64 = 1024;
+/// How long nothing has come before wide chunks are split even if they have fewer rows.
+pub const WIDE_AGE: Duration = Duration::from_secs(6 * 3600);
+/// Rows below which what lies in one partition is one chunk in the end, even if its chunks are of narrower ranges, and
+/// below which an old chunk is rewritten for an eighth of its rows.
+pub const JOIN_ROWS: u64 = 1 << 20;
+/// How long no chunk has joined a partition that has ended before it is merged for good, and how long a wide chunk that
+/// is worth a split may lie over the partitions below it.
+pub const QUIET_AGE: Duration = Duration::from_secs(900);
+/// How long after the end of a partition its only chunk is rewritten where its table has become dense.
+pub const DENSE_AGE: Duration = Duration::from_secs(86_400);
+/// How long the job thread merges what is due before it looks for other work.
+pub const COMPACT_TURN: Duration = Duration::from_secs(5);
 /// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.
 pub const OPEN_CHUNKS: usize = 16_384;
 /// Bytes of the directories of chunks that stay mapped, unless the options say otherwise.
@@ -66,3 +86,13 @@ pub const LOG_READ_BYTES: usize = 4 << 20;
 pub const COLUMNS: usize = 4096;
 /// Bytes of the name of a database, a table, a column or an object.
 pub const NAME_BYTES: usize = 255;
+/// Rows that a partition of automatic width should have at most: half a chunk.
+pub const PARTITION_ROWS: u64 = CHUNK_ROWS / 2;
+/// Bytes of chunks that a partition of automatic width should have at most.
+pub const PARTITION_BYTES: u64 = 512 << 20;
+/// Partitions of one block that a memtable has rows of before those may share a chunk.
+pub const LATE_PARTITIONS: usize = 4;
+/// Chunks of a table that a flush makes before late rows of blocks of blocks share one.
+pub const FLUSH_CHUNKS: usize = 128;
+/// Rows, on average, from which on each partition of a block gets a chunk of its own at a flush: a row group.
+pub const LATE_ROWS: usize = sonde_storage_format::limits::ROW_GROUP_ROWS;

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use sonde_storage_format::{ChunkMeta, ChunkReader, Column, ColumnPages, FormatError, PageMeta, SeriesRun};
+use sonde_storage_format::{
+    ChunkMeta, ChunkReader, Column, ColumnId, ColumnPages, FormatError, PageMeta, SeriesRun,
+};
 
 use crate::error::{Error, Result};
 use crate::limits::OPEN_CHUNKS;
@@ -82,6 +84,14 @@ impl OpenChunk {
                 Ok(rows)
             }
         }
+    }
+
+    /// The page with the most bytes, and its column.
+    pub(crate) fn largest_page(&self) -> Option<(ColumnId, &PageMeta)> {
+        let columns = self.columns.iter();
+        let pages =
+            columns.flat_map(|column| column.pages.iter().flatten().map(move |page| (column.id, page)));
+        pages.max_by_key(|(_, page)| page.len)
     }
 
     /// About what its directories take in memory.

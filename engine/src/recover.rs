@@ -1,13 +1,16 @@
 //! From the files of a data directory to the state before the last stop: manifest, checkpoint, then the log's tail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use sonde_storage_format::{Checkpoint, Record, SeqNo, SeriesId, SeriesKey, TableId, Timestamp, path};
+use sonde_storage_format::{
+    Checkpoint, ChunkId, ChunkMeta, Record, SeqNo, SeriesId, SeriesKey, TableId, Timestamp, path,
+};
 
 use crate::catalog::Catalog;
+use crate::compact::width::Widths;
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
@@ -25,6 +28,7 @@ pub(crate) struct Recovered {
     pub(crate) version: Version,
     pub(crate) catalog: Catalog,
     pub(crate) state: StateStore,
+    pub(crate) widths: Widths,
     pub(crate) log: RecoveredLog,
     pub(crate) next_seq: SeqNo,
     /// Rows that came from the log.
@@ -41,12 +45,13 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
     let flushed_to = manifest.state.flushed_to;
     let (catalog, state) = (Catalog::default(), StateStore::default());
-    let active = Memtable::default();
-    let mut replay = Replay { catalog, state, active, rows: 0, unknown: None, now };
+    let (active, widths, chunks) = (Memtable::default(), Widths::default(), &manifest.state.chunks);
+    let mut replay =
+        Replay { catalog, state, active, widths, learned: BTreeSet::new(), rows: 0, unknown: None, now };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
     let from = position.min(flushed_to);
     let log = wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
-        replay.record(record, seq.last > position, seq.last > flushed_to);
+        replay.record(record, chunks, seq.last > position, seq.last > flushed_to);
     })?;
     if let Some(kind) = replay.unknown {
         return Err(Error::Newer { path: dir.clone(), what: kind });
@@ -64,6 +69,7 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
         version,
         catalog: replay.catalog,
         state: replay.state,
+        widths: replay.widths,
         log,
         next_seq: last_seq.plus(1),
         replayed: replay.rows,
@@ -103,6 +109,10 @@ struct Replay {
     catalog: Catalog,
     state: StateStore,
     active: Memtable,
+    /// The automatic widths, as the chunks ask for them.
+    widths: Widths,
+    /// The tables whose chunks were looked at for that.
+    learned: BTreeSet<TableId>,
     rows: u64,
     /// A kind of record that this engine does not act on: to pass over it would answer wrongly.
     unknown: Option<&'static str>,
@@ -129,12 +139,22 @@ impl Replay {
         Ok(checkpoint.position)
     }
 
-    fn record(&mut self, record: Record, besides_rows: bool, rows: bool) {
+    fn record(
+        &mut self,
+        record: Record,
+        chunks: &BTreeMap<ChunkId, ChunkMeta>,
+        besides_rows: bool,
+        rows: bool,
+    ) {
         match record {
             Record::Rows(record) if rows => {
                 let Some(table) = self.catalog.table_by_id(record.table) else { return };
+                if table.def().options.automatic && self.learned.insert(record.table) {
+                    let of_table = chunks.values().filter(|meta| meta.table == record.table);
+                    self.widths.learn(table.def(), &of_table.collect::<Vec<_>>(), Timestamp::MAX);
+                }
                 self.rows += record.times.len() as u64;
-                self.active.insert(record, table.def().options.partition);
+                self.active.insert(record, self.widths.of(table.def()));
             }
             Record::State(state) if besides_rows => self.state.apply(state),
             Record::Catalog(change) if besides_rows => {

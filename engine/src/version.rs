@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - The only changes are `publish` (the writer: a commit becomes visible) and `install` (a job: files come and go).
-//! - Chunks of a partition stand in SeqNo order and their SeqNo ranges do not overlap.
+//! - Of two chunks of a table whose ranges of time overlap, in one partition or in several, one is newer than the other
+//!   as a whole: their SeqNo ranges do not overlap. Chunks of a partition stand in SeqNo order.
 //! - Everything in `chunks` is older than everything in `frozen`, which is older than `active`; cold is the oldest.
 //! - Readers hold files alive: the file of a chunk that the manifest does not name, not yet or no longer, is removed
 //!   when its last handle goes.

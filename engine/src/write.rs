@@ -268,7 +268,7 @@ impl Writer {
         state.iter().for_each(|state| records.state(state));
         self.append(records, next)?;
         for rows in rows {
-            let width = table(rows.table).def().options.partition;
+            let width = self.inner.widths.of(table(rows.table).def());
             self.active.insert(rows, width);
         }
         self.note_first_row();

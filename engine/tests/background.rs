@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sonde_engine::limits::COMPACT_CHUNKS;
 use sonde_engine::{CatalogRequest, Engine, Error, TableId, TableKind, TableOptions, path};
 
 use crate::data::{
@@ -223,16 +224,17 @@ fn a_merge_that_cannot_be_done_stops_no_other() {
         put(&engine, name, &[row(i)]);
         engine.flush().unwrap();
     };
-    for i in 0..3 {
+    let many = COMPACT_CHUNKS as i64;
+    for i in 1..many {
         add("bad", i);
         add("good", i);
     }
     damage(&store, &engine, bad);
     // With the most chunks it is always the first choice.
-    (3..6).for_each(|i| add("bad", i));
-    add("good", 3);
+    (0..3).for_each(|i| add("bad", many + i));
+    add("good", many);
     wait_until("the merge", || chunks_of(&engine, good) == 1);
-    assert_eq!(chunks_of(&engine, bad), 6);
-    assert_eq!(read_all(&engine, "good"), [row(3)]);
+    assert_eq!(chunks_of(&engine, bad), COMPACT_CHUNKS + 2);
+    assert_eq!(read_all(&engine, "good"), [row(many)]);
     assert!(matches!(engine.compact(bad), Err(Error::Corrupt { .. })));
 }

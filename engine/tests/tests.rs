@@ -19,6 +19,7 @@ mod background;
 mod catalog;
 mod cold;
 mod commit;
+mod compact;
 mod crash;
 mod delete;
 mod disk;

@@ -459,7 +459,7 @@ fn make(
                 name: target.table.to_owned(),
                 kind: TableKind::Points,
                 open: true,
-                options: TableOptions::default(),
+                options: TableOptions::automatic(),
                 columns: missing,
             })
         }

@@ -69,7 +69,7 @@ pub fn ensure_table(
             name: name.to_owned(),
             kind: TableKind::Points,
             open: true,
-            options: TableOptions::default(),
+            options: TableOptions::automatic(),
             columns,
         };
         match engine.change_catalog(CatalogRequest::CreateTable(new)) {

@@ -132,10 +132,11 @@ fn stored_columns(client: &Client, name: &Name) -> Result<Vec<Vec<String>>> {
     Ok(columns)
 }
 
-/// Partition, retention and age of cold days, in seconds.
+/// Partition, 0 where its width is automatic, retention and age of cold days, in seconds.
 fn wanted_options(wanted: &CreateTable) -> Vec<i64> {
     let options = &wanted.options;
-    [options.partition, options.retention, options.cold_after].map(|nanos| nanos / SECOND).to_vec()
+    let partition = if options.automatic { 0 } else { options.partition };
+    [partition, options.retention, options.cold_after].map(|nanos| nanos / SECOND).to_vec()
 }
 
 /// `None` where there is no such table any more.
@@ -216,6 +217,6 @@ mod tests {
             wanted_columns(&table),
             [text(["d", "tag", "STRING"]), text(["x", "field", "BIGINT"])].to_vec()
         );
-        assert_eq!(wanted_options(&table), [86_400, 2 * 86_400, 0]);
+        assert_eq!(wanted_options(&table), [0, 2 * 86_400, 0], "the width is automatic");
     }
 }

@@ -45,7 +45,7 @@ pub enum TableKind {
 /// What `CREATE TABLE ... WITH (...)` sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableOptions {
-    /// Width of a time partition, in nanoseconds.
+    /// Width of a time partition, in nanoseconds; the first one where the width is `automatic`.
     pub partition: i64,
     /// How long rows are kept, in nanoseconds; 0 is for ever.
     pub retention: i64,
@@ -55,12 +55,22 @@ pub struct TableOptions {
     pub max_bytes: i64,
     /// What the pages are encoded for that compaction writes.
     pub profile: Profile,
+    /// Whether the width of the partitions follows from the rows; if not, it stays as set.
+    pub automatic: bool,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
         let (partition, profile) = (86_400_000_000_000, Profile::Fast);
-        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile }
+        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile, automatic: false }
+    }
+}
+
+impl TableOptions {
+    /// The options of a table for which nobody chose any: partitions of a day at first, then as wide as the rows ask for.
+    #[must_use]
+    pub fn automatic() -> Self {
+        Self { automatic: true, ..Self::default() }
     }
 }
 
@@ -351,15 +361,17 @@ const RETENTION: u8 = 2;
 const COLD_AFTER: u8 = 3;
 const MAX_BYTES: u8 = 4;
 const PROFILE: u8 = 5;
+const AUTOMATIC: u8 = 6;
 
 fn encode_options(options: &TableOptions, writer: &mut Writer) {
-    let TableOptions { partition, retention, cold_after, max_bytes, profile } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes, profile, automatic } = *options;
     let all = [
         (PARTITION, partition),
         (RETENTION, retention),
         (COLD_AFTER, cold_after),
         (MAX_BYTES, max_bytes),
         (PROFILE, (profile == Profile::Dense).into()),
+        (AUTOMATIC, automatic.into()),
     ];
     let set = || all.iter().filter(|(_, value)| *value != 0);
     writer.varint(set().count() as u64);
@@ -387,6 +399,7 @@ fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
             COLD_AFTER => options.cold_after = value,
             MAX_BYTES => options.max_bytes = value,
             PROFILE if value == 1 => options.profile = Profile::Dense,
+            AUTOMATIC if value == 1 => options.automatic = true,
             _ => return Err(cursor.invalid("a known option", option.into())),
         }
     }

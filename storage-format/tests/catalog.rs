@@ -22,6 +22,7 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
         cold_after: i64::MAX,
         max_bytes: 1 << 30,
         profile: Profile::Dense,
+        automatic: false,
     };
     let object = Object {
         kind: ObjectKind::Source,
@@ -88,6 +89,7 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         cold_after: width(random),
         max_bytes: width(random),
         profile: random.pick(&[Profile::Fast, Profile::Dense]),
+        automatic: random.below(2) == 0,
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
@@ -141,6 +143,14 @@ fn decode(bytes: &[u8]) -> sonde_storage_format::Result<Vec<CatalogChange>> {
         changes.push(CatalogChange::decode(&mut cursor)?);
     }
     Ok(changes)
+}
+
+/// An option that came after the first golden file.
+#[test]
+fn golden_of_automatic_partitions() {
+    let change = CatalogChange::SetOptions { table: TableId(7), options: TableOptions::automatic() };
+    golden::check("catalog_automatic", &encode(std::slice::from_ref(&change)));
+    assert_eq!(decode(&encode(std::slice::from_ref(&change))).unwrap(), [change]);
 }
 
 #[test]
@@ -198,16 +208,17 @@ fn options_that_are_not_set_are_left_out() {
     let (table, bare) = (TableId(7), TableOptions { partition: 9, ..TableOptions::default() });
     let options = |options| Ok(CatalogChange::SetOptions { table, options });
     assert_eq!(decode_options(&[(1, 9)]), options(bare));
-    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1)];
+    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (6, 1)];
     let set = TableOptions {
         partition: 9,
         retention: 5,
         cold_after: i64::MAX,
         max_bytes: 1,
         profile: Profile::Dense,
+        automatic: true,
     };
     assert_eq!(decode_options(&all), options(set));
-    for (options, pairs) in [(bare, 1), (set, 5)] {
+    for (options, pairs) in [(bare, 1), (set, 6)] {
         // Change, table, count, pairs.
         assert_eq!(encode(&[CatalogChange::SetOptions { table, options }]).len(), 1 + 4 + 1 + 9 * pairs);
     }
@@ -221,7 +232,9 @@ fn options_that_no_writer_makes_are_refused() {
         (&[(2, 5), (1, 9)], "ids that descend"),
         (&[(1, 9), (1, 9)], "an option twice"),
         (&[(0, 1), (1, 9)], "an unknown option"),
-        (&[(1, 9), (6, 1)], "an unknown option"),
+        (&[(1, 9), (7, 1)], "an unknown option"),
+        (&[(1, 9), (6, 2)], "automatic is 1"),
+        (&[(6, 1)], "no partition"),
         (&[(1, 9), (5, 2)], "an unknown profile"),
         (&[(1, 9), (2, 0)], "a value of zero"),
         (&[(1, 9), (2, -1)], "a value below zero"),

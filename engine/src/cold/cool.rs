@@ -15,12 +15,12 @@ use sonde_storage_format::{ChunkId, ColdFile, Edit, Profile, SeqNo, TableId, Tim
 
 use crate::catalog::Table;
 use crate::cold::write::{new_file, write_day};
-use crate::cold::{ColdOptions, DAY, day_name, day_of, pending};
-use crate::delete::hidden_days;
+use crate::cold::{ColdOptions, day_name, day_of, pending};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flush::write_chunk;
 use crate::mask::Mask;
+use crate::purge::hidden_days;
 use crate::scan::ScanContext;
 use crate::scan::merge::Merge;
 use crate::scan::prune::{Group, Layer};
@@ -82,9 +82,10 @@ fn to_split(version: &Version, table: TableId, before: Timestamp) -> Vec<Arc<Chu
     chunks.filter(due).cloned().collect()
 }
 
+/// Whether it reaches over more than one day, however narrow it is.
 fn is_wide(chunk: &Chunk) -> bool {
     let range = chunk.meta.range;
-    range.end.as_nanos().saturating_sub(range.start.as_nanos()) > DAY
+    range.end > day_of(range.start).end
 }
 
 /// Whether the chunk may have rows of the day.
@@ -230,7 +231,8 @@ fn split_all(inner: &Arc<Inner>, id: TableId, before: Timestamp, failures: &mut 
     Ok(())
 }
 
-/// Rewrites a chunk as one chunk for each of its days.
+/// Rewrites a chunk as one chunk for each of its days, as far as its range goes: beyond it there may be chunks with the
+/// same SeqNos.
 fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<()> {
     let order = table.series().order();
     let masks = inner.versions.current().masks_of(table.id());
@@ -240,7 +242,8 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
         let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day, masks.clone()));
         let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
-        parts.extend(write_chunk(inner, &context, day, chunk.meta.seq, Profile::Fast, merge)?);
+        let range = chunk.meta.range.intersect(&day);
+        parts.extend(write_chunk(inner, &context, range, chunk.meta.seq, Profile::Fast, merge)?);
         if day.end > chunk.meta.times.1 {
             break;
         }
@@ -255,6 +258,7 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cold::DAY;
     use crate::storage::LocalStorage;
     use crate::version::TableFiles;
     use sonde_storage_format::{ChunkMeta, SeqRange};
@@ -328,5 +332,10 @@ mod tests {
         assert_eq!(days, [0, 3]);
         let split = |before| to_split(&version, TABLE, at(before)).len();
         assert_eq!((split(2 * DAY - 1), split(2 * DAY)), (0, 1));
+        // A day long, and of two days.
+        let noon = ((12 * HOUR, 36 * HOUR), (12 * HOUR, 30 * HOUR));
+        let version = self::version(&[day(0), noon]);
+        assert!(plans(&version, 7 * DAY).is_empty());
+        assert_eq!(to_split(&version, TABLE, at(DAY)).len(), 1);
     }
 }

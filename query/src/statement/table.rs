@@ -93,7 +93,7 @@ pub(super) fn create(parser: &mut Parser<'_>) -> Result<CreateTable> {
     if !has_time {
         return Err(Error::Invalid("a table needs a column: time TIMESTAMP".into()));
     }
-    let mut options = TableOptions::default();
+    let mut options = TableOptions::automatic();
     if parser.optional("WITH") {
         for (key, value) in parser.options()? {
             set_option(&mut options, &key, &value)?;
@@ -165,7 +165,7 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
                     "a partition is at least a minute, and divides a day or is whole days".into(),
                 ));
             }
-            options.partition = width;
+            (options.partition, options.automatic) = (width, false);
         }
         "retention" => options.retention = duration(key, value)?,
         "cold_after" => options.cold_after = duration(key, value)?,

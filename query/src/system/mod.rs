@@ -176,7 +176,8 @@ fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
         rows.text(Some(&def.name));
         rows.text(Some(&format!("{:?}", def.kind).to_ascii_lowercase()));
         rows.uint(engine.series_count(def.id) as u64);
-        rows.text(span(def.options.partition).as_deref());
+        let set = span(def.options.partition);
+        rows.text(if def.options.automatic { Some("automatic") } else { set.as_deref() });
         rows.text(span(def.options.retention).as_deref());
         rows.text(span(def.options.cold_after).as_deref());
         rows.text(Some(&format!("{:?}", def.options.profile).to_ascii_lowercase()));
