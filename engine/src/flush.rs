@@ -249,7 +249,8 @@ impl Iterator for Build {
     }
 }
 
-fn column_range(column: &ColumnPages) -> ColumnRange {
+/// What the manifest says of a column of a chunk.
+pub(crate) fn column_range(column: &ColumnPages) -> ColumnRange {
     let pages = || column.pages.iter().flatten();
     let order = |bits: u64| match column.kind {
         PhysicalType::Float64 => {

@@ -27,6 +27,7 @@ mod open_chunk;
 mod pause;
 mod receipt;
 mod recover;
+mod repair;
 mod retention;
 mod scan;
 mod series;

@@ -38,7 +38,9 @@ pub use codec::{CodecId, Profile, decode_floats, encode_floats_as, encode_ints_a
 pub use column::{Cell, Cells, Column, Texts, Values};
 pub use cursor::{Cursor, FormatError, Result, Writer};
 pub use ids::{ChunkId, ColumnId, LogPosition, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
-pub use manifest::{ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit};
+pub use manifest::{
+    ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit, salvage_edits,
+};
 pub use page::{Between, Ends, Page, PageStats, Selection, Sum, decode_page, encode_page, encode_page_as};
 pub use series_key::SeriesKey;
 pub use time::{TimeRange, Timestamp};
