@@ -18,6 +18,7 @@ use sonde_storage_format::{
     ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, State, TableId, Timestamp, path,
 };
 
+use crate::activity::{Activity, JobKind, JobState, JobStatus, Subject};
 use crate::batch::{WriteBatch, WriteBatchBuilder};
 use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
@@ -37,7 +38,7 @@ use crate::scan::{Scan, ScanRequest, Snapshot, scan};
 use crate::state::StateStore;
 use crate::storage::{LocalStorage, Storage};
 use crate::version::{FileEdit, Version, Versions};
-use crate::wal::{Log, LogBudget, Segments};
+use crate::wal::{Log, LogBudget, Segment, Segments};
 use crate::write::{CatalogRequest, Command, Writer};
 
 /// How long an administrator's `FLUSH` waits for the disk.
@@ -85,6 +86,7 @@ pub(crate) struct Inner {
     pub(crate) manifest: Mutex<Manifest>,
     pub(crate) flushes: Flushes,
     pub(crate) health: Health,
+    pub(crate) activity: Activity,
     segments: Arc<Segments>,
     cursors: Mutex<HashMap<String, SeqNo>>,
     arrivals: ArrivalClock,
@@ -236,6 +238,40 @@ pub struct LogStatus {
     pub flushed_to: SeqNo,
 }
 
+/// Why a segment of the log is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentState {
+    /// It is being written.
+    Active,
+    /// It has rows that are in no chunk yet: a start reads it.
+    Replayed,
+    /// Someone follows the log and has not read it.
+    Held,
+    /// Nothing needs it; it goes with the next flush.
+    Done,
+}
+
+/// A segment of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSegment {
+    /// Its number.
+    pub number: u64,
+    /// Its path in the data directory.
+    pub path: String,
+    /// Its first sequence number.
+    pub first: SeqNo,
+    /// Its last one; one before the first while there is none.
+    pub last: SeqNo,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// When it was made; of one that was there at the start, when that was.
+    pub created: Timestamp,
+    /// Why it is there.
+    pub state: SegmentState,
+    /// Who has not read it: the rule or reader that is furthest behind.
+    pub held_by: Option<String>,
+}
+
 impl Engine {
     /// Opens a data directory and recovers what was acknowledged.
     pub fn open(options: Options) -> Result<Self> {
@@ -270,6 +306,7 @@ impl Engine {
             open_chunks: OpenChunks::default(),
             manifest: Mutex::new(recovered.manifest),
             health: Health::default(),
+            activity: Activity::default(),
             segments,
             cursors: Mutex::new(HashMap::new()),
             arrivals: ArrivalClock::default(),
@@ -418,6 +455,55 @@ impl Engine {
         }
     }
 
+    /// The segments of the log, oldest first.
+    #[must_use]
+    pub fn log_segments(&self) -> Vec<LogSegment> {
+        let flushed_to = self.inner.manifest.lock().state.flushed_to;
+        let readers = self.inner.cursors.lock().iter().map(|(name, at)| (*at, name.clone())).min();
+        let rules = self.inner.state.oldest_cursor_of();
+        let rules = rules.map(|(at, key)| (at, format!("rule {}", String::from_utf8_lossy(&key))));
+        let slowest = readers.into_iter().chain(rules).min();
+        let list = self.inner.segments.list();
+        let active = list.last().map(|segment| segment.number);
+        let describe = |segment: Segment| {
+            let held_by = slowest.as_ref().filter(|(at, _)| segment.last_seq > *at);
+            let state = match held_by {
+                _ if Some(segment.number) == active => SegmentState::Active,
+                _ if segment.last_seq > flushed_to => SegmentState::Replayed,
+                Some(_) => SegmentState::Held,
+                None => SegmentState::Done,
+            };
+            LogSegment {
+                number: segment.number,
+                path: format!("{}/{}", path::WAL_DIR, path::segment(segment.number)),
+                first: segment.first_seq,
+                last: segment.last_seq,
+                bytes: segment.bytes,
+                created: segment.created(),
+                state,
+                held_by: held_by.map(|(_, name)| name.clone()),
+            }
+        };
+        list.into_iter().map(describe).collect()
+    }
+
+    /// What the background threads do: what runs, waits and rests, then what ended last, the newest first.
+    #[must_use]
+    pub fn jobs(&self) -> Vec<JobStatus> {
+        let mut jobs = self.inner.activity.list();
+        let is_busy = |job: &&JobStatus| {
+            job.kind == JobKind::Flush && matches!(job.state, JobState::Running | JobState::Resting)
+        };
+        // The oldest memtable is the one that is at work, or rests.
+        let busy = usize::from(jobs.iter().any(|job| is_busy(&job)));
+        jobs.extend(self.inner.flushes.list().iter().skip(busy).map(|input| {
+            let (rows, bytes) = (Some(input.memtable.rows as u64), Some(input.memtable.bytes as u64));
+            let queued = Subject::new(JobKind::Flush, None, None).status(JobState::Queued, None);
+            JobStatus { rows, bytes, ..queued }
+        }));
+        jobs
+    }
+
     /// All chunks, by table and time.
     #[must_use]
     pub fn chunks(&self) -> Vec<ChunkMeta> {
@@ -469,6 +555,7 @@ impl Engine {
     pub fn compact(&self, table: TableId) -> Result<()> {
         self.flush()?;
         let (reply, done) = channel();
+        self.inner.activity.asked(Subject::new(JobKind::Compact, Some(table), None), self.now());
         self.inner.send_job(Job::Compact(table, reply));
         done.recv().map_err(|_| self.inner.closed())?
     }
@@ -477,6 +564,7 @@ impl Engine {
     pub fn cool(&self, table: TableId, before: Timestamp) -> Result<usize> {
         self.flush()?;
         let (reply, done) = channel();
+        self.inner.activity.asked(Subject::new(JobKind::Cool, Some(table), None), self.now());
         self.inner.send_job(Job::Cool(table, before, reply));
         done.recv().map_err(|_| self.inner.closed())?
     }

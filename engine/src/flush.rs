@@ -22,19 +22,21 @@ use crate::scan::merge::{Merge, Window};
 use crate::scan::source::{Source, sort_blocks};
 use crate::version::{Chunk, FileEdit};
 
-/// Flushes a frozen memtable: chunks, checkpoint, and the edit that makes both count; then what they replace goes.
-pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<()> {
+/// Flushes a frozen memtable: chunks, checkpoint, and the edit that makes both count; then what they replace goes. Returns
+/// the bytes of the chunks.
+pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<u64> {
     let chunks = match input.memtable.seq {
         Some(seq) => write_chunks(inner, &input.memtable, seq)?,
         None => Vec::new(),
     };
+    let bytes = chunks.iter().map(|chunk| chunk.meta.bytes).sum();
     let number = checkpoint::write(inner, input)?;
     let mut edits: Vec<Edit> = chunks.iter().map(|chunk| Edit::AddChunk(chunk.meta.clone())).collect();
     edits.extend([Edit::FlushedTo(input.position), Edit::Checkpoint(number)]);
     inner.install(&edits, &FileEdit { add: chunks, flushed: true, ..FileEdit::default() })?;
     checkpoint::remove_before(inner, number);
     inner.remove_expired_segments();
-    Ok(())
+    Ok(bytes)
 }
 
 /// Writes every partition of a memtable as a chunk.

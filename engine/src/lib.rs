@@ -8,6 +8,7 @@
 //! - A reader sees one immutable snapshot.
 //! - The engine never calls up: answers are return values.
 
+mod activity;
 mod batch;
 mod catalog;
 mod checkpoint;
@@ -40,11 +41,12 @@ mod write;
 pub mod doctor;
 pub mod limits;
 
+pub use activity::{JobKind, JobState, JobStatus};
 pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, type_conflict};
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
-pub use engine::{Engine, LogStatus, Options};
+pub use engine::{Engine, LogSegment, LogStatus, Options, SegmentState};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;

@@ -30,6 +30,10 @@ pub const DUE_FLUSH_AGE: Duration = Duration::from_secs(300);
 pub const FLUSH_PAUSE: Duration = Duration::from_secs(30);
 /// The longest rest of any other job that fails.
 pub const JOB_PAUSE: Duration = Duration::from_secs(300);
+/// Jobs that ended and are still shown.
+pub const FINISHED_JOBS: usize = 100;
+/// Jobs that failed and are shown until they work; more of them rest all the same.
+pub const RESTING_JOBS: usize = 1000;
 /// Chunks of one partition before they are merged.
 pub const COMPACT_CHUNKS: usize = 4;
 /// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sonde_storage_format::{
-    FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, WalWriter,
+    FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, Timestamp, WalWriter,
     find_frame_after, path,
 };
 
@@ -29,6 +29,14 @@ pub(crate) struct Segment {
     pub(crate) last_seq: SeqNo,
     pub(crate) bytes: u64,
     created: SystemTime,
+}
+
+impl Segment {
+    /// When it was made, or found.
+    pub(crate) fn created(&self) -> Timestamp {
+        let since = self.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
 }
 
 /// The segments that exist, shared by the writer, the readers and the job that removes old ones.

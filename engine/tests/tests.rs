@@ -15,6 +15,7 @@ mod model;
 mod random;
 mod store;
 
+mod activity;
 mod background;
 mod catalog;
 mod cold;
