@@ -53,9 +53,9 @@ pub use receipt::Receipt;
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
-    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, Origin,
-    PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef, TableId,
-    TableKind, TableOptions, TimeRange, Timestamp, Values, path,
+    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, Object, ObjectKind,
+    Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef,
+    TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
 pub use state::{CURSORS, cursor_key};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};

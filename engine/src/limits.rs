@@ -8,6 +8,10 @@ pub const WRITE_QUEUE: usize = 1024;
 pub const GROUP_BATCHES: usize = 512;
 /// Approximate bytes of rows in one group commit.
 pub const GROUP_BYTES: usize = 16 << 20;
+/// How long rows of tables with `durability = 'buffered'` wait for stable storage at most.
+pub const BUFFERED_AGE: Duration = Duration::from_millis(200);
+/// Bytes of the log that may wait for it.
+pub const BUFFERED_BYTES: u64 = 1 << 20;
 /// Bytes of one batch, above which no further row is taken; a group stays far below the largest frame of the log.
 pub const BATCH_BYTES: usize = 64 << 20;
 /// Bytes of a log segment, unless one frame needs more.

@@ -2,16 +2,19 @@
 //!
 //! # Invariants
 //! - The log's order is SeqNo order is memtable order, because one thread makes all three.
-//! - Nobody is answered before everything the answer stands for is on stable storage and visible.
+//! - Nobody is answered before everything the answer stands for is on stable storage and visible. A group of which every
+//!   batch brings rows of buffered tables, and nothing else, is answered once it is in the log's file; stable storage
+//!   follows within `BUFFERED_AGE` and `BUFFERED_BYTES`, or with the next group. Chunks, and the log's next segment, come
+//!   behind it.
 //! - A group has no timer: it is whatever queued up during the last sync.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    CatalogChange, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId,
+    CatalogChange, Durability, Object, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId,
     TableOptions, Timestamp, WalWriter,
 };
 
@@ -23,8 +26,8 @@ use crate::flushes::FlushInput;
 use crate::health::Watch;
 use crate::jobs::Job;
 use crate::limits::{
-    BATCH_BYTES, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES,
-    MEMTABLE_BYTES,
+    BATCH_BYTES, BUFFERED_AGE, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES,
+    GROUP_BYTES, MEMTABLE_BYTES,
 };
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
@@ -94,6 +97,8 @@ pub(crate) struct Writer {
     logged: usize,
     /// When the first row of the memtable came, or was recovered.
     first_row: Option<Timestamp>,
+    /// When what is acknowledged and not on stable storage has to be there; none where everything is.
+    sync_by: Option<Instant>,
 }
 
 impl Drop for Writer {
@@ -107,7 +112,16 @@ impl Drop for Writer {
 impl Writer {
     /// `logged` is the bytes of log that recovery replayed: a flush is what makes them unneeded.
     pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
-        let mut writer = Self { inner, log, active, next_seq, unlogged: Vec::new(), logged, first_row: None };
+        let mut writer = Self {
+            inner,
+            log,
+            active,
+            next_seq,
+            unlogged: Vec::new(),
+            logged,
+            first_row: None,
+            sync_by: None,
+        };
         writer.note_first_row();
         writer
     }
@@ -116,7 +130,7 @@ impl Writer {
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         let inner = Arc::clone(&self.inner);
         let _watch = Watch::new(&inner.health, "sonde-writer");
-        let mut next = commands.recv().ok();
+        let mut next = self.receive(commands);
         while let Some(command) = next.take() {
             match command {
                 Command::Write(batch, reply) => {
@@ -137,13 +151,44 @@ impl Writer {
                 Command::Stop => break,
             }
             if next.is_none() {
-                next = commands.recv().ok();
+                next = self.receive(commands);
             }
+        }
+        self.sync();
+    }
+
+    /// The next command; none once nobody is left who could send one. What waits for stable storage is not kept waiting.
+    fn receive(&mut self, commands: &Receiver<Command>) -> Option<Command> {
+        while let Some(sync_by) = self.sync_by {
+            match commands.recv_timeout(sync_by.saturating_duration_since(Instant::now())) {
+                Ok(command) => return Some(command),
+                Err(RecvTimeoutError::Timeout) => self.sync(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        commands.recv().ok()
+    }
+
+    /// Brings what is in the log to stable storage; should that fail, the engine has failed.
+    fn sync(&mut self) {
+        self.sync_by = None;
+        if self.inner.health.check().is_ok()
+            && let Err(error) = self.log.sync()
+        {
+            self.inner.health.fail(&error);
+        }
+    }
+
+    /// The same, unless it is not time yet: however many commands come, it has its turn.
+    fn sync_if_due(&mut self) {
+        if self.sync_by.is_some_and(|sync_by| sync_by <= Instant::now()) {
+            self.sync();
         }
     }
 
     /// One commit: all waiting batches become durable by one sync, then visible together.
     fn commit(&mut self, group: Vec<Waiting>) {
+        self.sync_if_due();
         let (group, ready) = match self.inner.health.check().and_then(|()| self.freeze_if_full()) {
             Ok(()) => (self.refuse_unfit(group), Ok(())),
             Err(error) => (group, Err(error)),
@@ -188,6 +233,7 @@ impl Writer {
         let mut state = Vec::new();
         let mut next = self.next_seq;
         let catalog = self.inner.catalog.load();
+        let durability = durability(&catalog, &batches);
         let table = |id: TableId| match catalog.table_by_id(id) {
             Some(table) => table,
             None => unreachable!("a batch for table {id}, which is gone, was not refused"),
@@ -217,7 +263,7 @@ impl Writer {
         let mut records = self.records();
         rows.iter().for_each(|rows| records.rows(rows));
         state.iter().for_each(|state| records.state(state));
-        self.append(records, next)?;
+        self.append(records, next, durability)?;
         for rows in rows {
             let width = table(rows.table).def().options.partition;
             self.active.insert(rows, width);
@@ -234,12 +280,21 @@ impl Writer {
         records
     }
 
-    /// Makes one frame, begun with `records`, durable. Running out of disk before its first byte refuses it; any later error latches.
-    fn append(&mut self, records: WalWriter, next: SeqNo) -> Result<()> {
+    /// Makes one frame, begun with `records`, as durable as asked. Running out of disk before its first byte refuses it; any later error latches.
+    fn append(&mut self, records: WalWriter, next: SeqNo, durability: Durability) -> Result<()> {
         let bytes = records.len();
-        self.log.reserve(bytes, self.next_seq)?;
+        let failed = |error: &Error| {
+            if matches!(error, Error::Failed(_)) {
+                self.inner.health.fail(error);
+            }
+        };
+        self.log.reserve(bytes, self.next_seq).inspect_err(failed)?;
         let seq = SeqRange { first: self.next_seq, last: SeqNo(next.0 - 1) };
-        self.log.append(records, seq).inspect_err(|error| self.inner.health.fail(error))?;
+        self.log.append(records, seq, durability).inspect_err(failed)?;
+        self.sync_by = match self.log.unsynced() {
+            0 => None,
+            _ => self.sync_by.or_else(|| Some(Instant::now() + BUFFERED_AGE)),
+        };
         self.next_seq = next;
         self.logged += bytes;
         self.unlogged.clear();
@@ -260,7 +315,7 @@ impl Writer {
         changes.iter().for_each(|change| records.catalog(change));
         let cursor = cursor_of(&self.inner, request, seq.last);
         cursor.iter().for_each(|state| records.state(state));
-        self.append(records, self.next_seq.plus(1))?;
+        self.append(records, self.next_seq.plus(1), Durability::Fsync)?;
         changes.iter().for_each(|change| catalog.apply(change));
         // Before the catalog: who sees the rule finds its cursor.
         cursor.into_iter().for_each(|state| self.inner.state.apply(state));
@@ -312,6 +367,11 @@ impl Writer {
 
     /// Hands the memtable, and a checkpoint of all else, to the flush job; waits while too many are waiting already.
     fn freeze(&mut self) -> Result<()> {
+        // Files never hold what the log may still lose: its numbers would be given to other rows.
+        self.sync();
+        if self.log.unsynced() > 0 {
+            self.inner.health.check()?;
+        }
         let inner = &self.inner;
         inner.flushes.wait_for_room(FROZEN_MEMTABLES, FLUSH_PATIENCE)?;
         let catalog = inner.catalog.load_full();
@@ -330,6 +390,19 @@ impl Writer {
         self.first_row = None;
         Ok(())
     }
+}
+
+/// What the answer to a group waits for: the strictest that one of its targets asks for.
+fn durability(catalog: &Catalog, batches: &[WriteBatch]) -> Durability {
+    let is_buffered = |table: TableId| {
+        let table = catalog.table_by_id(table);
+        table.is_some_and(|table| table.def().options.durability == Durability::Buffered)
+    };
+    let is_only_rows = |batch: &WriteBatch| batch.state.is_empty() && !batch.parts.is_empty();
+    let mut batches = batches.iter();
+    let buffered =
+        batches.all(|batch| is_only_rows(batch) && batch.parts.iter().all(|part| is_buffered(part.table)));
+    if buffered { Durability::Buffered } else { Durability::Fsync }
 }
 
 /// Takes what has queued up, within the bounds of a group. Returns the first command that does not join it.

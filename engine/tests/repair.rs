@@ -8,9 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sonde_engine::doctor::{Loss, Repaired, Severity, examine, repair, repair_on};
-use sonde_engine::{CatalogRequest, Engine, Error, Options, SeqNo, SeqRange, Storage, TableKind, path};
+use sonde_engine::{
+    CatalogRequest, ColumnRole, Engine, Error, Options, PhysicalType, SeqNo, SeqRange, Storage, TableKind,
+    path,
+};
+use sonde_storage_format::FrameScan;
 
-use crate::data::{Batch, DAY, Rec, SECOND, START, Value, create, message, new_table, rec, table, write};
+use crate::data::{
+    Batch, DAY, Rec, SECOND, START, Value, column, create, message, new_table, put, rec, table, write,
+};
 use crate::faults::{Fault, Faulty, Reached};
 use crate::model::Model;
 use crate::random::Random;
@@ -374,4 +380,86 @@ fn a_directory_in_use_and_a_whole_one_stay_as_they_are() {
     assert!(repaired.quarantine.is_none() && repaired.losses.is_empty(), "{repaired:?}");
     assert_eq!(contents(&store.options.data_dir), before);
     assert!(repair(&store.options.data_dir.join("nothing")).is_err());
+}
+
+/// Flips a bit of the frame with this sequence number.
+fn damage_frame(store: &Store, wanted: SeqNo) {
+    for path in store.segments() {
+        let mut bytes = std::fs::read(&path).unwrap();
+        let number = path::parse_segment(path.file_name().unwrap().to_str().unwrap()).unwrap();
+        let mut offset = 64;
+        while let FrameScan::Frame(frame) = FrameScan::at(number, &bytes.clone(), offset) {
+            if frame.seq.first <= wanted && wanted <= frame.seq.last {
+                bytes[offset as usize + 40] ^= 1;
+                return std::fs::write(&path, bytes).unwrap();
+            }
+            offset = frame.end;
+        }
+    }
+    panic!("no frame has {wanted}");
+}
+
+/// Columns whose registration is gone: fields go with their values, and a series whose key has a tag too many cannot be
+/// told from others, so its rows go. Nothing turns up under a column that comes later.
+#[test]
+fn what_a_lost_column_held_turns_up_nowhere() {
+    let mut store = Store::new();
+    store.options.cold = None;
+    let engine = store.open();
+    let id = create(&engine, "t", DAY).id();
+    let add = |engine: &Engine, columns: &[(&str, ColumnRole)]| {
+        let columns = columns.iter().map(|(name, role)| {
+            let kind = if *role == ColumnRole::Tag { PhysicalType::Text } else { PhysicalType::Float64 };
+            column(name, *role, kind)
+        });
+        engine.change_catalog(CatalogRequest::AddColumns(id, columns.collect())).unwrap()
+    };
+    let tagged = |device: &str, more: &[(&str, &str)], second: i64, fields: &[(&str, Value)]| {
+        let mut row = row(device, second, 2);
+        row.tags.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        row.fields.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        row
+    };
+    put(&engine, "t", &[row("a", 0, 2)]);
+    engine.flush().unwrap();
+    let lost = add(&engine, &[("x", ColumnRole::Field), ("line", ColumnRole::Tag)]);
+    let one = Value::float(1.0);
+    put(&engine, "t", &[tagged("a", &[], 1, &[("x", one.clone())]), tagged("a", &[("line", "7")], 2, &[])]);
+    add(&engine, &[("hall", ColumnRole::Tag), ("z", ColumnRole::Field)]);
+    put(&engine, "t", &[tagged("a", &[], 3, &[("z", one.clone())]), tagged("b", &[("hall", "h")], 4, &[])]);
+    put(&engine, "t", &[tagged("c", &[], 5, &[])]);
+    drop(engine);
+    damage_frame(&store, lost.first);
+
+    let repaired = repair(&store.options.data_dir).unwrap();
+    let kinds: Vec<(&str, u64)> = repaired
+        .losses
+        .iter()
+        .filter_map(|loss| match loss {
+            Loss::Rows { rows, .. } => Some(("rows", *rows)),
+            Loss::Values { rows, .. } => Some(("values", *rows)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kinds, [("rows", 1), ("values", 1), ("rows", 1)], "{repaired:#?}");
+    let engine = store.open();
+    let kept = [
+        row("a", 0, 2),
+        tagged("a", &[], 1, &[]),
+        tagged("a", &[], 3, &[("z", one)]),
+        tagged("c", &[], 5, &[]),
+    ];
+    let found = || {
+        let mut rows = crate::data::read_all(&engine, "t");
+        rows.sort_by_key(|row| row.time);
+        rows
+    };
+    assert_eq!(found(), kept);
+    add(&engine, &[("line", ColumnRole::Tag), ("x", ColumnRole::Field)]);
+    write(&engine, &message("t", &[tagged("d", &[("hall", "g"), ("line", "8")], 6, &[])])).unwrap();
+    assert_eq!(found()[..4], kept);
+    assert_eq!(found()[4].tags, tagged("d", &[("hall", "g"), ("line", "8")], 6, &[]).tags);
+    assert!(repair(&store.options.data_dir).is_err(), "it is in use");
+    drop(engine);
+    assert!(repair(&store.options.data_dir).unwrap().quarantine.is_none());
 }

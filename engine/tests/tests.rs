@@ -17,6 +17,7 @@ mod store;
 
 mod activity;
 mod background;
+mod buffered;
 mod catalog;
 mod cold;
 mod commit;

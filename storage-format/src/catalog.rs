@@ -55,12 +55,25 @@ pub struct TableOptions {
     pub max_bytes: i64,
     /// What the pages are encoded for that compaction writes.
     pub profile: Profile,
+    /// What an acknowledgement of its rows waits for.
+    pub durability: Durability,
+}
+
+/// What an acknowledgement waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Stable storage.
+    #[default]
+    Fsync,
+    /// The log's file: stable storage follows within a bound.
+    Buffered,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
         let (partition, profile) = (86_400_000_000_000, Profile::Fast);
-        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile }
+        let durability = Durability::Fsync;
+        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile, durability }
     }
 }
 
@@ -267,15 +280,17 @@ const RETENTION: u8 = 2;
 const COLD_AFTER: u8 = 3;
 const MAX_BYTES: u8 = 4;
 const PROFILE: u8 = 5;
+const DURABILITY: u8 = 8;
 
 fn encode_options(options: &TableOptions, writer: &mut Writer) {
-    let TableOptions { partition, retention, cold_after, max_bytes, profile } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes, profile, durability } = *options;
     let all = [
         (PARTITION, partition),
         (RETENTION, retention),
         (COLD_AFTER, cold_after),
         (MAX_BYTES, max_bytes),
         (PROFILE, (profile == Profile::Dense).into()),
+        (DURABILITY, (durability == Durability::Buffered).into()),
     ];
     let set = || all.iter().filter(|(_, value)| *value != 0);
     writer.varint(set().count() as u64);
@@ -303,6 +318,7 @@ fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
             COLD_AFTER => options.cold_after = value,
             MAX_BYTES => options.max_bytes = value,
             PROFILE if value == 1 => options.profile = Profile::Dense,
+            DURABILITY if value == 1 => options.durability = Durability::Buffered,
             _ => return Err(cursor.invalid("a known option", option.into())),
         }
     }

@@ -26,7 +26,7 @@ pub mod limits;
 pub mod path;
 
 pub use catalog::{
-    CatalogChange, ColumnDef, ColumnRole, Object, ObjectKind, TableDef, TableKind, TableOptions,
+    CatalogChange, ColumnDef, ColumnRole, Durability, Object, ObjectKind, TableDef, TableKind, TableOptions,
 };
 pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
 pub use checksum::{crc32, crc32_seeded};
@@ -46,5 +46,5 @@ pub use series_key::SeriesKey;
 pub use time::{TimeRange, Timestamp};
 pub use wal::{
     Frame, FrameScan, Message, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord,
-    State, Tombstone, TombstonePart, WalWriter, find_frame_after,
+    State, Tombstone, TombstonePart, WalWriter, find_frame_after, was_synced,
 };

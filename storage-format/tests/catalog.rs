@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use sonde_storage_format::limits::COLUMNS;
 use sonde_storage_format::{
-    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Object, ObjectKind, PhysicalType, Profile,
-    TableDef, TableId, TableKind, TableOptions, Writer,
+    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Durability, Object, ObjectKind, PhysicalType,
+    Profile, TableDef, TableId, TableKind, TableOptions, Writer,
 };
 
 use crate::random::Random;
@@ -22,6 +22,7 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
         cold_after: i64::MAX,
         max_bytes: 1 << 30,
         profile: Profile::Dense,
+        durability: Durability::Fsync,
     };
     let object = Object {
         kind: ObjectKind::Source,
@@ -76,6 +77,7 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         cold_after: width(random),
         max_bytes: width(random),
         profile: random.pick(&[Profile::Fast, Profile::Dense]),
+        durability: random.pick(&[Durability::Fsync, Durability::Buffered]),
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
@@ -130,6 +132,10 @@ fn golden() {
     let bytes = encode(&exemplars());
     golden::check("catalog", &bytes);
     assert_eq!(decode(&bytes), Ok(exemplars()));
+    let options = TableOptions { durability: Durability::Buffered, ..TableOptions::default() };
+    let buffered = [CatalogChange::SetOptions { table: TableId(7), options }];
+    golden::check("catalog_buffered", &encode(&buffered));
+    assert_eq!(decode(&encode(&buffered)), Ok(buffered.to_vec()));
 }
 
 proptest! {
@@ -177,16 +183,17 @@ fn options_that_are_not_set_are_left_out() {
     let (table, bare) = (TableId(7), TableOptions { partition: 9, ..TableOptions::default() });
     let options = |options| Ok(CatalogChange::SetOptions { table, options });
     assert_eq!(decode_options(&[(1, 9)]), options(bare));
-    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1)];
+    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (8, 1)];
     let set = TableOptions {
         partition: 9,
         retention: 5,
         cold_after: i64::MAX,
         max_bytes: 1,
         profile: Profile::Dense,
+        durability: Durability::Buffered,
     };
     assert_eq!(decode_options(&all), options(set));
-    for (options, pairs) in [(bare, 1), (set, 5)] {
+    for (options, pairs) in [(bare, 1), (set, 6)] {
         // Change, table, count, pairs.
         assert_eq!(encode(&[CatalogChange::SetOptions { table, options }]).len(), 1 + 4 + 1 + 9 * pairs);
     }
@@ -202,6 +209,7 @@ fn options_that_no_writer_makes_are_refused() {
         (&[(0, 1), (1, 9)], "an unknown option"),
         (&[(1, 9), (6, 1)], "an unknown option"),
         (&[(1, 9), (5, 2)], "an unknown profile"),
+        (&[(1, 9), (8, 2)], "an unknown durability"),
         (&[(1, 9), (2, 0)], "a value of zero"),
         (&[(1, 9), (2, -1)], "a value below zero"),
         (&[(1, 9), (4, i64::MIN)], "a value below zero"),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use sonde_storage_format::{
     Checkpoint, FormatError, FrameScan, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, WalWriter,
-    find_frame_after, path,
+    find_frame_after, path, was_synced,
 };
 
 use crate::error::{Error, Result};
@@ -242,7 +242,9 @@ impl Plan {
                 FrameScan::Bad(source) => source.to_string(),
             };
             self.damage.get_or_insert((offset, bad));
-            match find_frame_after(self.number, &self.bytes, offset) {
+            // As recovery sees it: what was never synced is a torn tail, whatever can be read of it.
+            let synced = was_synced(self.number, &self.bytes, offset);
+            match find_frame_after(self.number, &self.bytes, offset).filter(|_| synced) {
                 Some(frame) => offset = frame.offset,
                 None => return self.tail = Some(offset),
             }

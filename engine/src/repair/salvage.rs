@@ -6,21 +6,26 @@
 //! - Handles stay as they are: those that are gone get keys that no row uses, so that the handles behind them have no gap.
 //! - What is kept once is kept again: a second pass over what a first one wrote changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sonde_storage_format::{
     CatalogChange, Checkpoint, Column, ColumnId, ColumnRole, Record, RowsRecord, SeqRange, SeriesId,
-    SeriesKey, SeriesRecord, TableId, WalWriter,
+    SeriesKey, SeriesRecord, State, TableId, WalWriter,
 };
 
 use crate::catalog::Catalog;
 use crate::repair::Loss;
+
+/// The namespace of the gaps between columns that were seen.
+const SETTLED: &str = "repair.columns";
 
 /// What the records so far have registered.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Salvage {
     catalog: Catalog,
     series: BTreeMap<TableId, Handles>,
+    /// Gaps between columns that an earlier repair has seen.
+    settled: BTreeSet<Vec<u8>>,
 }
 
 /// The series of a table.
@@ -73,10 +78,12 @@ impl Salvage {
         match record {
             Record::Rows(rows) => self.keep_rows(rows, seq, file, out, losses),
             Record::Series(series) => self.keep_series(series, out),
+            Record::Catalog(change) => self.keep_change(&change, out),
             other => {
-                if let Record::Catalog(change) = &other {
-                    self.note_change(change);
-                    self.catalog.apply(change);
+                if let Record::State(State { namespace, key, .. }) = &other
+                    && namespace == SETTLED
+                {
+                    self.settled.insert(key.clone());
                 }
                 Self::copy(&other, out);
                 true
@@ -96,15 +103,27 @@ impl Salvage {
         }
     }
 
-    /// Column ids have no gap, unless a column's registration is gone.
-    fn note_change(&mut self, change: &CatalogChange) {
-        let CatalogChange::AddColumn { table, column } = change else { return };
-        let Some(known) = self.catalog.table_by_id(*table) else { return };
-        let last = known.def().columns.last().map_or(0, |last| last.id.0);
-        if column.id.0 > last + 1 {
-            let tags = known.tags().count();
-            self.series.entry(*table).or_default().certain_tags.get_or_insert(tags);
+    /// Column ids have no gap, unless a column's registration is gone: then the places of tags in keys are uncertain from
+    /// there on. That this was looked at is noted beside the change, because keys that come later are right.
+    fn keep_change(&mut self, change: &CatalogChange, out: &mut WalWriter) -> bool {
+        let gap = self.gap_before(change).filter(|(_, key, _)| !self.settled.contains(key));
+        if let Some((table, key, tags)) = &gap {
+            self.series.entry(*table).or_default().certain_tags.get_or_insert(*tags);
+            self.settled.insert(key.clone());
+            out.state(&State { namespace: SETTLED.to_owned(), key: key.clone(), value: Some(Vec::new()) });
         }
+        self.catalog.apply(change);
+        out.catalog(change);
+        gap.is_none()
+    }
+
+    /// The table, a name for the gap, and how many tags are known, if columns are missing before a new one.
+    fn gap_before(&self, change: &CatalogChange) -> Option<(TableId, Vec<u8>, usize)> {
+        let CatalogChange::AddColumn { table, column } = change else { return None };
+        let known = self.catalog.table_by_id(*table)?;
+        let last = known.def().columns.last().map_or(0, |last| last.id.0);
+        let key = format!("{table}.{}", column.id).into_bytes();
+        (column.id.0 > last + 1).then(|| (*table, key, known.tags().count()))
     }
 
     fn keep_series(&mut self, mut new: SeriesRecord, out: &mut WalWriter) -> bool {

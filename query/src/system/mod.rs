@@ -95,7 +95,7 @@ fn sources(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
     rows.finish()
 }
 
-const TABLES: [(&str, Kind); 8] = [
+const TABLES: [(&str, Kind); 9] = [
     ("database", Kind::Text),
     ("name", Kind::Text),
     ("kind", Kind::Text),
@@ -104,6 +104,7 @@ const TABLES: [(&str, Kind); 8] = [
     ("retention", Kind::Text),
     ("cold_after", Kind::Text),
     ("profile", Kind::Text),
+    ("durability", Kind::Text),
 ];
 
 fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
@@ -120,6 +121,7 @@ fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
         rows.text(span(def.options.retention).as_deref());
         rows.text(span(def.options.cold_after).as_deref());
         rows.text(Some(&format!("{:?}", def.options.profile).to_ascii_lowercase()));
+        rows.text(Some(&format!("{:?}", def.options.durability).to_ascii_lowercase()));
         rows.end_row();
     }
     rows.finish()
