@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
+use sonde_engine::doctor::{Loss, Repaired, repair};
 use sonde_engine::{
     CatalogRequest, ColdOptions, ColumnRole, Engine, Error, NewTable, Object, ObjectKind, Options,
     PhysicalType, Profile, State, TableKind, TableOptions, Timestamp, path,
@@ -17,6 +18,7 @@ use sonde_engine::{
 use crate::data::{
     DAY, HOUR, Rec, SECOND, START, Tags, Value, column, message, new_table, put, read_all, rec, send, table,
 };
+use crate::random::Random;
 use crate::store::{Store, files_below};
 
 /// What this build writes.
@@ -233,6 +235,66 @@ fn what_version_1_wrote_is_read() {
     assert_same(&describe(&engine), &expected, "opened again");
     let tags = Tags::from([("device".to_owned(), "state".to_owned())]);
     assert!(read_all(&engine, "points").iter().any(|row| row.tags == tags));
+}
+
+/// Any damage to it is refused or repaired, and what is read behind a repair was written.
+#[test]
+fn no_damage_to_it_makes_up_rows() {
+    let golden = testdata().join("v1/data");
+    let rows = |engine: &Engine| -> Vec<(String, Tags, i64)> {
+        let catalog = engine.catalog();
+        let of = |name: &str| {
+            read_all(engine, name).into_iter().map(|row| (name.to_owned(), row.tags, row.time)).collect()
+        };
+        catalog.tables().flat_map(|table| -> Vec<_> { of(&table.def().name) }).collect()
+    };
+    let root = tempfile::tempdir().unwrap();
+    copy(&golden, root.path());
+    let engine = Engine::open(options(root.path())).unwrap();
+    let (last, expected) = (engine.published(), rows(&engine));
+    let (mut repaired, mut refused) = (0, 0);
+    for seed in 0..80 {
+        let mut random = Random::new(seed);
+        let root = tempfile::tempdir().unwrap();
+        copy(&golden, root.path());
+        let file = random.pick(&files_below(root.path()));
+        let is_cold = file.extension().is_some_and(|extension| extension == "parquet");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let at = random.below(bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1));
+        match random.below(4) {
+            // Nothing is known of the bytes of cold files but their number.
+            0 => bytes.truncate(at),
+            _ if is_cold => bytes.push(0),
+            _ => bytes[at] ^= 1 << random.below(8),
+        }
+        std::fs::write(&file, bytes).unwrap();
+        let what = format!("seed {seed}: {} at {at}", file.display());
+        let Ok(report) = repair(root.path()) else {
+            refused += 1;
+            continue;
+        };
+        repaired += 1;
+        assert_eq!(
+            is_cold,
+            report.losses.iter().any(|loss| matches!(loss, Loss::Cold { .. })),
+            "{what}: {report:?}"
+        );
+        let engine = Engine::open(options(root.path())).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let (reached, found) = (engine.published(), rows(&engine));
+        let made_up: Vec<_> = found.iter().filter(|row| !expected.contains(row)).collect();
+        assert!(made_up.is_empty(), "{what}: {made_up:?}");
+        let lost_nothing = report.losses.is_empty() && reached >= last;
+        assert!(!lost_nothing || found.len() == expected.len(), "{what}: {report:?}");
+        let again = repair_of(root.path(), engine);
+        assert!(again.losses.is_empty() && again.mended.is_empty(), "{what}: {again:?}");
+    }
+    assert!(repaired > 30 && refused > 3, "{repaired} {refused}");
+}
+
+/// Stops the engine and repairs its directory.
+fn repair_of(dir: &Path, engine: Engine) -> Repaired {
+    drop(engine);
+    repair(dir).unwrap()
 }
 
 fn assert_same(found: &str, expected: &str, what: &str) {
