@@ -33,6 +33,7 @@ mod retention;
 mod scan;
 mod series;
 mod state;
+mod status;
 mod storage;
 mod version;
 mod wal;
@@ -46,7 +47,7 @@ pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, t
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
-pub use engine::{Engine, LogSegment, LogStatus, Options, SegmentState};
+pub use engine::{Engine, Options};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;
@@ -58,6 +59,7 @@ pub use sonde_storage_format::{
     TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
 pub use state::{CURSORS, cursor_key};
+pub use status::{LogSegment, LogStatus, SegmentState};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use wal::LogBudget;
 pub use write::CatalogRequest;
