@@ -444,7 +444,7 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
 
 /// Partitions divide a UTC day or are whole days, so that a day can go to the cold tier.
 pub(crate) fn check_options(options: &TableOptions) -> Result<()> {
-    let TableOptions { partition, retention, cold_after, max_bytes, profile: _, automatic: _ } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes, .. } = *options;
     if partition <= 0 || (DAY % partition != 0 && partition % DAY != 0) {
         return Err(Error::Row(format!("a partition divides a day or is whole days, not {partition} ns")));
     }

@@ -1,16 +1,18 @@
-//! Examines a data directory without changing it: every checksum, and whether the files agree with each other.
+//! Examines a data directory without changing it: every checksum, and whether the files agree with each other. What
+//! [`repair`] does about damage stands in `repair/`.
 //!
 //! # Invariants
-//! - Nothing is written, cut or removed. A server may run beside it: a file that goes meanwhile is looked for again in the
+//! - By an examination nothing is written, cut or removed. A server may run beside it: a file that goes meanwhile is looked for again in the
 //!   manifest that is current then, and a log that ends in the middle of a frame is being written.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use sonde_storage_format::{Checkpoint, ChunkMeta, ChunkReader, SeqNo, Timestamp, path};
+use sonde_storage_format::{Checkpoint, ChunkMeta, ChunkReader, FormatError, SeqNo, Timestamp, path};
 
 use crate::error::{Error, Result};
 use crate::manifest::{self, ManifestState};
+pub use crate::repair::{Loss, Mended, Repaired, repair, repair_on};
 use crate::storage::{LocalStorage, Storage};
 use crate::wal;
 
@@ -80,15 +82,7 @@ impl Doctor<'_> {
 
     /// The version; without one this is no data directory.
     fn layout(&mut self) -> Result<()> {
-        let path = self.dir.join(path::VERSION);
-        let version = self.storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
-        if version != path::LAYOUT_VERSION.as_bytes() {
-            return Err(Error::Layout {
-                path: self.dir.to_path_buf(),
-                expected: path::LAYOUT_VERSION.trim().to_owned(),
-                found: String::from_utf8_lossy(&version).trim().to_owned(),
-            });
-        }
+        check_version(self.dir, self.storage)?;
         self.note(Severity::Good, "layout", format!("version {}", path::LAYOUT_VERSION.trim()));
         Ok(())
     }
@@ -125,7 +119,7 @@ impl Doctor<'_> {
         let dir = self.dir.join(path::CHUNK_DIR);
         let (mut bytes, mut rows, mut damaged) = (0, 0, 0);
         for meta in state.chunks.values() {
-            match self.chunk(&dir.join(path::chunk(meta.id)), meta) {
+            match check_chunk(self.storage, &dir.join(path::chunk(meta.id)), meta) {
                 Ok(()) => (bytes, rows) = (bytes + meta.bytes, rows + meta.rows),
                 Err(_) if self.has_gone(meta) => {}
                 Err(error) => {
@@ -153,34 +147,6 @@ impl Doctor<'_> {
             let text = format!("{strangers} files of {} that the manifest does not name", dir.display());
             self.note(Severity::Warning, "chunks", text);
         }
-    }
-
-    /// Every byte of a chunk.
-    fn chunk(&self, path: &Path, meta: &ChunkMeta) -> Result<()> {
-        let bytes = self.storage.map(path).map_err(|error| Error::io("open", path, &error))?;
-        let corrupt = |source| Error::Corrupt { path: path.to_path_buf(), source };
-        let reader = ChunkReader::open(&bytes).map_err(corrupt)?;
-        let root = reader.root();
-        if (root.id, root.table, root.rows, bytes.len() as u64)
-            != (meta.id, meta.table, meta.rows, meta.bytes)
-        {
-            let (structure, expected) = ("chunk root", "the chunk that the manifest names");
-            let source = sonde_storage_format::FormatError::Invalid {
-                structure,
-                offset: 0,
-                expected,
-                found: root.id.0,
-            };
-            return Err(corrupt(source));
-        }
-        let series = reader.series().map_err(corrupt)?;
-        reader.run_statistics(&series, |_| false).map_err(corrupt)?;
-        for column in reader.columns().map_err(corrupt)? {
-            for page in column.pages.iter().flatten() {
-                reader.page(page).and_then(|page| page.decode()).map_err(corrupt)?;
-            }
-        }
-        Ok(())
     }
 
     /// Whether a chunk has left the store since: a running server merges and removes chunks.
@@ -265,4 +231,39 @@ impl Doctor<'_> {
         }
         self.note(Severity::Good, "cold", format!("{good} files have the bytes that the manifest states"));
     }
+}
+
+/// Fails unless this is a data directory of the version that this program reads.
+pub(crate) fn check_version(dir: &Path, storage: &dyn Storage) -> Result<()> {
+    let path = dir.join(path::VERSION);
+    let version = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
+    if version != path::LAYOUT_VERSION.as_bytes() {
+        return Err(Error::Layout {
+            path: dir.to_path_buf(),
+            expected: path::LAYOUT_VERSION.trim().to_owned(),
+            found: String::from_utf8_lossy(&version).trim().to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Reads every byte of a chunk.
+pub(crate) fn check_chunk(storage: &dyn Storage, path: &Path, meta: &ChunkMeta) -> Result<()> {
+    let bytes = storage.map(path).map_err(|error| Error::io("open", path, &error))?;
+    let corrupt = |source| Error::Corrupt { path: path.to_path_buf(), source };
+    let reader = ChunkReader::open(&bytes).map_err(corrupt)?;
+    let root = reader.root();
+    if (root.id, root.table, root.rows, bytes.len() as u64) != (meta.id, meta.table, meta.rows, meta.bytes) {
+        let (structure, expected) = ("chunk root", "the chunk that the manifest names");
+        let source = FormatError::Invalid { structure, offset: 0, expected, found: root.id.0 };
+        return Err(corrupt(source));
+    }
+    let series = reader.series().map_err(corrupt)?;
+    reader.run_statistics(&series, |_| false).map_err(corrupt)?;
+    for column in reader.columns().map_err(corrupt)? {
+        for page in column.pages.iter().flatten() {
+            reader.page(page).and_then(|page| page.decode()).map_err(corrupt)?;
+        }
+    }
+    Ok(())
 }

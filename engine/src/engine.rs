@@ -18,6 +18,7 @@ use sonde_storage_format::{
     ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, State, TableId, Timestamp, path,
 };
 
+use crate::activity::{Activity, JobKind, Subject};
 use crate::batch::{WriteBatch, WriteBatchBuilder};
 use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
@@ -99,8 +100,9 @@ pub(crate) struct Inner {
     pub(crate) widths: Widths,
     /// What flushes and merges have written.
     pub(crate) compactions: Compactions,
-    segments: Arc<Segments>,
-    cursors: Mutex<HashMap<String, SeqNo>>,
+    pub(crate) activity: Activity,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) cursors: Mutex<HashMap<String, SeqNo>>,
     arrivals: ArrivalClock,
     published: Mutex<SeqNo>,
     publish_signal: Condvar,
@@ -233,7 +235,7 @@ impl Inner {
 /// `close`, leaves what is in memory to the next start's recovery.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     commands: Arc<SyncSender<Command>>,
     // IMPORTANT: behind `commands`, whose end ends the threads that this waits for.
     threads: Arc<Threads>,
@@ -257,21 +259,6 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.join();
     }
-}
-
-/// What the log holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogStatus {
-    /// Segments on disk.
-    pub segments: usize,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// The first sequence number that can still be read.
-    pub first: SeqNo,
-    /// The last committed sequence number.
-    pub last: SeqNo,
-    /// Everything up to here is in chunks.
-    pub flushed_to: SeqNo,
 }
 
 impl Engine {
@@ -311,6 +298,7 @@ impl Engine {
             health: Health::default(),
             widths: recovered.widths,
             compactions: Compactions::default(),
+            activity: Activity::default(),
             segments,
             cursors: Mutex::new(HashMap::new()),
             arrivals: ArrivalClock::default(),
@@ -469,19 +457,6 @@ impl Engine {
         self.inner.cursors.lock().remove(name);
     }
 
-    /// What the log holds.
-    #[must_use]
-    pub fn log_status(&self) -> LogStatus {
-        let list = self.inner.segments.list();
-        LogStatus {
-            segments: list.len(),
-            bytes: list.iter().map(|segment| segment.bytes).sum(),
-            first: list.first().map(|segment| segment.first_seq).unwrap_or_default(),
-            last: self.published(),
-            flushed_to: self.inner.manifest.lock().state.flushed_to,
-        }
-    }
-
     /// All chunks, by table and time.
     #[must_use]
     pub fn chunks(&self) -> Vec<ChunkMeta> {
@@ -533,6 +508,7 @@ impl Engine {
     pub fn compact(&self, table: TableId) -> Result<()> {
         self.flush()?;
         let (reply, done) = channel();
+        self.inner.activity.asked(Subject::new(JobKind::Compact, Some(table), None), self.now());
         self.inner.send_job(Job::Compact(table, reply));
         done.recv().map_err(|_| self.inner.closed())?
     }
@@ -560,6 +536,7 @@ impl Engine {
     pub fn cool(&self, table: TableId, before: Timestamp) -> Result<usize> {
         self.flush()?;
         let (reply, done) = channel();
+        self.inner.activity.asked(Subject::new(JobKind::Cool, Some(table), None), self.now());
         self.inner.send_job(Job::Cool(table, before, reply));
         done.recv().map_err(|_| self.inner.closed())?
     }

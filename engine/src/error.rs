@@ -31,6 +31,14 @@ pub enum Error {
         /// What is wrong with it.
         source: FormatError,
     },
+    /// A file is damaged, and leaving out what is damaged would lose more than that.
+    #[error("{path} cannot be repaired: {why}", path = path.display())]
+    Unrepairable {
+        /// The file.
+        path: PathBuf,
+        /// Why not, and what a restore would need.
+        why: String,
+    },
     /// Another process owns the data directory.
     #[error("data directory {path} is in use by another sonde process; stop it or choose another --data-dir", path = path.display())]
     Locked {

@@ -24,12 +24,14 @@ use crate::scan::merge::{Merge, Window};
 use crate::scan::source::{Source, sort_blocks};
 use crate::version::{Chunk, FileEdit};
 
-/// Flushes a frozen memtable: chunks, checkpoint, and the edit that makes both count; then what they replace goes.
-pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<()> {
+/// Flushes a frozen memtable: chunks, checkpoint, and the edit that makes both count; then what they replace goes. Returns
+/// the bytes of the chunks.
+pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<u64> {
     let chunks = match input.memtable.seq {
         Some(seq) => write_chunks(inner, &input.memtable, seq)?,
         None => Vec::new(),
     };
+    let bytes = chunks.iter().map(|chunk| chunk.meta.bytes).sum();
     let number = checkpoint::write(inner, input)?;
     let mut edits: Vec<Edit> = chunks.iter().flat_map(|chunk| chunk.edits()).collect();
     edits.extend([Edit::FlushedTo(input.position), Edit::Checkpoint(number)]);
@@ -39,7 +41,7 @@ pub(crate) fn flush(inner: &Arc<Inner>, input: &FlushInput) -> Result<()> {
     inner.learn_widths(&tables);
     checkpoint::remove_before(inner, number);
     inner.remove_expired_segments();
-    Ok(())
+    Ok(bytes)
 }
 
 /// Writes a memtable as chunks, one for each partition; late rows of many partitions share some. The ranges of the
@@ -270,7 +272,8 @@ impl Iterator for Build {
     }
 }
 
-fn column_range(column: &ColumnPages) -> ColumnRange {
+/// What the manifest says of a column of a chunk.
+pub(crate) fn column_range(column: &ColumnPages) -> ColumnRange {
     let pages = || column.pages.iter().flatten();
     let order = |bits: u64| match column.kind {
         PhysicalType::Float64 => {

@@ -75,6 +75,11 @@ impl Flushes {
         self.waiting.lock().queue.is_empty()
     }
 
+    /// What waits, oldest first.
+    pub(crate) fn list(&self) -> Vec<Arc<FlushInput>> {
+        self.waiting.lock().queue.iter().cloned().collect()
+    }
+
     /// What failed is tried again at once.
     pub(crate) fn ask(&self) {
         self.waiting.lock().asked = true;

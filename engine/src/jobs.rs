@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use sonde_storage_format::{ChunkId, ColdFile, Edit, TableId, TimeRange, Timestamp};
 
+use crate::activity::{JobKind, Running, Subject, Work};
 use crate::catalog::Catalog;
 use crate::cold::cool::cool;
 use crate::cold::pending;
@@ -26,7 +27,7 @@ use crate::health::Watch;
 use crate::limits::{COMPACT_TURN, FLUSH_PAUSE, JOB_PAUSE};
 use crate::pause::{Pause, Rests};
 use crate::retention::{Expired, expired};
-use crate::version::{FileEdit, TableFiles, Version};
+use crate::version::{Chunk, FileEdit, TableFiles, Version};
 
 /// How often a thread looks for work by itself.
 const TICK: Duration = Duration::from_secs(1);
@@ -109,13 +110,24 @@ pub(crate) fn run_flushes(inner: &Arc<Inner>) {
 }
 
 fn flush_one(inner: &Arc<Inner>, input: &FlushInput, pause: &mut Pause) {
-    match flush(inner, input) {
-        Ok(()) => {
+    let rows = input.memtable.rows as u64;
+    let work = Work { rows, bytes: input.memtable.bytes as u64 };
+    let running =
+        inner.activity.begin(Subject::new(JobKind::Flush, None, None), Some(work), inner.clock.now());
+    let outcome = flush(inner, input).map(|bytes| Some(Work { rows, bytes }));
+    let rest = match &outcome {
+        Ok(_) => {
             pause.worked();
-            inner.flushes.done(input.position);
+            None
         }
+        Err(_) => Some(pause.failed(Instant::now())),
+    };
+    // Before anybody hears of it.
+    inner.activity.end(&running, &outcome, rest, inner.clock.now());
+    match outcome {
+        Ok(_) => inner.flushes.done(input.position),
         Err(error) => {
-            let rest = pause.failed(Instant::now()).as_secs();
+            let rest = rest.unwrap_or_default().as_secs();
             tracing::error!(%error, "a flush failed; it is tried again in {rest} s, or when someone asks");
             inner.flushes.failed(&error);
         }
@@ -152,12 +164,15 @@ impl Worker {
                 if patience.is_zero() { Err(RecvTimeoutError::Timeout) } else { jobs.recv_timeout(patience) };
             match job {
                 Ok(Job::Compact(table, reply)) => {
-                    let _ = reply.send(self.compact_table(table));
+                    let outcome = self.compact_table(table);
+                    inner.activity.answered(Subject::new(JobKind::Compact, Some(table), None));
+                    let _ = reply.send(outcome);
                 }
                 Ok(Job::CompactDue(reply)) => {
                     let _ = reply.send(self.compact_due(None));
                 }
                 Ok(Job::Cool(table, before, reply)) => {
+                    inner.activity.answered(Subject::new(JobKind::Cool, Some(table), None));
                     let _ = reply.send(self.cool(table, before));
                 }
                 Ok(Job::Retain) => self.retain(),
@@ -200,14 +215,30 @@ impl Worker {
             let Some(plan) = compact::plan(&scene, &mut self.notes, rests) else { break };
             // Its files may go once they are replaced.
             drop(version);
-            let outcome = compact::compact(&inner, &plan, &mut self.notes);
-            self.note("compaction", Task::Compact(plan.table, plan.range()), &outcome);
+            let (running, work) = self.begin_compaction(&plan);
+            let outcome = compact::compact(&inner, &plan, &mut self.notes).map(|()| Some(work));
+            let rest = self.note("compaction", Task::Compact(plan.table, plan.range()), &outcome);
+            self.end(&running, &outcome, rest);
             match outcome {
-                Ok(()) => merges += 1,
+                Ok(_) => merges += 1,
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }
         failed.map_or(Ok(merges), Err)
+    }
+
+    fn begin_compaction(&self, plan: &compact::Plan) -> (Running, Work) {
+        let work = work_of(plan.chunks.iter().map(Arc::as_ref));
+        let subject = Subject::new(JobKind::Compact, Some(plan.table), Some(plan.range()));
+        (self.begin(subject, Some(work)), work)
+    }
+
+    pub(crate) fn begin(&self, subject: Subject, work: Option<Work>) -> Running {
+        self.inner.activity.begin(subject, work, self.inner.clock.now())
+    }
+
+    pub(crate) fn end(&self, running: &Running, outcome: &Result<Option<Work>>, rest: Option<Duration>) {
+        self.inner.activity.end(running, outcome, rest, self.inner.clock.now());
     }
 
     /// Merges what can be merged of a table, as it is now, and removes what is deleted of it; of several failures the first comes back.
@@ -226,7 +257,10 @@ impl Worker {
             let plan = compact::plan_all(&scene(&inner, &version, &catalog), def, until, &failed);
             drop(version);
             let Some(plan) = plan else { break };
-            if let Err(error) = compact::compact(&inner, &plan, &mut self.notes) {
+            let (running, work) = self.begin_compaction(&plan);
+            let outcome = compact::compact(&inner, &plan, &mut self.notes).map(|()| Some(work));
+            self.end(&running, &outcome, None);
+            if let Err(error) = outcome {
                 failed.push(plan.range());
                 failure.get_or_insert(error);
             }
@@ -237,9 +271,40 @@ impl Worker {
 
     /// Moves every complete day that ends at or before `before`.
     fn cool(&mut self, table: TableId, before: Timestamp) -> Result<usize> {
+        self.cool_noted(table, before, |_, _| None)
+    }
+
+    /// The same; `rest` says how long the table rests where that failed.
+    fn cool_noted(
+        &mut self,
+        table: TableId,
+        before: Timestamp,
+        rest: impl FnOnce(&mut Self, &Result<usize>) -> Option<Duration>,
+    ) -> Result<usize> {
+        let running = self.begin(Subject::new(JobKind::Cool, Some(table), None), None);
+        let known = self.cold_files(table);
         let moved = cool(&self.inner, table, before, &mut self.replaced);
+        let rest = rest(self, &moved);
+        let new = || {
+            self.cold_files(table).into_iter().filter(|file| !known.iter().any(|old| Arc::ptr_eq(old, file)))
+        };
+        let sum = |work: Work, file: Arc<ColdFile>| Work {
+            rows: work.rows + file.rows,
+            bytes: work.bytes + file.bytes,
+        };
+        let outcome = match &moved {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(new().fold(Work::default(), sum))),
+            Err(error) => Err(error.clone()),
+        };
+        self.end(&running, &outcome, rest);
         self.clean_up();
         moved
+    }
+
+    fn cold_files(&self, table: TableId) -> Vec<Arc<ColdFile>> {
+        let version = self.inner.versions.current();
+        version.files.get(&table).map(|files| files.cold.values().cloned().collect()).unwrap_or_default()
     }
 
     /// Cools the tables that say when their rows should go.
@@ -253,8 +318,8 @@ impl Worker {
             let task = Task::Cool(table.id());
             if !self.rests.rests(&task) {
                 let before = Timestamp::from_nanos(now.saturating_sub(table.def().options.cold_after));
-                let outcome = self.cool(table.id(), before);
-                self.note("cooling", task, &outcome);
+                let rest = |worker: &mut Self, outcome: &_| worker.note("cooling", task, outcome);
+                let _ = self.cool_noted(table.id(), before, rest);
             }
         }
     }
@@ -266,19 +331,30 @@ impl Worker {
         let catalog = self.inner.catalog.load_full();
         let gone = expired(&version, &catalog, self.inner.clock.now());
         // Chunks first: they make room, which the note of what happens to cold files may need.
-        report("retention of chunks", &self.remove_chunks(&gone, &catalog));
-        report("retention of cold files", &self.remove_cold(&version, gone.cold));
+        let running = self.begin(Subject::new(JobKind::Retain, None, None), None);
+        let chunks = self.remove_chunks(&version, &gone, &catalog);
+        report("retention of chunks", &chunks);
+        let cold = self.remove_cold(&version, gone.cold);
+        report("retention of cold files", &cold);
+        let outcome = chunks.and_then(|chunks| {
+            let work = Work { rows: chunks.rows + cold.as_ref().map_or(0, |cold| cold.rows), ..chunks };
+            cold.map(|cold| Work { bytes: work.bytes + cold.bytes, ..work })
+        });
+        let outcome = outcome.map(|work| (work != Work::default()).then_some(work));
+        self.end(&running, &outcome, None);
         report("removal of chunks that are deleted as a whole", &self.remove_hidden());
         drop(version);
         self.clean_up();
     }
 
-    fn remove_chunks(&self, gone: &Expired, catalog: &Catalog) -> Result<()> {
+    fn remove_chunks(&self, version: &Version, gone: &Expired, catalog: &Catalog) -> Result<Work> {
         let evicted = gone.evicted.iter().map(|chunk| (chunk.meta.table, chunk.meta.id));
         let remove: Vec<(TableId, ChunkId)> = gone.chunks.iter().copied().chain(evicted).collect();
         if remove.is_empty() {
-            return Ok(());
+            return Ok(Work::default());
         }
+        let chunks = version.files.values().flat_map(|files| files.chunks()).map(Arc::as_ref);
+        let work = work_of(chunks.filter(|chunk| remove.contains(&(chunk.meta.table, chunk.meta.id))));
         let edits: Vec<Edit> = remove.iter().map(|(_, id)| Edit::RemoveChunk(*id)).collect();
         self.inner.install(&edits, &FileEdit { remove, ..FileEdit::default() })?;
         if !gone.chunks.is_empty() {
@@ -292,12 +368,12 @@ impl Worker {
             tracing::warn!(table, rows, bytes, "a table is over its max_bytes: its oldest rows were evicted");
             self.inner.note_evicted(id, rows);
         }
-        Ok(())
+        Ok(work)
     }
 
-    fn remove_cold(&mut self, version: &Version, days: Vec<(TableId, TimeRange)>) -> Result<()> {
+    fn remove_cold(&mut self, version: &Version, days: Vec<(TableId, TimeRange)>) -> Result<Work> {
         if days.is_empty() {
-            return Ok(());
+            return Ok(Work::default());
         }
         let file = |(table, day): &(TableId, TimeRange)| version.files.get(table)?.cold.get(&day.start);
         let files: Vec<Arc<ColdFile>> = days.iter().filter_map(file).cloned().collect();
@@ -306,28 +382,39 @@ impl Worker {
             days.iter().map(|(table, day)| Edit::RemoveCold { table: *table, day: *day }).collect();
         tracing::info!(days = days.len(), "retention removes days of the cold tier");
         self.inner.install(&edits, &FileEdit { remove_cold: days, ..FileEdit::default() })?;
+        let (rows, bytes) = files.iter().fold((0, 0), |sum, file| (sum.0 + file.rows, sum.1 + file.bytes));
         self.replaced.extend(files);
-        Ok(())
+        Ok(Work { rows, bytes })
     }
 
     fn clean_up(&mut self) {
         if !self.rests.rests(&Task::CleanUp) {
-            let outcome = pending::clean_up(&self.inner, &mut self.replaced);
-            self.note("clean-up of the cold tier", Task::CleanUp, &outcome);
+            let running = self.begin(Subject::new(JobKind::CleanUp, None, None), None);
+            let outcome = pending::clean_up(&self.inner, &mut self.replaced).map(|()| None);
+            let rest = self.note("clean-up of the cold tier", Task::CleanUp, &outcome);
+            self.end(&running, &outcome, rest);
         }
     }
 
-    /// Notes how a task ended: one that failed rests.
-    pub(crate) fn note<T>(&mut self, job: &'static str, task: Task, outcome: &Result<T>) {
+    /// Notes how a task ended: one that failed rests, for as long as comes back.
+    pub(crate) fn note<T>(&mut self, job: &'static str, task: Task, outcome: &Result<T>) -> Option<Duration> {
         report(job, outcome);
-        if let Some(rest) = self.rests.note(task, outcome) {
-            tracing::debug!(job, ?task, "rests for {} s", rest.as_secs());
-        }
+        let rest = self.rests.note(task, outcome)?;
+        tracing::debug!(job, ?task, "rests for {} s", rest.as_secs());
+        Some(rest)
     }
 }
 
 fn scene<'a>(inner: &'a Inner, version: &'a Version, catalog: &'a Catalog) -> Scene<'a> {
     Scene { version, catalog, widths: &inner.widths, now: inner.clock.now() }
+}
+
+/// What chunks hold between them.
+pub(crate) fn work_of<'a>(chunks: impl Iterator<Item = &'a Chunk>) -> Work {
+    chunks.fold(Work::default(), |work, chunk| Work {
+        rows: work.rows + chunk.meta.rows,
+        bytes: work.bytes + chunk.meta.bytes,
+    })
 }
 
 pub(crate) fn report<T>(job: &'static str, outcome: &Result<T>) {

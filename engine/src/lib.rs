@@ -8,6 +8,7 @@
 //! - A reader sees one immutable snapshot.
 //! - The engine never calls up: answers are return values.
 
+mod activity;
 mod batch;
 mod catalog;
 mod checkpoint;
@@ -31,10 +32,12 @@ mod purge;
 mod queue;
 mod receipt;
 mod recover;
+mod repair;
 mod retention;
 mod scan;
 mod series;
 mod state;
+mod status;
 mod storage;
 mod version;
 mod wal;
@@ -44,24 +47,26 @@ mod write;
 pub mod doctor;
 pub mod limits;
 
+pub use activity::{JobKind, JobState, JobStatus};
 pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, type_conflict};
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
 pub use compact::stats::CompactionStats;
 pub use delete::Points;
-pub use engine::{Engine, LogStatus, Options};
+pub use engine::{Engine, Options};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
-    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, Origin,
-    PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef, TableId,
-    TableKind, TableOptions, TimeRange, Timestamp, Values, path,
+    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, Object, ObjectKind,
+    Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef,
+    TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
 pub use state::{CURSORS, cursor_key};
+pub use status::{LogSegment, LogStatus, SegmentState};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use wal::LogBudget;
 pub use widen::{ColdValues, widened};

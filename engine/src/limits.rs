@@ -10,6 +10,10 @@ pub const QUEUE_BYTES: usize = 64 << 20;
 pub const GROUP_BATCHES: usize = 512;
 /// Approximate bytes of rows in one group commit.
 pub const GROUP_BYTES: usize = 16 << 20;
+/// How long rows of tables with `durability = 'buffered'` wait for stable storage at most.
+pub const BUFFERED_AGE: Duration = Duration::from_millis(200);
+/// Bytes of the log that may wait for it.
+pub const BUFFERED_BYTES: u64 = 1 << 20;
 /// Bytes of one batch, above which no further row is taken; a group stays far below the largest frame of the log.
 pub const BATCH_BYTES: usize = 64 << 20;
 /// Bytes of a log segment, unless one frame needs more.
@@ -66,6 +70,10 @@ pub const QUIET_AGE: Duration = Duration::from_secs(900);
 pub const DENSE_AGE: Duration = Duration::from_secs(86_400);
 /// How long the job thread merges what is due before it looks for other work.
 pub const COMPACT_TURN: Duration = Duration::from_secs(5);
+/// Jobs that ended and are still shown.
+pub const FINISHED_JOBS: usize = 100;
+/// Jobs that failed and are shown until they work; more of them rest all the same.
+pub const RESTING_JOBS: usize = 1000;
 /// Chunks that stay mapped for the next reader; a quarter of the mappings that Linux allows a process by default.
 pub const OPEN_CHUNKS: usize = 16_384;
 /// Bytes of the directories of chunks that stay mapped, unless the options say otherwise.

@@ -1,7 +1,8 @@
 //! Follows the log: the change feed of rules and of whoever else must see every row.
 //!
 //! # Invariants
-//! - Only frames that are committed are read: those up to the published sequence number, which are whole and synced.
+//! - Only frames that are committed are read: those up to the published sequence number, which are whole; those of buffered
+//!   tables may still go with a power cut, and whoever commits what follows from them brings them to stable storage too.
 //! - Every row behind the position comes once, in log order, or is named in a lost range.
 
 use std::io::ErrorKind;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sonde_storage_format::{
-    ChunkId, ChunkMeta, ColdFile, Edit, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits, encode_edit,
-    limits, path,
+    ChunkId, ChunkMeta, ColdFile, Edit, FormatError, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits,
+    encode_edit, limits, path,
 };
 
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ pub(crate) struct ManifestState {
 }
 
 impl ManifestState {
-    fn apply(&mut self, edit: &Edit) {
+    pub(crate) fn apply(&mut self, edit: &Edit) {
         match edit {
             Edit::AddChunk(chunk) => {
                 self.next_chunk = self.next_chunk.max(chunk.id.0 + 1);
@@ -99,6 +99,14 @@ impl Manifest {
         let manifest = Self::write_snapshot(storage, dir, number, state)?;
         manifest.remove_older(&numbers);
         Ok(manifest)
+    }
+
+    /// Replaces the manifest of a directory that nobody has open by one that comes to `state`.
+    pub(crate) fn replace(storage: Arc<dyn Storage>, dir: &Path, state: ManifestState) -> Result<()> {
+        let numbers = numbers(storage.as_ref(), dir)?;
+        let number = numbers.last().map_or(1, |last| last + 1);
+        Self::write_snapshot(storage, dir, number, state)?.remove_older(&numbers);
+        Ok(())
     }
 
     fn write_snapshot(
@@ -179,7 +187,7 @@ impl Manifest {
     }
 }
 
-fn numbers(storage: &dyn Storage, dir: &Path) -> Result<BTreeSet<u64>> {
+pub(crate) fn numbers(storage: &dyn Storage, dir: &Path) -> Result<BTreeSet<u64>> {
     let names = storage.list(dir).map_err(|error| Error::io("list", dir, &error))?;
     Ok(names.iter().filter_map(|name| path::parse_manifest(name)).collect())
 }
@@ -193,8 +201,25 @@ pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<(ManifestState, 
     let corrupt = |source| Error::Corrupt { path: path.clone(), source };
     let head = ManifestHeader::decode(&bytes).map_err(corrupt)?;
     let (edits, end) = decode_edits(head.number, &bytes).map_err(corrupt)?;
+    if !has_whole_snapshot(number, bytes.get(..end as usize).unwrap_or_default()) {
+        let (structure, offset) = ("manifest", end as usize);
+        let expected = "the end of the snapshot that it begins with";
+        return Err(corrupt(FormatError::Invalid { structure, offset, expected, found: 0 }));
+    }
     edits.iter().for_each(|edit| state.apply(edit));
     Ok((state, (end < bytes.len() as u64).then_some(path)))
+}
+
+/// Whether the empty edit is there that ends the snapshot with which every manifest begins. It comes into being whole, so
+/// without that edit the file was cut, and says too little.
+pub(crate) fn has_whole_snapshot(number: u64, bytes: &[u8]) -> bool {
+    const EMPTY: [u8; 5] = [1, 0, 0, 0, 0]; // one byte of body: no step
+    let places = bytes.windows(EMPTY.len()).enumerate().skip(ManifestHeader::LEN + 4);
+    let mut places = places.filter(|(_, window)| *window == EMPTY).map(|(at, _)| at - 4);
+    places.any(|at| {
+        let frame = encode_edit(number, at as u64, &[]).unwrap_or_default();
+        bytes.get(at..).is_some_and(|rest| rest.starts_with(&frame))
+    })
 }
 
 /// A manifest that comes to these edits: frames of bounded size, however many edits there are.

@@ -11,6 +11,7 @@ use sonde_storage_format::{
 
 use crate::catalog::Catalog;
 use crate::compact::width::Widths;
+use crate::doctor::check_version;
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
@@ -38,10 +39,14 @@ pub(crate) struct Recovered {
 /// Locks the directory and reads it.
 pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timestamp) -> Result<Recovered> {
     let dir = &options.data_dir;
+    // Before anything is made: the directory of another version stays as it is.
+    let has_layout = check_layout(dir, storage.as_ref())?;
     let parts = [path::WAL_DIR, path::CHUNK_DIR, path::MANIFEST_DIR, path::STATE_DIR];
     create_dirs(dir, &parts).map_err(|error| Error::io("create", dir, &error))?;
     let lock = lock(dir)?;
-    check_layout(dir, storage.as_ref())?;
+    if !has_layout {
+        write_layout(dir, storage.as_ref())?;
+    }
     let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
     let flushed_to = manifest.state.flushed_to;
     let (catalog, state) = (Catalog::default(), StateStore::default());
@@ -76,7 +81,7 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     })
 }
 
-fn lock(dir: &Path) -> Result<File> {
+pub(crate) fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(path::LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|error| Error::io("open", &path, &error))?;
@@ -87,22 +92,24 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-fn check_layout(dir: &Path, storage: &dyn Storage) -> Result<()> {
-    let path = dir.join(path::VERSION);
-    match storage.read(&path) {
-        Ok(found) if found == path::LAYOUT_VERSION.as_bytes() => Ok(()),
-        Ok(found) => Err(Error::Layout {
-            path: dir.to_path_buf(),
-            expected: path::LAYOUT_VERSION.trim().to_owned(),
-            found: String::from_utf8_lossy(&found).trim().to_owned(),
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let version = path::LAYOUT_VERSION.as_bytes().to_vec();
-            let written = storage.write_whole(&path, &mut std::iter::once(version));
-            written.map(drop).map_err(|error| Error::io("write", &path, &error))
-        }
-        Err(error) => Err(Error::io("read", &path, &error)),
+/// Whether the directory has a version; fails where that is not the one that this program reads.
+fn check_layout(dir: &Path, storage: &dyn Storage) -> Result<bool> {
+    match check_version(dir, storage) {
+        Ok(()) => Ok(true),
+        Err(Error::Io { .. }) if !dir.join(path::VERSION).exists() => Ok(false),
+        Err(error) => Err(error),
     }
+}
+
+/// Makes it a directory of this version, unless another process did so meanwhile.
+fn write_layout(dir: &Path, storage: &dyn Storage) -> Result<()> {
+    if check_layout(dir, storage)? {
+        return Ok(());
+    }
+    let path = dir.join(path::VERSION);
+    let version = path::LAYOUT_VERSION.as_bytes().to_vec();
+    let written = storage.write_whole(&path, &mut std::iter::once(version));
+    written.map(drop).map_err(|error| Error::io("write", &path, &error))
 }
 
 struct Replay {

@@ -53,9 +53,16 @@ impl StateStore {
 
     /// The oldest cursor of a rule.
     pub(crate) fn oldest_cursor(&self) -> Option<SeqNo> {
+        self.oldest_cursor_of().map(|(position, _)| position)
+    }
+
+    /// The same, and its key.
+    pub(crate) fn oldest_cursor_of(&self) -> Option<(SeqNo, Vec<u8>)> {
         let namespaces = self.0.read();
-        let cursors = namespaces.get(CURSORS).into_iter().flat_map(BTreeMap::values);
-        cursors.filter_map(|value| Some(SeqNo(u64::from_le_bytes(value.as_ref().try_into().ok()?)))).min()
+        let cursors = namespaces.get(CURSORS).into_iter().flatten();
+        let position = |value: &Bytes| Some(SeqNo(u64::from_le_bytes(value.as_ref().try_into().ok()?)));
+        let oldest = cursors.filter_map(|(key, value)| Some((position(value)?, key))).min();
+        oldest.map(|(position, key)| (position, key.clone()))
     }
 
     /// Every key, for a checkpoint.

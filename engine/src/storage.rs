@@ -3,7 +3,7 @@
 //! # Invariants
 //! - `write_whole` leaves either no file of that name or the whole one: temporary name, sync, rename, directory sync.
 //! - Mapped bytes that are looked at never change: chunks are sealed before they are mapped, and of a log segment that
-//!   is being written only what was synced is looked at.
+//!   is being written only whole frames are looked at.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -141,7 +141,7 @@ impl Storage for LocalStorage {
             return Ok(Mapped(None));
         }
         // SAFETY: nothing truncates a file that is mapped, and nothing writes to the bytes that are looked at: chunks are
-        // sealed by their rename, and of a log segment readers stay below the synced end. A removed file stays alive as
+        // sealed by their rename, and of a log segment readers stay below what was published. A removed file stays alive as
         // long as its mapping. The directory is locked against other sonde processes.
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Mapped(Some(map)))

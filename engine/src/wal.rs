@@ -3,8 +3,8 @@
 //! # Invariants
 //! - The writer thread alone appends; the log's order is the order of everything, without a gap.
 //! - A segment's space is reserved before use, so a full disk shows when a segment is prepared, never inside one.
-//! - A segment is prepared after everything before it is on stable storage, so only the last frame of the log can be
-//!   torn. Recovery cuts it off before it prepares a segment behind it.
+//! - A segment is prepared after everything before it is on stable storage, so only the end of the log can be torn: what
+//!   was written behind the last sync. Recovery cuts it off before it prepares a segment behind it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sonde_storage_format::{
-    FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange, WalWriter,
-    find_frame_after, path,
+    Durability, FormatError, FrameScan, Record, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo, SeqRange,
+    Timestamp, WalWriter, path, was_synced,
 };
 
 use crate::error::{Error, Result};
+use crate::limits::BUFFERED_BYTES;
 use crate::storage::{LogFile, Mapped, Storage};
 
 /// A segment on disk.
@@ -29,6 +30,14 @@ pub(crate) struct Segment {
     pub(crate) last_seq: SeqNo,
     pub(crate) bytes: u64,
     created: SystemTime,
+}
+
+impl Segment {
+    /// When it was made, or found.
+    pub(crate) fn created(&self) -> Timestamp {
+        let since = self.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
 }
 
 /// The segments that exist, shared by the writer, the readers and the job that removes old ones.
@@ -135,12 +144,14 @@ impl Log {
         })
     }
 
-    /// Makes room for a frame of about this size. Failing here changes nothing: no byte of the frame was written.
+    /// Makes room for a frame of about this size. Failing here changes nothing, no byte of the frame was written; but
+    /// `Failed` is for good.
     pub(crate) fn reserve(&mut self, frame_bytes: usize, next: SeqNo) -> Result<()> {
         let wanted = frame_bytes as u64 + 64;
         if self.offset + wanted <= self.len {
             return Ok(());
         }
+        self.sync()?;
         let bytes = self.segment_bytes.max(wanted + SEGMENT_HEADER_LEN as u64);
         let number = self.number + 1;
         let (file, len) = prepare(self.storage.as_ref(), &self.dir, &self.segments, number, next, bytes)?;
@@ -150,17 +161,37 @@ impl Log {
         Ok(())
     }
 
-    /// Appends one group and returns once it is on stable storage. After an error the log must not be used again.
-    pub(crate) fn append(&mut self, records: WalWriter, seq: SeqRange) -> Result<()> {
+    /// Bytes that are written and not on stable storage yet.
+    pub(crate) fn unsynced(&self) -> u64 {
+        self.offset - self.synced_through
+    }
+
+    /// Returns once everything that was appended is on stable storage. After an error the log must not be used again.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        if self.unsynced() > 0 {
+            self.file.sync().map_err(|error| Error::Failed(format!("sync of the log: {error}")))?;
+            self.synced_through = self.offset;
+        }
+        Ok(())
+    }
+
+    /// Appends one group, and returns once it is on stable storage if that is to be waited for. After an error the log
+    /// must not be used again.
+    pub(crate) fn append(&mut self, records: WalWriter, seq: SeqRange, durability: Durability) -> Result<()> {
         let frame = records.finish(self.number, self.offset, seq, self.synced_through);
         assert!(self.offset + frame.len() as u64 <= self.len, "room for the frame was reserved");
-        let failed = |operation| {
-            move |error: std::io::Error| Error::Failed(format!("{operation} of the log: {error}"))
-        };
-        self.file.write_at(&frame, self.offset).map_err(failed("write"))?;
-        self.file.sync().map_err(failed("sync"))?;
+        let written = self.file.write_at(&frame, self.offset);
+        written.map_err(|error| Error::Failed(format!("write of the log: {error}")))?;
+        let before = self.offset;
         self.offset += frame.len() as u64;
-        self.synced_through = self.offset;
+        if durability == Durability::Fsync || self.unsynced() >= BUFFERED_BYTES {
+            // Of what failed nobody was told that it is there.
+            let synced = self.sync();
+            if synced.is_err() {
+                self.offset = before;
+            }
+            synced?;
+        }
         self.segments.advance(seq.last);
         Ok(())
     }
@@ -232,6 +263,11 @@ pub(crate) fn recover(
         tracing::warn!(path = %path.display(), offset, "cut off a torn tail of the log");
         let cut = storage.open(&path).and_then(|mut file| file.set_len(offset));
         cut.map_err(|error| Error::io("cut", &path, &error))?;
+    }
+    // What a process that died had written and not synced may be in the system's memory only.
+    if let Some(last) = log.segments.last() {
+        let synced = storage.open(&last.path).and_then(|mut file| file.sync());
+        synced.map_err(|error| Error::io("sync", &last.path, &error))?;
     }
     for path in unneeded {
         storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
@@ -368,7 +404,7 @@ impl Found {
                 FrameScan::End => self.wrong(at, "a frame before bytes that are not zero", 0),
                 FrameScan::Bad(source) => self.corrupt(source),
             };
-            if !is_last || find_frame_after(self.number, &self.bytes, offset).is_some() {
+            if !is_last || was_synced(self.number, &self.bytes, offset) {
                 return Err(bad);
             }
             return Ok((SeqNo(next.0 - 1), Some(offset)));

@@ -2,18 +2,21 @@
 //!
 //! # Invariants
 //! - The log's order is SeqNo order is memtable order, because one thread makes all three.
-//! - Nobody is answered before everything the answer stands for is on stable storage and visible.
+//! - Nobody is answered before everything the answer stands for is on stable storage and visible. A group of which every
+//!   batch brings rows of buffered tables, and nothing else, is answered once it is in the log's file; stable storage
+//!   follows within `BUFFERED_AGE` and `BUFFERED_BYTES`, or with the next group. Chunks, and the log's next segment, come
+//!   behind it.
 //! - A group has no timer: it is whatever queued up during the last sync.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    CatalogChange, ColumnId, Object, ObjectKind, PhysicalType, RowsRecord, SeqNo, SeqRange, SeriesRecord,
-    State, TableId, TableOptions, Timestamp, Tombstone, WalWriter,
+    CatalogChange, ColumnId, Durability, Object, ObjectKind, PhysicalType, RowsRecord, SeqNo, SeqRange,
+    SeriesRecord, State, TableId, TableOptions, Timestamp, Tombstone, WalWriter,
 };
 
 use crate::batch::WriteBatch;
@@ -25,8 +28,8 @@ use crate::flushes::FlushInput;
 use crate::health::Watch;
 use crate::jobs::Job;
 use crate::limits::{
-    BATCH_BYTES, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES, GROUP_BYTES,
-    MASKS, MEMTABLE_BYTES,
+    BATCH_BYTES, BUFFERED_AGE, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES,
+    GROUP_BYTES, MASKS, MEMTABLE_BYTES,
 };
 use crate::mask::{Mask, TOMBSTONES};
 use crate::memtable::Memtable;
@@ -118,6 +121,8 @@ pub(crate) struct Writer {
     frozen_to: SeqNo,
     /// The last deletion of each table since the start.
     deleted: BTreeMap<TableId, SeqNo>,
+    /// When what is acknowledged and not on stable storage has to be there; none where everything is.
+    sync_by: Option<Instant>,
 }
 
 impl Drop for Writer {
@@ -134,8 +139,9 @@ impl Writer {
     pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
         let frozen_to = inner.manifest.lock().state.flushed_to;
         let (unlogged, deleted) = (Vec::new(), BTreeMap::new());
+        let (first_row, sync_by) = (None, None);
         let mut writer =
-            Self { inner, log, active, next_seq, unlogged, logged, first_row: None, frozen_to, deleted };
+            Self { inner, log, active, next_seq, unlogged, logged, first_row, frozen_to, deleted, sync_by };
         writer.note_first_row();
         writer
     }
@@ -144,7 +150,7 @@ impl Writer {
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         let inner = Arc::clone(&self.inner);
         let _watch = Watch::new(&inner.health, "sonde-writer");
-        let mut next = commands.recv().ok();
+        let mut next = self.receive(commands);
         while let Some(command) = next.take() {
             match command {
                 Command::Write(batch, reply) => {
@@ -180,8 +186,38 @@ impl Writer {
                 Command::Stop => break,
             }
             if next.is_none() {
-                next = commands.recv().ok();
+                next = self.receive(commands);
             }
+        }
+        self.sync();
+    }
+
+    /// The next command; none once nobody is left who could send one. What waits for stable storage is not kept waiting.
+    fn receive(&mut self, commands: &Receiver<Command>) -> Option<Command> {
+        while let Some(sync_by) = self.sync_by {
+            match commands.recv_timeout(sync_by.saturating_duration_since(Instant::now())) {
+                Ok(command) => return Some(command),
+                Err(RecvTimeoutError::Timeout) => self.sync(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        commands.recv().ok()
+    }
+
+    /// Brings what is in the log to stable storage; should that fail, the engine has failed.
+    fn sync(&mut self) {
+        self.sync_by = None;
+        if self.inner.health.check().is_ok()
+            && let Err(error) = self.log.sync()
+        {
+            self.inner.health.fail(&error);
+        }
+    }
+
+    /// The same, unless it is not time yet: however many commands come, it has its turn.
+    fn sync_if_due(&mut self) {
+        if self.sync_by.is_some_and(|sync_by| sync_by <= Instant::now()) {
+            self.sync();
         }
     }
 
@@ -193,6 +229,7 @@ impl Writer {
     }
 
     fn commit_group(&mut self, group: Vec<Waiting>) {
+        self.sync_if_due();
         let (group, ready) = match self.inner.health.check().and_then(|()| self.freeze_if_full()) {
             Ok(()) => (self.refuse_unfit(group), Ok(())),
             Err(error) => (group, Err(error)),
@@ -237,6 +274,7 @@ impl Writer {
         let mut state = Vec::new();
         let mut next = self.next_seq;
         let catalog = self.inner.catalog.load();
+        let durability = durability(&catalog, &batches);
         let table = |id: TableId| match catalog.table_by_id(id) {
             Some(table) => table,
             None => unreachable!("a batch for table {id}, which is gone, was not refused"),
@@ -266,7 +304,7 @@ impl Writer {
         let mut records = self.records();
         rows.iter().for_each(|rows| records.rows(rows));
         state.iter().for_each(|state| records.state(state));
-        self.append(records, next)?;
+        self.append(records, next, durability)?;
         for rows in rows {
             let width = self.inner.widths.of(table(rows.table).def());
             self.active.insert(rows, width);
@@ -283,12 +321,21 @@ impl Writer {
         records
     }
 
-    /// Makes one frame, begun with `records`, durable. Running out of disk before its first byte refuses it; any later error latches.
-    fn append(&mut self, records: WalWriter, next: SeqNo) -> Result<()> {
+    /// Makes one frame, begun with `records`, as durable as asked. Running out of disk before its first byte refuses it; any later error latches.
+    fn append(&mut self, records: WalWriter, next: SeqNo, durability: Durability) -> Result<()> {
         let bytes = records.len();
-        self.log.reserve(bytes, self.next_seq)?;
+        let failed = |error: &Error| {
+            if matches!(error, Error::Failed(_)) {
+                self.inner.health.fail(error);
+            }
+        };
+        self.log.reserve(bytes, self.next_seq).inspect_err(failed)?;
         let seq = SeqRange { first: self.next_seq, last: SeqNo(next.0 - 1) };
-        self.log.append(records, seq).inspect_err(|error| self.inner.health.fail(error))?;
+        self.log.append(records, seq, durability).inspect_err(failed)?;
+        self.sync_by = match self.log.unsynced() {
+            0 => None,
+            _ => self.sync_by.or_else(|| Some(Instant::now() + BUFFERED_AGE)),
+        };
         self.next_seq = next;
         self.logged += bytes;
         self.unlogged.clear();
@@ -310,7 +357,7 @@ impl Writer {
         changes.iter().for_each(|change| records.catalog(change));
         let cursor = cursor_of(&self.inner, request, seq.last);
         cursor.iter().for_each(|state| records.state(state));
-        self.append(records, self.next_seq.plus(1))?;
+        self.append(records, self.next_seq.plus(1), Durability::Fsync)?;
         changes.iter().for_each(|change| catalog.apply(change));
         // Before the catalog: who sees the rule finds its cursor.
         cursor.into_iter().for_each(|state| self.inner.state.apply(state));
@@ -345,7 +392,7 @@ impl Writer {
         let tombstone = Tombstone { table, seq: seq.last, parts: deletion.parts() };
         let mut records = self.records();
         records.tombstone(&tombstone);
-        self.append(records, seq.last.plus(1))?;
+        self.append(records, seq.last.plus(1), Durability::Fsync)?;
         let mask = Mask::new(tombstone, self.inner.clock.now());
         self.active.hide(table, &mask);
         self.deleted.insert(table, seq.last);
@@ -440,6 +487,11 @@ impl Writer {
 
     /// Hands the memtable, and a checkpoint of all else, to the flush job; waits while too many are waiting already.
     fn freeze(&mut self) -> Result<()> {
+        // Files never hold what the log may still lose: its numbers would be given to other rows.
+        self.sync();
+        if self.log.unsynced() > 0 {
+            self.inner.health.check()?;
+        }
         let inner = &self.inner;
         inner.flushes.wait_for_room(FROZEN_MEMTABLES, FLUSH_PATIENCE)?;
         let catalog = inner.catalog.load_full();
@@ -459,6 +511,19 @@ impl Writer {
         self.frozen_to = last;
         Ok(())
     }
+}
+
+/// What the answer to a group waits for: the strictest that one of its targets asks for.
+fn durability(catalog: &Catalog, batches: &[WriteBatch]) -> Durability {
+    let is_buffered = |table: TableId| {
+        let table = catalog.table_by_id(table);
+        table.is_some_and(|table| table.def().options.durability == Durability::Buffered)
+    };
+    let is_only_rows = |batch: &WriteBatch| batch.state.is_empty() && !batch.parts.is_empty();
+    let mut batches = batches.iter();
+    let buffered =
+        batches.all(|batch| is_only_rows(batch) && batch.parts.iter().all(|part| is_buffered(part.table)));
+    if buffered { Durability::Buffered } else { Durability::Fsync }
 }
 
 /// Takes what has queued up, within the bounds of a group. Returns the first command that does not join it.

@@ -11,12 +11,16 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use sonde_engine::{LocalStorage, LogFile, Mapped, Storage};
 
+use crate::random::Random;
+
 /// How much of the operation that a crash interrupts reached the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reached {
     Nothing,
     Half,
     All,
+    /// Any of what was written and not synced, whole or in part, by this seed.
+    Some(u64),
 }
 
 /// What goes wrong.
@@ -166,7 +170,7 @@ fn end<T>(
 ) -> io::Error {
     let happened = match reached {
         Reached::Nothing => Ok(()),
-        Reached::Half => half(),
+        Reached::Half | Reached::Some(_) => half(),
         Reached::All => all().map(drop),
     };
     happened.err().unwrap_or_else(died)
@@ -237,12 +241,16 @@ struct FaultyFile {
 }
 
 impl FaultyFile {
-    /// Brings what is pending to the disk, or the first half of it.
-    fn settle(&mut self, half: bool) -> io::Result<()> {
+    /// Brings what is pending to the disk, or a part of it.
+    fn settle(&mut self, reached: Reached) -> io::Result<()> {
+        let mut random = if let Reached::Some(seed) = reached { Some(Random::new(seed)) } else { None };
         for (offset, mut bytes) in std::mem::take(&mut self.pending) {
-            if half {
-                bytes.truncate(bytes.len() / 2);
-            }
+            let parts = match (&mut random, reached) {
+                (Some(random), _) => random.below(3),
+                (None, Reached::Half) => 1,
+                (None, _) => 2,
+            };
+            bytes.truncate(bytes.len() * parts / 2);
             self.file.write_at(&bytes, offset)?;
         }
         self.file.sync()
@@ -259,7 +267,7 @@ impl LogFile for FaultyFile {
                 Err(error)
             }
             Verdict::Crash(Reached::Nothing) => Err(died()),
-            Verdict::Crash(reached) => Err(self.settle(reached == Reached::Half).err().unwrap_or_else(died)),
+            Verdict::Crash(reached) => Err(self.settle(reached).err().unwrap_or_else(died)),
         }
     }
 
@@ -276,11 +284,11 @@ impl LogFile for FaultyFile {
             state.syncs += 1;
         }
         match self.disk.verdict("sync", &self.path, false) {
-            Verdict::Do => self.settle(false),
+            Verdict::Do => self.settle(Reached::All),
             // As after a real one: nobody knows what is on the disk.
-            Verdict::Fail(error) => Err(self.settle(true).err().unwrap_or(error)),
+            Verdict::Fail(error) => Err(self.settle(Reached::Half).err().unwrap_or(error)),
             Verdict::Crash(Reached::Nothing) => Err(died()),
-            Verdict::Crash(reached) => Err(self.settle(reached == Reached::Half).err().unwrap_or_else(died)),
+            Verdict::Crash(reached) => Err(self.settle(reached).err().unwrap_or_else(died)),
         }
     }
 

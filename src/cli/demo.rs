@@ -318,7 +318,7 @@ fn cool(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 /// Nanoseconds since the epoch as RFC 3339.
-fn time_text(nanos: i64) -> String {
+pub(super) fn time_text(nanos: i64) -> String {
     let array = arrow::array::TimestampNanosecondArray::from(vec![nanos]).with_timezone("UTC");
     arrow::util::display::array_value_to_string(&array, 0).unwrap_or_default()
 }

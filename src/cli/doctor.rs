@@ -1,4 +1,5 @@
-//! `sonde doctor`: whether the data is whole, and whether the machine and the configuration let the server work.
+//! `sonde doctor`: whether the data is whole, and whether the machine and the configuration let the server work;
+//! `--repair` takes out what is damaged first.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
-use sonde_engine::doctor::{Finding, Severity, examine};
+use sonde_engine::doctor::{Finding, Loss, Repaired, Severity, examine, repair};
 use sonde_engine::{Error, Timestamp, path};
 
 use super::output::say;
@@ -27,6 +28,10 @@ const AHEAD_NANOS: i64 = 86_400_000_000_000;
 pub(super) struct DoctorArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Repair the data directory of a stopped server first: what is damaged goes to its `quarantine/`, and what is lost
+    /// with it is printed.
+    #[arg(long)]
+    repair: bool,
     /// One JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -35,10 +40,8 @@ pub(super) struct DoctorArgs {
 pub(super) fn run(args: &DoctorArgs) -> Result<()> {
     let config = Config::load(&args.config, true)?;
     let dir = &config.data_dir;
-    let examination = examine(dir).map_err(|error| match error {
-        Error::Layout { .. } => Failure::new(Exit::BadData, error.to_string()),
-        _ => Failure::new(Exit::Io, format!("{error}; is it a data directory? --data-dir names another")),
-    })?;
+    let repaired = if args.repair { Some(repair(dir).map_err(failure)?) } else { None };
+    let examination = examine(dir).map_err(failure)?;
     let mut findings = examination.findings;
     findings.push(space(dir));
     findings.push(files());
@@ -46,11 +49,83 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
     findings.extend(permissions(dir));
     findings.extend(exposure(&config));
     let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Good);
-    print(&findings, worst, dir, args.json)?;
-    match worst {
-        Severity::Damage => Err(Failure::new(Exit::BadData, "data is damaged or missing: see above")),
-        Severity::Good | Severity::Warning => Ok(()),
+    print(&findings, worst, dir, repaired.as_ref(), args.json)?;
+    let lost = repaired.as_ref().filter(|repaired| !repaired.losses.is_empty());
+    match (worst, lost.and_then(|repaired| repaired.quarantine.as_ref())) {
+        (Severity::Damage, _) => Err(Failure::new(Exit::BadData, "data is damaged or missing: see above")),
+        (_, Some(place)) => {
+            let text =
+                format!("repaired, with losses: see above and {}", place.join(path::REPAIR_REPORT).display());
+            Err(Failure::new(Exit::Partial, text))
+        }
+        _ => Ok(()),
     }
+}
+
+fn failure(error: Error) -> Failure {
+    let text = error.to_string();
+    match error {
+        Error::Layout { .. } | Error::Corrupt { .. } | Error::Unrepairable { .. } | Error::Newer { .. } => {
+            Failure::new(Exit::BadData, text)
+        }
+        Error::Locked { .. } | Error::Full(_) => Failure::new(Exit::Io, text),
+        _ => Failure::new(Exit::Io, format!("{text}; is it a data directory? --data-dir names another")),
+    }
+}
+
+/// A loss in one line.
+fn loss(loss: &Loss) -> String {
+    let time = |nanos: &i64| super::demo::time_text(*nanos);
+    let named = |name: &Option<String>, id: &u32| name.clone().unwrap_or_else(|| format!("table {id}"));
+    match loss {
+        Loss::Chunk {
+            file,
+            table,
+            name,
+            first_time,
+            last_time,
+            first_seq,
+            last_seq,
+            rows,
+            series,
+            damage,
+            ..
+        } => {
+            let (name, first, last) = (named(name, table), time(first_time), time(last_time));
+            let seq = format!("sequence numbers {first_seq} to {last_seq}");
+            format!("{rows} rows of {name}, {series} series, {first} to {last}, {seq} ({file}: {damage})")
+        }
+        Loss::Cold { file, table, name, day_start, position, rows, damage, .. } => {
+            let (name, day) = (named(name, table), time(day_start));
+            format!(
+                "{rows} rows of {name} on the day of {day}, up to sequence number {position} ({file}: {damage})"
+            )
+        }
+        Loss::Log { file, offset, first_seq, last_seq, in_files, damage } => {
+            let what = if *in_files { "what rules had yet to read" } else { "everything" };
+            format!("{what} of sequence numbers {first_seq} to {last_seq} ({file} at {offset}: {damage})")
+        }
+        Loss::Rows { file, table, name, first_seq, last_seq, rows, reason } => {
+            let (name, seq) = (named(name, table), format!("sequence numbers {first_seq} to {last_seq}"));
+            format!("{rows} rows of {name} of {seq}: {reason} ({file})")
+        }
+        Loss::Values { file, table, name, column, first_seq, last_seq, rows } => {
+            let (name, seq) = (named(name, table), format!("sequence numbers {first_seq} to {last_seq}"));
+            format!("column {column}, which is unknown, in {rows} rows of {name} of {seq} ({file})")
+        }
+    }
+}
+
+/// What a repair did, as lines.
+fn repair_lines(repaired: &Repaired) -> Vec<(&'static str, String)> {
+    let mended = repaired.mended.iter().map(|mended| ("mended", format!("{}: {}", mended.file, mended.what)));
+    let mut lines: Vec<_> = mended.collect();
+    lines.extend(repaired.losses.iter().map(|found| ("lost", loss(found))));
+    lines.push(match &repaired.quarantine {
+        Some(place) => ("repaired", format!("what was damaged, and the report, are in {}", place.display())),
+        None => ("repaired", "nothing: there was no damage".to_owned()),
+    });
+    lines
 }
 
 fn word(severity: Severity) -> &'static str {
@@ -61,11 +136,24 @@ fn word(severity: Severity) -> &'static str {
     }
 }
 
-fn print(findings: &[Finding], worst: Severity, dir: &Path, as_json: bool) -> Result<()> {
+fn print(
+    findings: &[Finding],
+    worst: Severity,
+    dir: &Path,
+    repaired: Option<&Repaired>,
+    as_json: bool,
+) -> Result<()> {
     if as_json {
         let finding = |finding: &Finding| json!({ "severity": word(finding.severity), "subject": finding.subject, "text": finding.text });
         let findings: Vec<_> = findings.iter().map(finding).collect();
-        return say(json!({ "data_dir": dir, "worst": word(worst), "findings": findings }));
+        let mut found = json!({ "data_dir": dir, "worst": word(worst), "findings": findings });
+        if let (Some(repaired), Some(found)) = (repaired, found.as_object_mut()) {
+            found.insert("repair".to_owned(), json!(repaired));
+        }
+        return say(found);
+    }
+    for (word, text) in repaired.map(repair_lines).unwrap_or_default() {
+        say(format_args!("{word:<8} {:<12} {text}", "repair"))?;
     }
     let mut lines = findings.iter();
     lines.try_for_each(|finding| {

@@ -33,6 +33,8 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The arguments are wrong.
     Usage = 2,
+    /// Done in part: something is lost.
+    Partial = 3,
     /// The data is damaged or wrong.
     BadData = 65,
     /// The server cannot be reached.
@@ -97,7 +99,7 @@ enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// Check a data directory, the machine and the configuration; changes nothing.
+    /// Check a data directory, the machine and the configuration; with `--repair`, mend what is damaged.
     Doctor(doctor::DoctorArgs),
     /// Show what a file of the data directory holds, and whether it is undamaged.
     Inspect(inspect::InspectArgs),

@@ -57,12 +57,25 @@ pub struct TableOptions {
     pub profile: Profile,
     /// Whether the width of the partitions follows from the rows; if not, it stays as set.
     pub automatic: bool,
+    /// What an acknowledgement of its rows waits for.
+    pub durability: Durability,
+}
+
+/// What an acknowledgement waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Stable storage.
+    #[default]
+    Fsync,
+    /// The log's file: stable storage follows within a bound.
+    Buffered,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
         let (partition, profile) = (86_400_000_000_000, Profile::Fast);
-        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile, automatic: false }
+        let durability = Durability::Fsync;
+        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile, automatic: false, durability }
     }
 }
 
@@ -362,9 +375,11 @@ const COLD_AFTER: u8 = 3;
 const MAX_BYTES: u8 = 4;
 const PROFILE: u8 = 5;
 const AUTOMATIC: u8 = 6;
+const DURABILITY: u8 = 8;
 
 fn encode_options(options: &TableOptions, writer: &mut Writer) {
-    let TableOptions { partition, retention, cold_after, max_bytes, profile, automatic } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes, profile, automatic, durability } =
+        *options;
     let all = [
         (PARTITION, partition),
         (RETENTION, retention),
@@ -372,6 +387,7 @@ fn encode_options(options: &TableOptions, writer: &mut Writer) {
         (MAX_BYTES, max_bytes),
         (PROFILE, (profile == Profile::Dense).into()),
         (AUTOMATIC, automatic.into()),
+        (DURABILITY, (durability == Durability::Buffered).into()),
     ];
     let set = || all.iter().filter(|(_, value)| *value != 0);
     writer.varint(set().count() as u64);
@@ -400,6 +416,7 @@ fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
             MAX_BYTES => options.max_bytes = value,
             PROFILE if value == 1 => options.profile = Profile::Dense,
             AUTOMATIC if value == 1 => options.automatic = true,
+            DURABILITY if value == 1 => options.durability = Durability::Buffered,
             _ => return Err(cursor.invalid("a known option", option.into())),
         }
     }

@@ -26,7 +26,7 @@ pub mod limits;
 pub mod path;
 
 pub use catalog::{
-    CatalogChange, ColumnDef, ColumnRole, Object, ObjectKind, TableDef, TableKind, TableOptions,
+    CatalogChange, ColumnDef, ColumnRole, Durability, Object, ObjectKind, TableDef, TableKind, TableOptions,
 };
 pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
 pub use checksum::{crc32, crc32_seeded};
@@ -38,11 +38,13 @@ pub use codec::{CodecId, Profile, decode_floats, encode_floats_as, encode_ints_a
 pub use column::{Cell, Cells, Column, Texts, Values};
 pub use cursor::{Cursor, FormatError, Result, Writer};
 pub use ids::{ChunkId, ColumnId, LogPosition, PhysicalType, SeqNo, SeqRange, SeriesId, TableId};
-pub use manifest::{ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit};
+pub use manifest::{
+    ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit, salvage_edits,
+};
 pub use page::{Between, Ends, Page, PageStats, Selection, Sum, decode_page, encode_page, encode_page_as};
 pub use series_key::SeriesKey;
 pub use time::{TimeRange, Timestamp};
 pub use wal::{
     Frame, FrameScan, Message, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord,
-    State, Tombstone, TombstonePart, WalWriter, find_frame_after,
+    State, Tombstone, TombstonePart, WalWriter, find_frame_after, was_synced,
 };

@@ -186,6 +186,28 @@ pub fn decode_edits(number: u64, bytes: &[u8]) -> Result<(Vec<Edit>, u64)> {
     Ok((edits, offset as u64))
 }
 
+/// What a manifest holds in spite of damage: the edits of each frame that is whole, and `None` for each stretch of bytes
+/// between such frames that is none. The head is not looked at.
+#[must_use]
+pub fn salvage_edits(number: u64, bytes: &[u8]) -> Vec<Option<Vec<Edit>>> {
+    let mut found = Vec::new();
+    let mut offset = ManifestHeader::LEN;
+    while offset < bytes.len() {
+        let frame = frame_body(number, bytes, offset).ok().filter(|_| may_be_frame(bytes, offset));
+        if let Some((body, end)) = frame {
+            let mut edits = Vec::new();
+            found.push(decode_body(body, &mut edits).is_ok().then_some(edits));
+            offset = end;
+            continue;
+        }
+        found.push(None);
+        let next = (offset + 1..bytes.len())
+            .find(|&at| may_be_frame(bytes, at) && frame_body(number, bytes, at).is_ok());
+        offset = next.unwrap_or(bytes.len());
+    }
+    found
+}
+
 /// Whether a frame could stand there, by what its first bytes say: to sum up all that may follow each byte of a long
 /// torn tail would take minutes.
 fn may_be_frame(bytes: &[u8], offset: usize) -> bool {

@@ -18,6 +18,10 @@ pub const STATE_DIR: &str = "state";
 pub const COLD_DIR: &str = "cold";
 /// Where queries spill.
 pub const SPILL_DIR: &str = "spill";
+/// Where `sonde doctor --repair` puts what it takes out, by the time of the repair.
+pub const QUARANTINE_DIR: &str = "quarantine";
+/// What a repair found and did, in its directory below [`QUARANTINE_DIR`].
+pub const REPAIR_REPORT: &str = "report.json";
 /// The token of the administrator, mode 0600.
 pub const ADMIN_TOKEN: &str = "admin.token";
 /// The addresses that the server listens on.

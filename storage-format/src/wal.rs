@@ -666,6 +666,27 @@ pub fn find_frame_after(number: u64, bytes: &[u8], offset: u64) -> Option<Frame<
     })
 }
 
+/// Whether what stands at `offset`, and is no frame, was on stable storage once: a frame behind it says so. Then it is
+/// damage, else a torn tail, of which several frames may be left in part, in any order.
+#[must_use]
+pub fn was_synced(number: u64, bytes: &[u8], offset: u64) -> bool {
+    let mut at = offset;
+    while let Some(frame) = find_frame_after(number, bytes, at) {
+        if frame.synced_through > offset {
+            return true;
+        }
+        // Whole frames stand one behind the other; what is none is searched through.
+        at = frame.offset;
+        while let FrameScan::Frame(frame) = FrameScan::at(number, bytes, at) {
+            if frame.synced_through > offset {
+                return true;
+            }
+            at = frame.end;
+        }
+    }
+    false
+}
+
 /// Whether what stands here could be a frame: records follow its head, one behind the other, exactly up to its length.
 /// Columns of integers look like heads of frames wherever they lie, and to sum up megabytes for each takes minutes.
 fn has_records(rest: &[u8]) -> Result<bool> {

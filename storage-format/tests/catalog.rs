@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use sonde_storage_format::limits::COLUMNS;
 use sonde_storage_format::{
-    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Object, ObjectKind, PhysicalType, Profile,
-    TableDef, TableId, TableKind, TableOptions, Writer,
+    CatalogChange, ColumnDef, ColumnId, ColumnRole, Cursor, Durability, Object, ObjectKind, PhysicalType,
+    Profile, TableDef, TableId, TableKind, TableOptions, Writer,
 };
 
 use crate::random::Random;
@@ -23,6 +23,7 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
         max_bytes: 1 << 30,
         profile: Profile::Dense,
         automatic: false,
+        durability: Durability::Fsync,
     };
     let object = Object {
         kind: ObjectKind::Source,
@@ -90,6 +91,7 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         max_bytes: width(random),
         profile: random.pick(&[Profile::Fast, Profile::Dense]),
         automatic: random.below(2) == 0,
+        durability: random.pick(&[Durability::Fsync, Durability::Buffered]),
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
@@ -161,6 +163,10 @@ fn golden() {
     let bytes = encode(&alterations());
     golden::check("catalog_alter", &bytes);
     assert_eq!(decode(&bytes), Ok(alterations()));
+    let options = TableOptions { durability: Durability::Buffered, ..TableOptions::default() };
+    let buffered = [CatalogChange::SetOptions { table: TableId(7), options }];
+    golden::check("catalog_buffered", &encode(&buffered));
+    assert_eq!(decode(&encode(&buffered)), Ok(buffered.to_vec()));
 }
 
 proptest! {
@@ -208,7 +214,7 @@ fn options_that_are_not_set_are_left_out() {
     let (table, bare) = (TableId(7), TableOptions { partition: 9, ..TableOptions::default() });
     let options = |options| Ok(CatalogChange::SetOptions { table, options });
     assert_eq!(decode_options(&[(1, 9)]), options(bare));
-    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (6, 1)];
+    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (6, 1), (8, 1)];
     let set = TableOptions {
         partition: 9,
         retention: 5,
@@ -216,6 +222,7 @@ fn options_that_are_not_set_are_left_out() {
         max_bytes: 1,
         profile: Profile::Dense,
         automatic: true,
+        durability: Durability::Buffered,
     };
     assert_eq!(decode_options(&all), options(set));
     for (options, pairs) in [(bare, 1), (set, 6)] {
@@ -236,6 +243,7 @@ fn options_that_no_writer_makes_are_refused() {
         (&[(1, 9), (6, 2)], "automatic is 1"),
         (&[(6, 1)], "no partition"),
         (&[(1, 9), (5, 2)], "an unknown profile"),
+        (&[(1, 9), (8, 2)], "an unknown durability"),
         (&[(1, 9), (2, 0)], "a value of zero"),
         (&[(1, 9), (2, -1)], "a value below zero"),
         (&[(1, 9), (4, i64::MIN)], "a value below zero"),

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use sonde_storage_format::{
     ChunkId, ChunkMeta, ColdFile, ColumnId, ColumnRange, Edit, ManifestHeader, PhysicalType, SeqNo, SeqRange,
-    TableId, TimeRange, Timestamp, crc32_seeded, decode_edits, encode_edit,
+    TableId, TimeRange, Timestamp, crc32_seeded, decode_edits, encode_edit, salvage_edits,
 };
 
 use crate::random::Random;
@@ -202,6 +202,30 @@ fn damage_before_a_frame_of_any_step_is_noticed() {
         bytes[starts[0]] ^= 1;
         assert!(decode_edits(NUMBER, &bytes).is_err(), "{frame:?}");
     }
+}
+
+/// Behind a flip every frame but the damaged one is found again.
+#[test]
+fn what_is_whole_is_salvaged() {
+    let groups = exemplars();
+    let (bytes, starts) = manifest(NUMBER, &groups);
+    let whole: Vec<_> = groups.iter().cloned().map(Some).collect();
+    assert_eq!(salvage_edits(NUMBER, &bytes), whole);
+    for at in ManifestHeader::LEN..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        let frame = starts.partition_point(|start| *start <= at) - 1;
+        let mut left = whole.clone();
+        left[frame] = None;
+        assert_eq!(salvage_edits(NUMBER, &flipped), left, "byte {at}");
+        let cut = salvage_edits(NUMBER, &bytes[..at]);
+        let torn = usize::from(!starts.contains(&at));
+        assert_eq!(
+            cut[..cut.len() - torn],
+            whole[..frame + 1 - usize::from(torn == 1 || starts.contains(&at))]
+        );
+    }
+    assert!(salvage_edits(NUMBER + 1, &bytes).iter().all(Option::is_none));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use sonde_storage_format::{
     Column, ColumnId, Frame, FrameScan, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeqNo,
-    SeqRange, SeriesId, State, TableId, Values, WalWriter, find_frame_after,
+    SeqRange, SeriesId, State, TableId, Values, WalWriter, find_frame_after, was_synced,
 };
 
 use crate::random::Random;
@@ -230,6 +230,43 @@ fn a_head_of_zeroes_but_one_byte_is_not_the_end() {
         let mut bytes = [0; 64];
         bytes[at] = 1;
         assert!(matches!(FrameScan::at(NUMBER, &bytes, 0), FrameScan::Bad(_)), "byte {at}");
+    }
+}
+
+/// What is damaged before a frame was synced if some frame behind says so, the next one or not, and only then.
+#[test]
+fn a_frame_behind_says_what_was_synced() {
+    // Where each frame begins, and what it says of those before it: the third was synced by the fourth's time.
+    let state = |i: u8| Record::State(State { namespace: "n".into(), key: vec![i; 9], value: None });
+    let mut bytes = SegmentHeader { number: NUMBER, first_seq: SeqNo(1) }.encode();
+    let mut starts: Vec<usize> = Vec::new();
+    for (i, synced) in [0, 1, 1, 1, 4, 4].into_iter().enumerate() {
+        starts.push(bytes.len());
+        let mut writer = WalWriter::new();
+        if let Record::State(state) = state(i as u8) {
+            writer.state(&state);
+        }
+        let seq = SeqRange { first: SeqNo(1 + i as u64), last: SeqNo(1 + i as u64) };
+        bytes.extend(writer.finish(NUMBER, bytes.len() as u64, seq, starts[synced] as u64));
+    }
+    let damaged = |frames: &[usize]| {
+        let mut damaged = bytes.clone();
+        frames.iter().for_each(|frame| damaged[starts[*frame] + 40] ^= 1);
+        was_synced(NUMBER, &damaged, starts[frames[0]] as u64)
+    };
+    for (frames, synced) in [
+        (&[0][..], true),
+        (&[1], true),
+        (&[3], true),
+        (&[4], false),
+        (&[5], false),
+        (&[1, 2, 3], true),
+        (&[2, 4], true),
+        (&[3, 4, 5], false),
+        (&[1, 4, 5], false),
+        (&[0, 1, 2, 3, 4, 5], false),
+    ] {
+        assert_eq!(damaged(frames), synced, "{frames:?}");
     }
 }
 

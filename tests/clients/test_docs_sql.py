@@ -79,7 +79,7 @@ def test_a_column_has_each_type_by_each_of_its_names(documented, name, main):
 
 
 SYSTEM = ["tables", "columns", "sources", "rules", "topics", "dead_letters", "sessions", "queries", "chunks", "tiers"]
-SYSTEM += ["wal", "settings"]
+SYSTEM += ["wal", "jobs", "settings"]
 
 
 @pytest.mark.parametrize("table", SYSTEM)

@@ -112,6 +112,25 @@ def test_doctor_finds_nothing_on_a_whole_directory_and_damage_elsewhere(tool, bi
     tool("doctor", "--data-dir", str(directory / "nothing"), code=74)
 
 
+def test_doctor_repairs_a_stopped_directory_and_says_what_is_lost(tool, binary, directory, server):
+    tool("doctor", "--repair", "--data-dir", str(server.data_dir), code=74)
+    assert "there was no damage" in tool("doctor", "--repair", "--data-dir", str(directory))
+    chunk = next((directory / "chunks").rglob("*.chunk"))
+    damaged = bytearray(chunk.read_bytes())
+    damaged[100] ^= 1
+    chunk.write_bytes(damaged)
+    repair = [binary, "doctor", "--repair", "--json", "--data-dir", directory]
+    done = subprocess.run(repair, capture_output=True, text=True, check=False, timeout=60)
+    found = json.loads(done.stdout)
+    assert done.returncode == 3 and found["worst"] != "damage", done
+    (lost,) = found["repair"]["losses"]
+    assert lost["kind"] == "chunk" and lost["file"] == f"chunks/{chunk.name}" and lost["rows"] > 0 and lost["name"], lost
+    place = Path(found["repair"]["quarantine"])
+    assert (place / "chunks" / chunk.name).read_bytes() == damaged and not chunk.exists()
+    assert json.loads((place / "report.json").read_text())["losses"] == [lost]
+    assert "there was no damage" in tool("doctor", "--repair", "--data-dir", str(directory))
+
+
 def test_doctor_may_look_at_a_running_server(tool, server):
     found = json.loads(tool("doctor", "--json", "--data-dir", str(server.data_dir)))
     assert found["worst"] != "damage", found

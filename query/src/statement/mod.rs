@@ -221,7 +221,7 @@ fn drop_object(parser: &mut Parser<'_>) -> Result<Statement> {
 
 /// `SHOW x` as a query of the system table x.
 fn show(parser: &mut Parser<'_>) -> Option<String> {
-    const TABLES: [&str; 10] = [
+    const TABLES: [&str; 11] = [
         "sources",
         "rules",
         "queries",
@@ -232,6 +232,7 @@ fn show(parser: &mut Parser<'_>) -> Option<String> {
         "dead_letters",
         "wal",
         "tiers",
+        "jobs",
     ];
     let what = parser.peek_second()?.to_ascii_lowercase();
     if what == "tables" {

@@ -182,6 +182,7 @@ fn options_request(table: &Table, change: OptionChange) -> CatalogRequest {
         retention: change.retention.unwrap_or(before.retention),
         cold_after: change.cold_after.unwrap_or(before.cold_after),
         profile: change.profile.unwrap_or(before.profile),
+        durability: change.durability.unwrap_or(before.durability),
         ..before
     };
     CatalogRequest::SetOptions(table.id(), options)

@@ -1,7 +1,7 @@
 //! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, profile, durability)]`.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
-use sonde_engine::{ColumnRole, NewColumn, PhysicalType, Profile, TIME_NAME, TableOptions};
+use sonde_engine::{ColumnRole, Durability, NewColumn, PhysicalType, Profile, TIME_NAME, TableOptions};
 
 use super::Name;
 use super::parser::{OptionValue, Parser, parse_duration};
@@ -66,6 +66,8 @@ pub struct OptionChange {
     pub cold_after: Option<i64>,
     /// What compaction writes from now on.
     pub profile: Option<Profile>,
+    /// What acknowledgements wait for from now on.
+    pub durability: Option<Durability>,
 }
 
 pub(super) fn create(parser: &mut Parser<'_>) -> Result<CreateTable> {
@@ -154,6 +156,14 @@ fn profile(value: &OptionValue) -> Result<Profile> {
     }
 }
 
+fn durability(value: &OptionValue) -> Result<Durability> {
+    match value {
+        OptionValue::Text(text) if text == "fsync" => Ok(Durability::Fsync),
+        OptionValue::Text(text) if text == "buffered" => Ok(Durability::Buffered),
+        _ => Err(Error::Invalid("option durability is 'fsync' or 'buffered'".into())),
+    }
+}
+
 fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Result<()> {
     const DAY: i64 = 86_400_000_000_000;
     match key {
@@ -170,11 +180,7 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         "retention" => options.retention = duration(key, value)?,
         "cold_after" => options.cold_after = duration(key, value)?,
         "profile" => options.profile = profile(value)?,
-        // Every write is synced; a table that may lose its last second is work of its own.
-        "durability" if *value == OptionValue::Text("fsync".into()) => {}
-        "durability" => {
-            return Err(Error::Invalid("durability is 'fsync'; 'buffered' is not available yet".into()));
-        }
+        "durability" => options.durability = durability(value)?,
         _ => {
             return Err(Error::Invalid(format!(
                 "unknown option {key}; a table has partition, retention, cold_after, profile and durability"
@@ -237,9 +243,10 @@ fn option_change(parser: &mut Parser<'_>) -> Result<OptionChange> {
             "retention" => change.retention = Some(duration(&key, &value)?),
             "cold_after" => change.cold_after = Some(duration(&key, &value)?),
             "profile" => change.profile = Some(profile(&value)?),
+            "durability" => change.durability = Some(durability(&value)?),
             _ => {
                 return Err(Error::Invalid(format!(
-                    "option {key} cannot be altered; retention, cold_after and profile can"
+                    "option {key} cannot be altered; retention, cold_after, profile and durability can"
                 )));
             }
         }

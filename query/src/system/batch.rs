@@ -83,24 +83,39 @@ impl BatchBuilder {
 
     /// A count.
     pub fn uint(&mut self, value: u64) {
+        self.maybe_uint(Some(value));
+    }
+
+    /// The same, or NULL.
+    pub fn maybe_uint(&mut self, value: Option<u64>) {
         match self.cell() {
-            (_, Cells::UInt(cells)) => cells.append_value(value),
+            (_, Cells::UInt(cells)) => cells.append_option(value),
             (name, _) => panic!("BUG: column {name} holds no counts"),
         }
     }
 
     /// A number.
     pub fn float(&mut self, value: f64) {
+        self.maybe_float(Some(value));
+    }
+
+    /// The same, or NULL.
+    pub fn maybe_float(&mut self, value: Option<f64>) {
         match self.cell() {
-            (_, Cells::Float(cells)) => cells.append_value(value),
+            (_, Cells::Float(cells)) => cells.append_option(value),
             (name, _) => panic!("BUG: column {name} holds no numbers"),
         }
     }
 
     /// A time.
     pub fn time(&mut self, value: Timestamp) {
+        self.maybe_time(Some(value));
+    }
+
+    /// The same, or NULL.
+    pub fn maybe_time(&mut self, value: Option<Timestamp>) {
         match self.cell() {
-            (_, Cells::Time(cells)) => cells.append_value(value.as_nanos()),
+            (_, Cells::Time(cells)) => cells.append_option(value.map(Timestamp::as_nanos)),
             (name, _) => panic!("BUG: column {name} holds no times"),
         }
     }

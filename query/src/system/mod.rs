@@ -1,6 +1,7 @@
 //! System tables of what `query` and the engine below it know.
 
 mod batch;
+mod storage;
 
 use std::sync::Arc;
 
@@ -47,82 +48,21 @@ type Make = fn(&Engine, &Running) -> Result<RecordBatch>;
 
 /// Registers the tables that need nothing from elsewhere.
 pub(crate) fn register(query: &QueryEngine, running: &Arc<Running>) {
-    let tables: [(&'static str, Make); 7] = [
-        ("chunks", chunks),
-        ("columns", columns),
+    let tables: [(&'static str, Make); 8] = [
+        ("chunks", storage::chunks),
+        ("columns", storage::columns),
+        ("jobs", storage::jobs),
         ("queries", queries),
         ("sources", sources),
         ("tables", tables),
-        ("tiers", tiers),
-        ("wal", wal),
+        ("tiers", storage::tiers),
+        ("wal", storage::wal),
     ];
     for (name, make) in tables {
         // Not the query engine, which has this table: it would never end.
         let (engine, running) = (query.engine().clone(), Arc::clone(running));
         query.register_table(Arc::new(FnTable::new(name, move || make(&engine, &running))));
     }
-}
-
-const CHUNKS: [(&str, Kind); 9] = [
-    ("id", Kind::UInt),
-    ("table", Kind::Text),
-    ("first", Kind::Time),
-    ("last", Kind::Time),
-    ("seq_min", Kind::UInt),
-    ("seq_max", Kind::UInt),
-    ("rows", Kind::UInt),
-    ("series", Kind::UInt),
-    ("bytes", Kind::UInt),
-];
-
-fn chunks(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
-    let catalog = engine.catalog();
-    let mut rows = BatchBuilder::new(&CHUNKS);
-    for chunk in engine.chunks() {
-        let table = catalog.table_by_id(chunk.table).map(|table| table.full_name());
-        rows.uint(chunk.id.0);
-        rows.text(table.as_deref());
-        rows.time(chunk.times.0);
-        rows.time(chunk.times.1);
-        rows.uint(chunk.seq.first.0);
-        rows.uint(chunk.seq.last.0);
-        rows.uint(chunk.rows);
-        rows.uint(chunk.series);
-        rows.uint(chunk.bytes);
-        rows.end_row();
-    }
-    rows.finish()
-}
-
-const COLUMNS: [(&str, Kind); 6] = [
-    ("table", Kind::Text),
-    ("column", Kind::Text),
-    ("role", Kind::Text),
-    ("type", Kind::Text),
-    ("values", Kind::UInt),
-    ("bytes", Kind::UInt),
-];
-
-fn columns(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
-    let catalog = engine.catalog();
-    let chunks = engine.chunks();
-    let mut rows = BatchBuilder::new(&COLUMNS);
-    for table in catalog.tables() {
-        for column in &table.def().columns {
-            let ranges = || {
-                let of_table = chunks.iter().filter(|chunk| chunk.table == table.id());
-                of_table.flat_map(|chunk| chunk.columns.iter()).filter(|range| range.id == column.id)
-            };
-            rows.text(Some(&table.full_name()));
-            rows.text(Some(&column.name));
-            rows.text(Some(&format!("{:?}", column.role).to_ascii_lowercase()));
-            rows.text(Some(if column.id.0 == 0 { "TIMESTAMP" } else { column.kind.sql_name() }));
-            rows.uint(ranges().map(|range| range.present).sum());
-            rows.uint(ranges().map(|range| range.bytes).sum());
-            rows.end_row();
-        }
-    }
-    rows.finish()
 }
 
 const QUERIES: [(&str, Kind); 4] =
@@ -155,7 +95,7 @@ fn sources(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
     rows.finish()
 }
 
-const TABLES: [(&str, Kind); 8] = [
+const TABLES: [(&str, Kind); 9] = [
     ("database", Kind::Text),
     ("name", Kind::Text),
     ("kind", Kind::Text),
@@ -164,6 +104,7 @@ const TABLES: [(&str, Kind); 8] = [
     ("retention", Kind::Text),
     ("cold_after", Kind::Text),
     ("profile", Kind::Text),
+    ("durability", Kind::Text),
 ];
 
 fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
@@ -181,52 +122,8 @@ fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
         rows.text(span(def.options.retention).as_deref());
         rows.text(span(def.options.cold_after).as_deref());
         rows.text(Some(&format!("{:?}", def.options.profile).to_ascii_lowercase()));
+        rows.text(Some(&format!("{:?}", def.options.durability).to_ascii_lowercase()));
         rows.end_row();
     }
-    rows.finish()
-}
-
-const TIERS: [(&str, Kind); 6] = [
-    ("table", Kind::Text),
-    ("day", Kind::Time),
-    ("path", Kind::Text),
-    ("position", Kind::UInt),
-    ("rows", Kind::UInt),
-    ("bytes", Kind::UInt),
-];
-
-fn tiers(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
-    let catalog = engine.catalog();
-    let mut rows = BatchBuilder::new(&TIERS);
-    for file in engine.cold_files() {
-        let table = catalog.table_by_id(file.table).map(|table| table.full_name());
-        rows.text(table.as_deref());
-        rows.time(file.day.start);
-        rows.text(Some(&file.path));
-        rows.uint(file.position.0);
-        rows.uint(file.rows);
-        rows.uint(file.bytes);
-        rows.end_row();
-    }
-    rows.finish()
-}
-
-const WAL: [(&str, Kind); 5] = [
-    ("segments", Kind::UInt),
-    ("bytes", Kind::UInt),
-    ("first", Kind::UInt),
-    ("last", Kind::UInt),
-    ("flushed_to", Kind::UInt),
-];
-
-fn wal(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
-    let status = engine.log_status();
-    let mut rows = BatchBuilder::new(&WAL);
-    rows.uint(status.segments as u64);
-    rows.uint(status.bytes);
-    rows.uint(status.first.0);
-    rows.uint(status.last.0);
-    rows.uint(status.flushed_to.0);
-    rows.end_row();
     rows.finish()
 }
