@@ -18,6 +18,7 @@ use sonde_storage_format::{
     ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, State, TableId, Timestamp, path,
 };
 
+use crate::backup::{BackupStore, Backups, Report};
 use crate::batch::{WriteBatch, WriteBatchBuilder};
 use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
@@ -85,7 +86,8 @@ pub(crate) struct Inner {
     pub(crate) manifest: Mutex<Manifest>,
     pub(crate) flushes: Flushes,
     pub(crate) health: Health,
-    segments: Arc<Segments>,
+    pub(crate) backups: Backups,
+    pub(crate) segments: Arc<Segments>,
     cursors: Mutex<HashMap<String, SeqNo>>,
     arrivals: ArrivalClock,
     published: Mutex<SeqNo>,
@@ -139,6 +141,15 @@ impl Inner {
         receipt.wait().map(drop)
     }
 
+    /// The last committed sequence number. Other than `published`, it is not behind what a thread has seen of a commit.
+    pub(crate) fn position(&self) -> Result<SeqNo> {
+        let (reply, position) = channel();
+        let commands = self.commands.upgrade().ok_or(Error::Closed)?;
+        commands.send(Command::Position(reply)).map_err(|_| self.closed())?;
+        drop(commands);
+        position.recv().map_err(|_| self.closed())
+    }
+
     /// Asks the writer to look at the age of what is in memory, unless it has more to do than it can.
     pub(crate) fn ask_to_age(&self) {
         if let Some(commands) = self.commands.upgrade() {
@@ -175,9 +186,12 @@ impl Inner {
             let manifest = self.manifest.lock();
             manifest.state.flushed_to
         };
+        // IMPORTANT: behind the manifest. A backup pins first and looks then, so what goes in spite of it is flushed.
+        let replay_from = self.backups.pinned().map_or(replay_from, |pinned| pinned.min(replay_from));
         let held = self.cursors.lock().values().copied().min();
-        let cursors_from =
-            held.into_iter().chain(self.state.oldest_cursor()).min().unwrap_or(SeqNo(u64::MAX));
+        let backups = self.backups.log_wanted_from(&self.state, self.clock.now(), self.options.log.max_age);
+        let held = held.into_iter().chain(self.state.oldest_cursor()).chain(backups);
+        let cursors_from = held.min().unwrap_or(SeqNo(u64::MAX));
         // Oldest first, and none before its elders are gone: the log has no gap.
         while let Some(segment) = self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
             if let Err(error) = self.storage.remove(&segment.path)
@@ -270,6 +284,7 @@ impl Engine {
             open_chunks: OpenChunks::default(),
             manifest: Mutex::new(recovered.manifest),
             health: Health::default(),
+            backups: Backups::default(),
             segments,
             cursors: Mutex::new(HashMap::new()),
             arrivals: ArrivalClock::default(),
@@ -495,6 +510,18 @@ impl Engine {
         let _ = self.commands.send(Command::Stop);
         self.threads.join();
         flushed
+    }
+
+    /// Makes a backup in `store`, where that has earlier ones of this engine, of what has changed since. `name` is what
+    /// the destination is called: the log waits, within its budget, for the next backup there. Blocks until it is done.
+    pub fn backup(&self, store: &BackupStore, name: &str) -> Result<Report> {
+        crate::backup::back_up(&self.inner, store, name)
+    }
+
+    /// Ends the backup that runs; `false` where none does.
+    #[must_use]
+    pub fn cancel_backup(&self) -> bool {
+        self.inner.backups.cancel()
     }
 
     /// The data directory.

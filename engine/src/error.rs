@@ -89,6 +89,17 @@ pub enum Error {
     /// The object store refused.
     #[error("object store: {0}")]
     Cold(String),
+    /// A backup cannot be made, found or restored as it was asked for.
+    #[error("{0}")]
+    Backup(String),
+    /// An object of a backup is missing or not what was written.
+    #[error("backup object {object} is damaged: {what}")]
+    DamagedBackup {
+        /// The object, from the destination's root on.
+        object: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The engine was closed.
     #[error("the engine is closed")]
     Closed,

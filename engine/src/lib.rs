@@ -36,6 +36,7 @@ mod version;
 mod wal;
 mod write;
 
+pub mod backup;
 pub mod doctor;
 pub mod limits;
 

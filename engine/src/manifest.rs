@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sonde_storage_format::{
-    ChunkId, ChunkMeta, ColdFile, Edit, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits, encode_edit,
-    limits, path,
+    ChunkId, ChunkMeta, ColdFile, Edit, FormatError, ManifestHeader, SeqNo, TableId, Timestamp, decode_edits,
+    encode_edit, limits, path,
 };
 
 use crate::error::{Error, Result};
@@ -54,6 +54,20 @@ impl ManifestState {
         let mut state = self.clone();
         edits.iter().for_each(|edit| state.apply(edit));
         state
+    }
+
+    /// A manifest of this number that comes to this.
+    pub(crate) fn encode(&self, number: u64) -> Result<Vec<u8>> {
+        encode_snapshot(number, &self.snapshot())
+    }
+
+    /// What the bytes of a manifest come to, and where its last whole edit ends.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, u64), FormatError> {
+        let mut state = Self::default();
+        let head = ManifestHeader::decode(bytes)?;
+        let (edits, end) = decode_edits(head.number, bytes)?;
+        edits.iter().for_each(|edit| state.apply(edit));
+        Ok((state, end))
     }
 
     fn snapshot(&self) -> Vec<Edit> {
@@ -101,7 +115,7 @@ impl Manifest {
         state: ManifestState,
     ) -> Result<Self> {
         let path = dir.join(path::manifest(number));
-        let bytes = encode_snapshot(number, &state.snapshot())?;
+        let bytes = state.encode(number)?;
         let snapshot = bytes.len() as u64;
         let written = storage.write_whole(&path, &mut std::iter::once(bytes));
         written.map_err(|error| Error::io("write", &path, &error))?;
@@ -179,14 +193,13 @@ fn numbers(storage: &dyn Storage, dir: &Path) -> Result<BTreeSet<u64>> {
 
 /// What the current manifest of a directory amounts to, and its path where it ends with a torn edit.
 pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<(ManifestState, Option<PathBuf>)> {
-    let mut state = ManifestState::default();
-    let Some(number) = numbers(storage, dir)?.pop_last() else { return Ok((state, None)) };
+    let Some(number) = numbers(storage, dir)?.pop_last() else {
+        return Ok((ManifestState::default(), None));
+    };
     let path = dir.join(path::manifest(number));
     let bytes = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
-    let corrupt = |source| Error::Corrupt { path: path.clone(), source };
-    let head = ManifestHeader::decode(&bytes).map_err(corrupt)?;
-    let (edits, end) = decode_edits(head.number, &bytes).map_err(corrupt)?;
-    edits.iter().for_each(|edit| state.apply(edit));
+    let decoded = ManifestState::decode(&bytes);
+    let (state, end) = decoded.map_err(|source| Error::Corrupt { path: path.clone(), source })?;
     Ok((state, (end < bytes.len() as u64).then_some(path)))
 }
 

@@ -17,6 +17,7 @@ use sonde_storage_format::{
 
 use crate::batch::WriteBatch;
 use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
+use crate::clock;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flushes::FlushInput;
@@ -73,6 +74,8 @@ pub(crate) enum Command {
     Freeze(Sender<Result<SeqNo>>),
     /// Freeze the memtable if its rows are old.
     Age,
+    /// Answer with the last committed sequence number: whatever happened before is in the log up to there.
+    Position(Sender<SeqNo>),
     Stop,
 }
 
@@ -94,6 +97,8 @@ pub(crate) struct Writer {
     logged: usize,
     /// When the first row of the memtable came, or was recovered.
     first_row: Option<Timestamp>,
+    /// The clock as the log stated it last.
+    marked: Option<Timestamp>,
 }
 
 impl Drop for Writer {
@@ -107,7 +112,8 @@ impl Drop for Writer {
 impl Writer {
     /// `logged` is the bytes of log that recovery replayed: a flush is what makes them unneeded.
     pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
-        let mut writer = Self { inner, log, active, next_seq, unlogged: Vec::new(), logged, first_row: None };
+        let (unlogged, first_row, marked) = (Vec::new(), None, None);
+        let mut writer = Self { inner, log, active, next_seq, unlogged, logged, first_row, marked };
         writer.note_first_row();
         writer
     }
@@ -134,6 +140,9 @@ impl Writer {
                     let _ = reply.send(frozen.map(|()| SeqNo(self.next_seq.0 - 1)));
                 }
                 Command::Age => self.freeze_if_old(),
+                Command::Position(reply) => {
+                    let _ = reply.send(SeqNo(self.next_seq.0 - 1));
+                }
                 Command::Stop => break,
             }
             if next.is_none() {
@@ -235,7 +244,10 @@ impl Writer {
     }
 
     /// Makes one frame, begun with `records`, durable. Running out of disk before its first byte refuses it; any later error latches.
-    fn append(&mut self, records: WalWriter, next: SeqNo) -> Result<()> {
+    fn append(&mut self, mut records: WalWriter, next: SeqNo) -> Result<()> {
+        let now = self.inner.clock.now();
+        let mark = clock::mark(self.marked, now);
+        mark.iter().for_each(|mark| records.state(mark));
         let bytes = records.len();
         self.log.reserve(bytes, self.next_seq)?;
         let seq = SeqRange { first: self.next_seq, last: SeqNo(next.0 - 1) };
@@ -243,6 +255,10 @@ impl Writer {
         self.next_seq = next;
         self.logged += bytes;
         self.unlogged.clear();
+        if let Some(mark) = mark {
+            self.inner.state.apply(mark);
+            self.marked = Some(now);
+        }
         Ok(())
     }
 

@@ -16,6 +16,8 @@ mod random;
 mod store;
 
 mod background;
+mod backup;
+mod backup_faults;
 mod catalog;
 mod cold;
 mod commit;
