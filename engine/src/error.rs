@@ -92,9 +92,9 @@ pub enum Error {
     /// A backup cannot be made, found or restored as it was asked for.
     #[error("{0}")]
     Backup(String),
-    /// An object of a backup is missing or not what was written.
-    #[error("backup object {object} is damaged: {what}")]
-    DamagedBackup {
+    /// An object of a backup is missing, not what was written, or of a program that is not this one.
+    #[error("backup object {object}: {what}")]
+    BadBackup {
         /// The object, from the destination's root on.
         object: String,
         /// What is wrong with it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sonde_engine::backup::{
-    BackupStore, Listing, Report, RestoreRequest, Restored, To, back_up_stopped, list, restore, verify,
+    BackupStore, Listing, Report, RestoreRequest, Restored, To, back_up_stopped, list, prune, restore, verify,
 };
 use sonde_engine::{
     CatalogRequest, ColdOptions, Engine, Error, LocalStorage, LogBudget, Options, Result, SeqNo, State,
@@ -39,6 +39,11 @@ pub(crate) struct Past(Vec<(SeqNo, Model)>);
 impl Past {
     pub(crate) fn note(&mut self, seq: SeqNo, model: &Model) {
         self.0.push((seq, model.clone()));
+    }
+
+    /// Forgets what was committed behind a position.
+    pub(crate) fn forget_behind(&mut self, seq: SeqNo) {
+        self.0.retain(|(at, _)| *at <= seq);
     }
 
     pub(crate) fn at(&self, seq: SeqNo) -> &Model {
@@ -76,7 +81,7 @@ pub(crate) fn check_restored(store: &Store, from: &BackupStore, to: To, past: &P
 }
 
 /// The cold tier of a restored directory: its own, if that of the original was.
-fn cold_of(dir: &Path, cold: &ColdOptions, original: &Options) -> ColdOptions {
+pub(crate) fn cold_of(dir: &Path, cold: &ColdOptions, original: &Options) -> ColdOptions {
     if cold.directory.as_deref() != Some(original.data_dir.join(path::COLD_DIR).as_path()) {
         return cold.clone();
     }
@@ -345,6 +350,71 @@ fn a_restored_directory_goes_on_as_a_branch() {
     old.at(lost.seq).check(&engine);
 }
 
+/// The numbers of its log began anew, where the backup before has other segments of the same numbers.
+#[test]
+fn a_directory_restored_from_chunks_alone_goes_on_with_its_log() {
+    let mut history = History::start();
+    history.write(3);
+    let first = history.back_up();
+    history.write(2);
+    history.engine.flush().unwrap();
+    let second = history.back_up();
+    let History { mut store, clock, engine, to, model, mut past, steps } = history;
+    engine.close().unwrap();
+    drop(engine);
+    store.options.data_dir = store.beside("again");
+    try_restore(&to, &store.options.data_dir, To::Latest, None).unwrap();
+    past.forget_behind(second.seq);
+    let engine = store.open_by(&clock);
+    let mut history = History { store, clock, engine, to, model, past, steps };
+    for _ in 0..3 {
+        history.write(3);
+        history.clock.go_on(60 * SECOND);
+        let report = history.back_up();
+        for seq in first.seq.0..=report.seq.0 {
+            history.check(To::Seq(SeqNo(seq)));
+        }
+    }
+    let listing = history.list();
+    assert_eq!(listing.backups[2].since, Some(first.id));
+    assert_eq!(verify(&history.to, None).unwrap().damage, Vec::<String>::new());
+}
+
+#[test]
+fn old_backups_go_with_what_the_others_do_not_need() {
+    let mut history = History::start();
+    let mut reports = Vec::new();
+    for _ in 0..4 {
+        history.write(5);
+        history.engine.flush().unwrap();
+        reports.push(history.back_up());
+    }
+    let root = history.store.beside("backups");
+    let bytes = || -> u64 { files_below(&root).iter().map(|path| path.metadata().unwrap().len()).sum() };
+    let before = bytes();
+    assert!(prune(&history.to, 0).is_err());
+    assert_eq!(prune(&history.to, 4).unwrap().backups, Vec::<String>::new());
+    let pruned = prune(&history.to, 2).unwrap();
+    assert_eq!(pruned.backups, [reports[0].id.clone(), reports[1].id.clone()]);
+    assert!(pruned.bytes > 0 && bytes() == before - pruned.bytes, "{pruned:?} of {before}");
+    assert_eq!(verify(&history.to, None).unwrap().damage, Vec::<String>::new());
+    assert_eq!(history.list().backups[0].since, None);
+    for seq in reports[2].seq.0..=reports[3].seq.0 {
+        history.check(To::Seq(SeqNo(seq)));
+    }
+    assert!(try_restore(&history.to, &history.store.beside("x"), To::Seq(reports[1].seq), None).is_err());
+    // The chain goes on.
+    history.write(5);
+    assert_eq!(history.back_up().since.as_ref(), Some(&reports[3].id));
+    // Nothing goes where it is not known what is needed.
+    let manifest = root.join(&reports[2].id).join("backup.json");
+    std::fs::write(manifest, "{}").unwrap();
+    let before = bytes();
+    assert!(prune(&history.to, 1).is_err());
+    history.back_up();
+    assert!(bytes() > before);
+}
+
 #[test]
 fn backups_while_rows_are_written_flushed_and_merged() {
     let mut store = Store::with_segments(16 << 10);
@@ -498,10 +568,15 @@ fn a_backup_of_a_newer_layout_is_refused_untouched() {
     let error = try_restore(&history.to, &dir, To::Latest, None).unwrap_err();
     assert!(error.to_string().contains("layout 2"), "{error}");
     assert!(!dir.exists());
-    assert!(history.engine.backup(&history.to, NAME).unwrap_err().to_string().contains("layout 2"));
     let listing = list(&history.to).unwrap();
     assert_eq!((listing.backups.len(), listing.unreadable.len()), (0, 1));
     assert_eq!(verify(&history.to, None).unwrap().damage.len(), 1);
+    // It is in nobody's way, and nothing that it may need goes.
+    let old = files_below(&history.store.beside("backups"));
+    history.write(1);
+    history.back_up();
+    assert!(old.iter().all(|path| path.exists()));
+    history.check(To::Latest);
 }
 
 fn sha2_hex(bytes: &[u8]) -> String {

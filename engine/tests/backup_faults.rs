@@ -203,7 +203,7 @@ fn damage_of_each_object_is_found_by_name() {
             if is_own || manifest.contains(&name) {
                 let dir = store.beside("x");
                 let error = try_restore(&to, &dir, To::Latest, Some(&last.id)).unwrap_err();
-                let names = matches!(&error, Error::DamagedBackup { object, .. } if *object == name);
+                let names = matches!(&error, Error::BadBackup { object, .. } if *object == name);
                 assert!(names || is_gone, "{name}: {error}");
                 assert!(!dir.exists() && !store.beside(".x.restore").exists());
                 needed += 1;

@@ -18,6 +18,7 @@ mod store;
 mod background;
 mod backup;
 mod backup_faults;
+mod backup_random;
 mod catalog;
 mod cold;
 mod commit;

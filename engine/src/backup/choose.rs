@@ -66,9 +66,7 @@ pub(super) fn list_in(store: &BackupStore, objects: &BTreeMap<String, u64>) -> R
     for (id, bytes) in objects.iter().filter_map(|(name, bytes)| Some((manifest_id(name)?, *bytes))) {
         match manifest::load(store, id, bytes) {
             Ok(manifest) => listing.backups.push(info(&manifest)),
-            Err(error @ (Error::DamagedBackup { .. } | Error::Backup(_))) => {
-                listing.unreadable.push((id.to_owned(), error.to_string()));
-            }
+            Err(Error::BadBackup { what, .. }) => listing.unreadable.push((id.to_owned(), what)),
             Err(error) => return Err(error),
         }
     }
@@ -109,19 +107,27 @@ impl Listing {
 
     /// The backups to restore from; `within` names the one whose chain is meant, else it is any, the newest first.
     pub(super) fn choose(&self, to: To, within: Option<&str>) -> Result<Choice> {
-        if let Some(why) = within.and_then(|id| self.unreadable.iter().find(|(named, _)| named == id)) {
-            return Err(Error::DamagedBackup { object: manifest::manifest_of(&why.0), what: why.1.clone() });
-        }
-        let newest = self.backups.last();
-        let named =
-            within.map(|id| self.get(id).ok_or_else(|| Error::Backup(format!("there is no backup {id}"))));
-        let tip = match named {
-            Some(named) => Some(named?),
-            None => newest,
+        let unreadable = |id: &str, why: &str| {
+            let what = format!("it cannot be used ({why}); --backup names another one");
+            Error::BadBackup { object: manifest::manifest_of(id), what }
         };
-        let Some(tip) = tip else {
-            let what = self.unreadable.first().map(|(_, why)| format!("; {why}")).unwrap_or_default();
-            return Err(Error::Backup(format!("there is no backup to restore{what}")));
+        let tip = match within {
+            Some(id) => self.get(id).ok_or_else(|| {
+                let known = self.unreadable.iter().find(|(named, _)| named == id);
+                known.map_or_else(
+                    || Error::Backup(format!("there is no backup {id}")),
+                    |(id, why)| unreadable(id, why),
+                )
+            })?,
+            None => {
+                let newest = self.backups.last();
+                // An older one instead, and nobody told, would be a loss. Names begin with the time.
+                let newer = |(id, _): &&(String, String)| newest.is_none_or(|newest| *id > newest.id);
+                if let Some((id, why)) = self.unreadable.iter().find(newer).filter(|_| to == To::Latest) {
+                    return Err(unreadable(id, why));
+                }
+                newest.ok_or_else(|| Error::Backup("there is no backup to restore".into()))?
+            }
         };
         if to == To::Latest {
             return Ok(Choice { base: tip.id.clone(), next: None });
@@ -258,6 +264,23 @@ mod tests {
         assert_eq!(all.ranges().len(), 1);
         let error = all.choose(To::Seq(SeqNo(99)), None).unwrap_err().to_string();
         assert!(error.contains("1970-01-01T00:00:10") && error.contains("(seq 300)"), "{error}");
+    }
+
+    #[test]
+    fn an_older_backup_is_not_restored_in_silence() {
+        let mut all = listing(&[("2026a", 10, 100, None), ("2026b", 20, 200, Some("2026a"))]);
+        all.unreadable.push(("2026c".into(), "decayed".into()));
+        let error = all.choose(To::Latest, None).unwrap_err();
+        assert!(
+            matches!(&error, Error::BadBackup { object, .. } if object == "2026c/backup.json"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("decayed"), "{error}");
+        assert_eq!(choice(&all, To::Latest, Some("2026b")), pair("2026b", None));
+        assert!(matches!(all.choose(To::Latest, Some("2026c")), Err(Error::BadBackup { .. })));
+        assert_eq!(choice(&all, To::Seq(SeqNo(150)), None), pair("2026a", Some("2026b")));
+        all.unreadable = vec![("2026aa".into(), "decayed".into())];
+        assert_eq!(choice(&all, To::Latest, None), pair("2026b", None));
     }
 
     /// Behind a gap in the log, and behind a restore to an earlier instant, a chain begins or branches off.

@@ -6,16 +6,17 @@
 //!   history, else one whose bytes are the same too.
 //! - Chunks and frames that are copied are verified first, so no backup is made of a damaged file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use sonde_storage_format::{ChunkMeta, ChunkReader, FormatError, SeqNo, path};
 
+use super::earlier::Earlier;
 use super::hold::{Last, outlived};
 use super::log::{self, Reached};
-use super::manifest::{self, Elsewhere, Manifest, Object, Parent, Piece, id_of, manifest_id, manifest_of};
+use super::manifest::{self, Elsewhere, Manifest, Object, Parent, Piece, id_of, manifest_of};
 use super::source::Source;
 use super::store::{BackupStore, Content, object_name, sha256};
 use crate::engine::Inner;
@@ -39,6 +40,21 @@ pub struct Report {
     pub since: Option<String>,
     /// Cold files in a store of their own, which are not copied.
     pub cold_elsewhere: usize,
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ((objects, bytes), (new, new_bytes)) = (self.objects, self.copied);
+        write!(f, "backup {} up to seq {}: {objects} objects, {bytes} bytes", self.id, self.seq.0)?;
+        write!(f, "; copied {new} objects, {new_bytes} bytes")?;
+        if let Some(since) = &self.since {
+            write!(f, "; every instant since {since} can be restored")?;
+        }
+        if self.cold_elsewhere > 0 {
+            write!(f, "; {} cold files in a store of their own are not in it", self.cold_elsewhere)?;
+        }
+        Ok(())
+    }
 }
 
 /// Backs up a running engine.
@@ -89,84 +105,6 @@ fn report(made: &Manifest) -> Report {
         since: made.parent.as_ref().map(|parent| parent.id.clone()),
         cold_elsewhere: made.cold_elsewhere.len(),
     }
-}
-
-/// What a destination has already.
-struct Earlier {
-    /// Every object and its bytes.
-    objects: BTreeMap<String, u64>,
-    /// The newest backup.
-    newest: Option<Manifest>,
-}
-
-impl Earlier {
-    /// Looks at every backup of a destination, and removes what is left of some that were not finished.
-    fn read(store: &BackupStore, go_on: &dyn Fn() -> Result<()>) -> Result<Self> {
-        let mut objects = store.list()?;
-        let ids: Vec<String> =
-            objects.keys().filter_map(|name| manifest_id(name)).map(str::to_owned).collect();
-        let mut named: BTreeSet<String> = ids.iter().map(|id| manifest_of(id)).collect();
-        let mut newest: Option<Manifest> = None;
-        let mut is_known = true;
-        for id in &ids {
-            go_on()?;
-            let bytes = objects.get(&manifest_of(id)).copied().unwrap_or_default();
-            match manifest::load(store, id, bytes) {
-                Ok(manifest) => {
-                    named.extend(manifest.objects().map(|(object, _)| object.to_owned()));
-                    if newest.as_ref().is_none_or(|newest| newest.time_ns <= manifest.time_ns) {
-                        newest = Some(manifest);
-                    }
-                }
-                Err(error @ Error::DamagedBackup { .. }) => {
-                    // Nobody knows which objects it names.
-                    is_known = false;
-                    tracing::warn!(%error, "an earlier backup cannot be used; nothing is tidied up");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if is_known {
-            remove_unnamed(store, &mut objects, &named)?;
-        }
-        Ok(Self { objects, newest })
-    }
-
-    /// The manifest of a backup, if it is here and can be read.
-    fn load(&self, store: &BackupStore, last: Option<&Last>) -> Result<Option<Manifest>> {
-        let Some(last) = last else { return Ok(None) };
-        let Some(bytes) = self.objects.get(&manifest_of(&last.id)) else { return Ok(None) };
-        match manifest::load(store, &last.id, *bytes) {
-            Err(Error::DamagedBackup { .. }) => Ok(None),
-            other => other.map(Some),
-        }
-    }
-
-    /// Whether an object is here with the bytes that it should have.
-    fn has(&self, object: &str, bytes: u64) -> bool {
-        self.objects.get(object) == Some(&bytes)
-    }
-}
-
-/// Removes the objects of backups that no manifest names: what a crash, a failure or a cancellation left.
-fn remove_unnamed(
-    store: &BackupStore,
-    objects: &mut BTreeMap<String, u64>,
-    named: &BTreeSet<String>,
-) -> Result<()> {
-    let unnamed = objects.keys().filter(|name| id_of(name).is_some() && !named.contains(*name));
-    let unnamed: Vec<String> = unnamed.cloned().collect();
-    for object in &unnamed {
-        store.remove(object)?;
-        objects.remove(object);
-    }
-    let used: BTreeSet<&str> = objects.keys().filter_map(|name| id_of(name)).collect();
-    let dirs = store.dirs()?;
-    for dir in dirs.iter().filter(|dir| manifest::is_id(dir) && !used.contains(dir.as_str())) {
-        store.remove_dir(dir)?;
-        tracing::info!(backup = dir, "removed what was left of a backup that was not finished");
-    }
-    Ok(())
 }
 
 /// Copies what is new of a source and writes the manifest.
@@ -263,9 +201,8 @@ impl Copy<'_> {
     ) -> Result<()> {
         let number = segment.number;
         let whole = log::start(number, bytes).map_err(&corrupt)?;
-        let (mut pieces, from) = self.known_pieces(number).unwrap_or((Vec::new(), whole));
-        let takes = |frame: &sonde_storage_format::Frame<'_>| Ok(frame.seq.last <= until);
-        let reached = log::walk(number, bytes, from, takes).map_err(&corrupt)?;
+        let (mut pieces, from) = self.known_pieces(segment).unwrap_or((Vec::new(), whole));
+        let reached = log::walk(number, bytes, from, until, |_| Ok(true)).map_err(&corrupt)?;
         let first = if pieces.is_empty() { 0 } else { from.offset };
         let tail = bytes.get(first as usize..reached.offset as usize).unwrap_or_default();
         if !tail.is_empty() {
@@ -279,9 +216,12 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// The pieces that the ancestor has of a segment, and where they end.
-    fn known_pieces(&self, number: u64) -> Option<(Vec<Piece>, Reached)> {
-        let known = self.ancestor.as_ref()?.log.iter().find(|segment| segment.number == number)?;
+    /// The pieces that the ancestor has of a segment, and where they end. A directory that was restored without a log
+    /// begins its numbers anew, but not where a segment of the ancestor begins.
+    fn known_pieces(&self, segment: &Segment) -> Option<(Vec<Piece>, Reached)> {
+        let wanted = (segment.number, segment.first_seq.0);
+        let mut known = self.ancestor.as_ref()?.log.iter();
+        let known = known.find(|known| (known.number, known.first_seq) == wanted)?;
         let is_there = |piece: &Piece| self.earlier.has(&piece.object, piece.bytes);
         let usable = known.pieces.len() < BACKUP_LOG_PIECES && known.pieces.iter().all(is_there);
         let reached = Reached { last_seq: SeqNo(known.last_seq), offset: known.bytes() };

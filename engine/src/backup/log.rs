@@ -25,15 +25,17 @@ pub(super) fn start(number: u64, bytes: &[u8]) -> Result<Reached, FormatError> {
     Ok(Reached { last_seq: SeqNo(head.first_seq.0 - 1), offset: SEGMENT_HEADER_LEN as u64 })
 }
 
-/// Walks on over whole frames, up to the first that `takes` refuses, or to the end. Verifies their checksums.
+/// Walks on over whole frames, up to the one that ends at `until`, the first that `takes` refuses, or the end. Verifies
+/// their checksums. Behind `until` nothing is looked at: a writer may be at work there.
 pub(super) fn walk(
     number: u64,
     bytes: &[u8],
     from: Reached,
+    until: SeqNo,
     mut takes: impl FnMut(&Frame<'_>) -> Result<bool, FormatError>,
 ) -> Result<Reached, FormatError> {
     let mut at = from;
-    loop {
+    while at.last_seq < until {
         let frame = match FrameScan::at(number, bytes, at.offset) {
             FrameScan::Frame(frame) => frame,
             FrameScan::End => return Ok(at),
@@ -49,7 +51,11 @@ pub(super) fn walk(
         }
         at = Reached { last_seq: frame.seq.last, offset: frame.end };
     }
+    Ok(at)
 }
+
+/// Behind every position.
+pub(super) const END: SeqNo = SeqNo(u64::MAX);
 
 /// The clock that a frame states, if it does.
 pub(super) fn stated(frame: &Frame<'_>) -> Result<Option<Timestamp>, FormatError> {

@@ -159,7 +159,7 @@ impl Manifest {
 
     /// Reads and verifies the manifest `object`.
     pub(super) fn decode(object: &str, bytes: &[u8]) -> Result<Self> {
-        let damaged = |what: String| Error::DamagedBackup { object: object.to_owned(), what };
+        let damaged = |what: String| Error::BadBackup { object: object.to_owned(), what };
         let text = std::str::from_utf8(bytes).map_err(|error| damaged(error.to_string()))?;
         let sealed = text.rsplit_once(SEAL).ok_or_else(|| damaged("it has no end".into()))?;
         let (body, found) = (sealed.0, sha256(sealed.0.as_bytes()));
@@ -169,11 +169,10 @@ impl Manifest {
         let text = format!("{body}\n}}");
         let head: Head = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
         if head.version != VERSION || head.layout != path::LAYOUT_VERSION.trim() {
-            return Err(Error::Backup(format!(
-                "{object} is of backup version {} and layout {}, this sonde reads version {VERSION} and layout {}: use the one that wrote it, or a newer one",
-                head.version,
-                head.layout,
-                path::LAYOUT_VERSION.trim()
+            let known = path::LAYOUT_VERSION.trim();
+            return Err(damaged(format!(
+                "it is of backup version {} and layout {}, this sonde reads version {VERSION} and layout {known}; use the one that wrote it, or a newer one",
+                head.version, head.layout
             )));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
@@ -219,7 +218,7 @@ pub(super) fn load(store: &BackupStore, id: &str, bytes: u64) -> Result<Manifest
     let object = manifest_of(id);
     if bytes > BACKUP_MANIFEST_BYTES {
         let what = format!("{bytes} bytes; a manifest has at most {BACKUP_MANIFEST_BYTES}");
-        return Err(Error::DamagedBackup { object, what });
+        return Err(Error::BadBackup { object, what });
     }
     Manifest::decode(&object, &store.read_unchecked(&object)?)
 }
@@ -283,10 +282,7 @@ mod tests {
             let mut changed = bytes.clone();
             *changed.get_mut(at).unwrap() ^= 1;
             let error = Manifest::decode(&object, &changed).unwrap_err();
-            assert!(
-                matches!(&error, Error::DamagedBackup { object: named, .. } if *named == object),
-                "{error}"
-            );
+            assert!(matches!(&error, Error::BadBackup { object: named, .. } if *named == object), "{error}");
             assert!(Manifest::decode(&object, bytes.get(..at).unwrap()).is_err(), "{at}");
         }
     }
@@ -297,9 +293,10 @@ mod tests {
         let object = manifest_of(&manifest.id);
         manifest.layout = "2".into();
         let error = Manifest::decode(&object, &manifest.encode().unwrap()).unwrap_err();
-        assert!(matches!(&error, Error::Backup(text) if text.contains("layout 2")), "{error}");
+        assert!(matches!(&error, Error::BadBackup { what, .. } if what.contains("layout 2")), "{error}");
         (manifest.layout, manifest.version) = ("1".into(), 2);
-        assert!(matches!(Manifest::decode(&object, &manifest.encode().unwrap()), Err(Error::Backup(_))));
+        let error = Manifest::decode(&object, &manifest.encode().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("backup version 2"), "{error}");
     }
 
     #[test]

@@ -180,22 +180,23 @@ impl Output<'_> {
         let mut time = base.time();
         let mut cut = Cut { to, after: base.seq(), is_over: false, time: None };
         for segment in segments(base, next) {
-            if cut.is_over || segment.last_seq <= base.flushed_to {
-                continue;
+            if cut.is_over {
+                break;
             }
             if segment.first_seq > reached.0 + 1 {
                 let what = format!("its log begins at {}, behind {}", segment.first_seq, reached.0);
                 let object = segment.pieces.first().map(|piece| piece.object.clone()).unwrap_or_default();
-                return Err(Error::DamagedBackup { object, what });
+                return Err(Error::BadBackup { object, what });
             }
             let bytes = self.segment(segment)?;
             let name = segment.pieces.first().map_or("", |piece| piece.object.as_str());
-            let corrupt = |source: sonde_storage_format::FormatError| Error::DamagedBackup {
+            let corrupt = |source: sonde_storage_format::FormatError| Error::BadBackup {
                 object: name.to_owned(),
                 what: source.to_string(),
             };
             let start = log::start(segment.number, &bytes).map_err(corrupt)?;
-            let end = log::walk(segment.number, &bytes, start, |frame| cut.takes(frame)).map_err(corrupt)?;
+            let end = log::walk(segment.number, &bytes, start, log::END, |frame| cut.takes(frame))
+                .map_err(corrupt)?;
             self.put_segment(segment, bytes, start, end)?;
             reached = reached.max(end.last_seq);
         }
@@ -206,7 +207,7 @@ impl Output<'_> {
         // A group commit is there whole or not at all, so what is reached may be less than what was asked for.
         let short = reached < base.seq() || (wanted > reached && !cut.is_over);
         if short {
-            return Err(Error::DamagedBackup {
+            return Err(Error::BadBackup {
                 object: manifest_of(&base.id),
                 what: format!("its log ends at {}, before {}", reached.0, wanted.0.max(base.seq)),
             });
@@ -238,11 +239,12 @@ impl Output<'_> {
     }
 }
 
-/// The segments of a backup and, behind its position, those of the next one, which has the shared ones longer.
+/// The segments of a backup and, behind its position, those of the next one, which has the shared ones longer. What is
+/// in chunks already is restored too: the next backup may go on from an earlier one, and wants the log since then.
 fn segments<'a>(base: &'a Manifest, next: Option<&'a Manifest>) -> Vec<&'a Segment> {
     let later = next.map(|next| next.log.as_slice()).unwrap_or_default();
-    let first_later = later.first().map_or(u64::MAX, |segment| segment.number);
-    base.log.iter().filter(|segment| segment.number < first_later).chain(later).collect()
+    let first_later = later.first().map_or(u64::MAX, |segment| segment.first_seq);
+    base.log.iter().filter(|segment| segment.first_seq < first_later).chain(later).collect()
 }
 
 /// Where the log is cut.

@@ -61,7 +61,7 @@ fn location(name: &str) -> Result<ObjectPath> {
 }
 
 fn damaged(object: &str, what: impl Into<String>) -> Error {
-    Error::DamagedBackup { object: object.to_owned(), what: what.into() }
+    Error::BadBackup { object: object.to_owned(), what: what.into() }
 }
 
 impl BackupStore {

@@ -27,9 +27,9 @@ pub fn verify(store: &BackupStore, backup: Option<&str>) -> Result<Verified> {
     let listing = list_in(store, &objects)?;
     let mut found = Verified::default();
     let is_meant = |id: &str| backup.is_none_or(|backup| backup == id);
-    for (_, why) in listing.unreadable.iter().filter(|(id, _)| is_meant(id)) {
+    for (id, what) in listing.unreadable.iter().filter(|(id, _)| is_meant(id)) {
         found.backups += 1;
-        found.damage.push(why.clone());
+        found.damage.push(format!("{id}: {}: {what}", manifest_of(id)));
     }
     // An object that many backups share is read once: the outcome by its name and what it should be.
     let mut known: BTreeMap<(String, String), Option<String>> = BTreeMap::new();
@@ -70,14 +70,14 @@ fn read(store: &BackupStore, object: &str, content: &Content) -> Result<Option<S
 fn damage(outcome: Result<()>) -> Result<Option<String>> {
     match outcome {
         Ok(()) => Ok(None),
-        Err(error @ Error::DamagedBackup { .. }) => Ok(Some(error.to_string())),
+        Err(error @ Error::BadBackup { .. }) => Ok(Some(error.to_string())),
         Err(error) => Err(error),
     }
 }
 
 /// Fails unless the files are those that the manifest of the data directory names, and the log follows them.
 fn agree(store: &BackupStore, backup: &Manifest) -> Result<()> {
-    let wrong = |object: &str, what: String| Error::DamagedBackup { object: object.to_owned(), what };
+    let wrong = |object: &str, what: String| Error::BadBackup { object: object.to_owned(), what };
     let own = manifest_of(&backup.id);
     let prefix = format!("{}/", path::MANIFEST_DIR);
     let file = backup.files.iter().find(|file| file.path.starts_with(&prefix));
@@ -112,9 +112,9 @@ fn verify_log(store: &BackupStore, backup: &Manifest) -> Result<()> {
             store.read(&piece.object, piece.content(), |part| bytes.extend(part))?;
         }
         let object = segment.pieces.last().map(|piece| piece.object.clone()).unwrap_or_default();
-        let wrong = |what: String| Error::DamagedBackup { object: object.clone(), what };
+        let wrong = |what: String| Error::BadBackup { object: object.clone(), what };
         let start = log::start(segment.number, &bytes).map_err(|error| wrong(error.to_string()))?;
-        let end = log::walk(segment.number, &bytes, start, |_| Ok(true));
+        let end = log::walk(segment.number, &bytes, start, log::END, |_| Ok(true));
         let end = end.map_err(|error| wrong(error.to_string()))?;
         if (end.last_seq.0, end.offset) != (segment.last_seq, bytes.len() as u64)
             || start.last_seq.0 > reached
@@ -124,7 +124,7 @@ fn verify_log(store: &BackupStore, backup: &Manifest) -> Result<()> {
         reached = reached.max(end.last_seq.0);
     }
     if reached < backup.seq {
-        return Err(Error::DamagedBackup {
+        return Err(Error::BadBackup {
             object: manifest_of(&backup.id),
             what: format!("its log ends at {reached}, before {}", backup.seq),
         });
