@@ -60,10 +60,7 @@ pub(crate) fn check_restored(store: &Store, from: &BackupStore, to: To, past: &P
     let damage =
         examined.findings.iter().find(|finding| finding.severity == sonde_engine::doctor::Severity::Damage);
     assert_eq!(damage, None);
-    let mut options = store.options.clone();
-    options.data_dir.clone_from(&dir);
-    options.cold = options.cold.as_ref().map(|cold| cold_of(&dir, cold, &store.options));
-    let engine = Engine::open(options).unwrap();
+    let engine = Engine::open(options_of(&dir, &store.options)).unwrap();
     assert_eq!(engine.published(), restored.seq);
     let mut model = past.at(restored.seq).clone();
     model.check(&engine);
@@ -80,17 +77,21 @@ pub(crate) fn check_restored(store: &Store, from: &BackupStore, to: To, past: &P
     restored
 }
 
-/// The cold tier of a restored directory: its own, if that of the original was.
-pub(crate) fn cold_of(dir: &Path, cold: &ColdOptions, original: &Options) -> ColdOptions {
-    if cold.directory.as_deref() != Some(original.data_dir.join(path::COLD_DIR).as_path()) {
-        return cold.clone();
+/// How a restored directory is opened: with a cold tier of its own, if that of the original was.
+pub(crate) fn options_of(dir: &Path, original: &Options) -> Options {
+    let mut options = original.clone();
+    options.data_dir = dir.into();
+    let own = original.data_dir.join(path::COLD_DIR);
+    if original.cold.as_ref().is_some_and(|cold| cold.directory.as_ref() == Some(&own)) {
+        let own = dir.join(path::COLD_DIR);
+        std::fs::create_dir_all(&own).unwrap();
+        options.cold = Some(ColdOptions {
+            store: Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&own).unwrap()),
+            directory: Some(own),
+            runtime: runtime(),
+        });
     }
-    let own = dir.join(path::COLD_DIR);
-    ColdOptions {
-        store: Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&own).unwrap()),
-        directory: Some(own),
-        runtime: runtime(),
-    }
+    options
 }
 
 fn row(device: i64, time: i64, value: i64) -> crate::data::Rec {
@@ -417,7 +418,8 @@ fn old_backups_go_with_what_the_others_do_not_need() {
 
 #[test]
 fn backups_while_rows_are_written_flushed_and_merged() {
-    let mut store = Store::with_segments(16 << 10);
+    let mut store = Store::with_own_cold();
+    store.options.segment_bytes = 16 << 10;
     store.options.memtable_bytes = 32 << 10;
     let engine = store.open();
     create(&engine, "t", DAY);
@@ -456,12 +458,10 @@ fn backups_while_rows_are_written_flushed_and_merged() {
     );
     assert_eq!(verify(&to, None).unwrap().damage, Vec::<String>::new());
     drop(engine);
-    // The cold tier lies elsewhere and goes on: only what is hot in the last backups can be compared.
-    for report in reports.iter().rev().take(2) {
+    for report in &reports {
         let dir = store.beside("one");
         try_restore(&to, &dir, To::Latest, Some(&report.id)).unwrap();
-        let engine = Engine::open(Options { data_dir: dir.clone(), ..store.options.clone() });
-        let engine = engine.unwrap();
+        let engine = Engine::open(options_of(&dir, &store.options)).unwrap();
         past.at(report.seq).check(&engine);
         drop(engine);
         std::fs::remove_dir_all(&dir).unwrap();

@@ -3,9 +3,9 @@
 //! The seed of each case is printed. `SONDE_TORTURE_STEPS` sets the steps of a case, `SONDE_TORTURE_SEED` runs that one.
 
 use sonde_engine::backup::{BackupStore, To, list, prune, verify};
-use sonde_engine::{CatalogRequest, Engine, Options, SeqNo, TableKind, Timestamp};
+use sonde_engine::{CatalogRequest, Engine, SeqNo, TableKind, Timestamp};
 
-use crate::backup::{NAME, Past, cold_of, destination, try_restore};
+use crate::backup::{NAME, Past, destination, options_of, try_restore};
 use crate::data::{DAY, START, Value, message, new_table, rec, table, write};
 use crate::model::Model;
 use crate::random::Random;
@@ -186,21 +186,14 @@ impl Case {
         Some(SeqNo(first.0 + self.random.below((last.0 - first.0 + 1) as usize) as u64))
     }
 
-    fn options(&self, dir: &std::path::Path) -> Options {
-        std::fs::create_dir_all(dir.join(sonde_engine::path::COLD_DIR)).unwrap();
-        let mut options = self.store.options.clone();
-        options.cold = options.cold.as_ref().map(|cold| cold_of(dir, cold, &self.store.options));
-        options.data_dir = dir.into();
-        options
-    }
-
     fn check(&mut self) -> String {
         let Some(seq) = self.position() else { return "nothing to restore".into() };
         let dir = self.store.beside("restored");
         let restored = try_restore(&self.to, &dir, To::Seq(seq), self.last.as_deref()).unwrap();
-        assert_eq!(restored.seq, seq);
-        let engine = Engine::open(self.options(&dir)).unwrap();
-        self.past.at(seq).check(&engine);
+        // A job may have committed a record of its own in one group with rows.
+        assert!(restored.seq <= seq && seq.0 - restored.seq.0 < 4, "{restored:?} instead of {seq:?}");
+        let engine = Engine::open(options_of(&dir, &self.store.options)).unwrap();
+        self.past.at(restored.seq).check(&engine);
         drop(engine);
         std::fs::remove_dir_all(&dir).unwrap();
         self.restored += 1;
@@ -211,9 +204,9 @@ impl Case {
     fn go_back(&mut self) -> String {
         let Some(seq) = self.position() else { return "nowhere to go back to".into() };
         let dir = self.store.beside(&format!("branch{}", self.restored));
-        try_restore(&self.to, &dir, To::Seq(seq), self.last.as_deref()).unwrap();
+        let seq = try_restore(&self.to, &dir, To::Seq(seq), self.last.as_deref()).unwrap().seq;
         self.engine = None;
-        self.store.options = self.options(&dir);
+        self.store.options = options_of(&dir, &self.store.options);
         self.engine = Some(self.store.open());
         self.past.forget_behind(seq);
         self.model = self.past.at(seq).clone();

@@ -267,12 +267,13 @@ impl Reading {
     }
 }
 
-/// A full disk is told apart: it is transient.
+/// What the system said, where it was the system. A destination that is full is no disk of the engine that is: writes
+/// are not refused.
 fn failed(operation: &'static str, name: &str, error: object_store::Error) -> Error {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            return Error::io(operation, Path::new(name), io);
+            return Error::Io { operation, path: PathBuf::from(name), message: io.to_string() };
         }
         source = inner.source();
     }
