@@ -17,6 +17,7 @@ mod store;
 
 mod background;
 mod backup;
+mod backup_chain;
 mod backup_faults;
 mod backup_random;
 mod catalog;
