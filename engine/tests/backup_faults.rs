@@ -12,7 +12,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
 };
 use sonde_engine::backup::{BackupStore, RestoreRequest, To, list, restore, verify};
-use sonde_engine::{Engine, Error, Options, path};
+use sonde_engine::{Engine, Error, Options, SeqNo, path};
 
 use crate::backup::{NAME, Past, back_up, check_restored, destination, try_restore};
 use crate::data::{DAY, START, Value, create, message, put, rec};
@@ -284,16 +284,7 @@ fn a_restore_that_dies_at_any_write_leaves_no_directory() {
 fn a_cancelled_backup_ends_and_lets_the_next_one_run() {
     let Filled { store, engine, mut past, model } = filled();
     assert!(!engine.cancel_backup());
-    let disk_holds = store.beside("backups");
-    std::fs::create_dir_all(&disk_holds).unwrap();
-    let local = LocalFileSystem::new_with_prefix(&disk_holds).unwrap();
-    let gate = Arc::new(Gate {
-        store: local,
-        waits: std::sync::Mutex::default(),
-        changed: std::sync::Condvar::new(),
-    });
-    let shared: Arc<dyn ObjectStore> = Arc::<Gate>::clone(&gate);
-    let slow = BackupStore::new(shared, Some(disk_holds), runtime());
+    let (slow, gate) = gated(&store);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| engine.backup(&slow, NAME));
         gate.wait_for_a_write();
@@ -314,6 +305,44 @@ fn a_cancelled_backup_ends_and_lets_the_next_one_run() {
     let report = back_up(&engine, &to);
     past.note(report.seq, &model);
     check_restored(&store, &to, To::Latest, &past);
+}
+
+/// The first backup takes long: what is committed meanwhile is for the second one.
+#[test]
+fn the_log_waits_for_the_next_backup_while_the_first_is_copied() {
+    let Filled { store, engine, mut past, model } = filled();
+    let (slow, gate) = gated(&store);
+    let mut later = model;
+    let first = std::thread::scope(|scope| {
+        let running = scope.spawn(|| engine.backup(&slow, NAME).unwrap());
+        gate.wait_for_a_write();
+        for step in 0..100 {
+            let rows = [rec(&[("device", "meanwhile")], START + step, &[("i", Value::Int(step))])];
+            let seq = put(&engine, "t", &rows).last;
+            later.apply(&message("t", &rows));
+            past.note(seq, &later);
+        }
+        engine.flush().unwrap();
+        gate.open();
+        running.join().unwrap()
+    });
+    let to = destination(&store);
+    let second = back_up(&engine, &to);
+    assert_eq!(second.since, Some(first.id));
+    past.note(second.seq, &later);
+    for seq in [first.seq.0 + 1, first.seq.0 + 50, second.seq.0] {
+        check_restored(&store, &to, To::Seq(SeqNo(seq)), &past);
+    }
+}
+
+fn gated(store: &Store) -> (BackupStore, Arc<Gate>) {
+    let dir = store.beside("backups");
+    std::fs::create_dir_all(&dir).unwrap();
+    let local = LocalFileSystem::new_with_prefix(&dir).unwrap();
+    let (waits, changed) = (std::sync::Mutex::default(), std::sync::Condvar::new());
+    let gate = Arc::new(Gate { store: local, waits, changed });
+    let shared: Arc<dyn ObjectStore> = Arc::<Gate>::clone(&gate);
+    (BackupStore::new(shared, Some(dir), runtime()), gate)
 }
 
 /// A directory whose writes wait at a gate.

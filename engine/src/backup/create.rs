@@ -66,10 +66,11 @@ pub(crate) fn back_up(inner: &Arc<Inner>, store: &BackupStore, name: &str) -> Re
     let last = Last::of(&inner.state, name);
     let ancestor = earlier.load(store, last.as_ref())?;
     inner.backups.pin();
-    let source = Source::running(inner, ancestor.as_ref().map(Manifest::seq));
-    // The log is mapped.
+    let source = Source::running(inner, ancestor.as_ref().map(Manifest::seq))?;
+    // The log is mapped. What follows is for the next backup, and may be long before this one is done.
+    inner.backups.hold(source.seq);
     inner.backups.unpin();
-    let made = make(store, source?, earlier, ancestor, &go_on)?;
+    let made = make(store, source, earlier, ancestor, &go_on)?;
     let last = Last { id: made.id.clone(), seq: made.seq(), time: made.time() };
     let mut state = outlived(&inner.state, inner.clock.now(), inner.options.log.max_age);
     state.push(last.record(name));

@@ -73,6 +73,8 @@ pub(crate) struct Backups {
     running: AtomicBool,
     cancelled: AtomicBool,
     pinned: Mutex<Option<SeqNo>>,
+    /// Behind which position the backup after the one that runs will want the log.
+    held: Mutex<Option<SeqNo>>,
 }
 
 /// That a backup runs; its end ends all that it held.
@@ -81,6 +83,7 @@ pub(super) struct Running<'a>(&'a Backups);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.unpin();
+        *self.0.held.lock() = None;
         self.0.running.store(false, Ordering::Release);
     }
 }
@@ -114,6 +117,11 @@ impl Backups {
         *self.pinned.lock() = None;
     }
 
+    /// The log behind this position is for the next backup, until the state says so.
+    pub(super) fn hold(&self, seq: SeqNo) {
+        *self.held.lock() = Some(seq);
+    }
+
     /// What a backup needs of the log, whatever the budget says.
     pub(crate) fn pinned(&self) -> Option<SeqNo> {
         *self.pinned.lock()
@@ -127,7 +135,8 @@ impl Backups {
         max_age: Duration,
     ) -> Option<SeqNo> {
         let lasts = state.list(NAMESPACE).into_iter().filter_map(|(_, value)| Last::read(Some(&value)));
-        lasts.filter(|last| !last.is_over(now, max_age)).map(|last| last.seq).min()
+        let lasts = lasts.filter(|last| !last.is_over(now, max_age)).map(|last| last.seq);
+        lasts.chain(*self.held.lock()).min()
     }
 }
 
@@ -161,9 +170,12 @@ mod tests {
         let running = backups.start().unwrap();
         assert!(matches!(backups.start(), Err(Error::Limit { limit: 1, .. })));
         backups.pin();
+        backups.hold(SeqNo(9));
+        let wanted = || backups.log_wanted_from(&StateStore::default(), Timestamp::MIN, Duration::MAX);
+        assert_eq!(wanted(), Some(SeqNo(9)));
         assert!(backups.check().is_ok() && backups.cancel() && backups.check().is_err());
         drop(running);
-        assert_eq!(backups.pinned(), None);
+        assert_eq!((backups.pinned(), wanted()), (None, None));
         drop(backups.start().unwrap());
         assert!(backups.check().is_ok());
     }
