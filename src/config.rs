@@ -15,14 +15,15 @@ use crate::cli::{ConfigArgs, Exit, Failure, Result};
 use crate::memory::Split;
 
 /// Every key: its name, its default, what it is for.
-const KEYS: [(&str, &str, &str); 15] = [
+const KEYS: [(&str, &str, &str); 16] = [
+    ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
     ("grpc.listen", "127.0.0.1:7481", "gRPC and Flight SQL; empty is off"),
     ("http.allow_plaintext", "false", "listen for HTTP and gRPC beyond loopback without TLS"),
     ("http.listen", "127.0.0.1:7480", "HTTP; empty is off"),
-    ("log.max_age", "7 days", "how long the log is kept for rules that are behind"),
-    ("log.max_bytes", "4GiB", "how much log is kept for rules that are behind"),
+    ("log.max_age", "7 days", "how long the log is kept for rules that are behind, and for the next backup"),
+    ("log.max_bytes", "4GiB", "how much log is kept for rules that are behind, and for the next backup"),
     ("memory.limit", "", "memory of the process; empty is half of the machine's"),
     ("mqtt.allow_plaintext", "false", "listen for MQTT beyond loopback without TLS"),
     ("mqtt.anonymous", "loopback", "who may come in without a token: loopback, always or never"),
@@ -56,6 +57,7 @@ pub(crate) struct Config {
     pub(crate) insecure: bool,
     pub(crate) cold_dir: PathBuf,
     pub(crate) copy_locations: Vec<PathBuf>,
+    pub(crate) backup_locations: Vec<PathBuf>,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_age: Duration,
     pub(crate) memory: Split,
@@ -208,12 +210,8 @@ impl Config {
             anonymous,
             insecure,
             cold_dir: cold_dir(get("cold.url"), &data_dir)?,
-            copy_locations: get("copy.locations")
-                .split(',')
-                .map(str::trim)
-                .filter(|s| !s.is_empty())
-                .map(PathBuf::from)
-                .collect(),
+            copy_locations: paths(get("copy.locations")),
+            backup_locations: paths(get("backup.locations")),
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
             memory: Split {
@@ -297,6 +295,11 @@ fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
     parsed
         .map(Some)
         .map_err(|_| wrong(format!("{key} is an address and a port such as 127.0.0.1:1883, not '{text}'")))
+}
+
+/// A list of paths, separated by commas.
+fn paths(text: &str) -> Vec<PathBuf> {
+    text.split(',').map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from).collect()
 }
 
 fn duration(key: &str, text: &str) -> Result<Duration> {

@@ -82,6 +82,8 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     options.memory_bytes = config.memory.queries as usize;
     options.timeout = config.query_timeout;
     options.copy_locations.clone_from(&config.copy_locations);
+    options.backup_locations.clone_from(&config.backup_locations);
+    options.backup_runtime = Some(cold_runtime.handle());
     let query = QueryEngine::new(engine.clone(), options).map_err(|error| io("start queries", error))?;
     let authenticator =
         Arc::new(Authenticator::new(engine.clone(), &admin_token, config.anonymous, config.insecure));

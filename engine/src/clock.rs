@@ -1,9 +1,15 @@
-//! The node's clock, behind a seam for tests.
+//! The node's clock, behind a seam for tests; and how the log states it.
+//!
+//! # Invariants
+//! - A frame of the log that is written a second and more after the last statement, or before it because the clock was
+//!   set back, states the clock. So a frame without a statement was written less than a second after the last one.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sonde_storage_format::Timestamp;
+use sonde_storage_format::{State, Timestamp};
+
+use crate::limits::CLOCK_MARK;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + std::fmt::Debug {
@@ -35,9 +41,47 @@ impl ArrivalClock {
     }
 }
 
+/// The namespace of the log's statements of the clock.
+const NAMESPACE: &str = "engine.clock";
+/// Its only key; the value is nanoseconds since the epoch, i64 little endian.
+const KEY: &[u8] = b"now";
+
+/// What the frame that is written now states of the clock, which the log stated last as `marked`.
+pub(crate) fn mark(marked: Option<Timestamp>, now: Timestamp) -> Option<State> {
+    let recent = |last: Timestamp| {
+        let since = u64::try_from(now.as_nanos().saturating_sub(last.as_nanos()));
+        since.is_ok_and(|since| u128::from(since) < CLOCK_MARK.as_nanos())
+    };
+    let value = now.as_nanos().to_le_bytes().to_vec();
+    let state = || State { namespace: NAMESPACE.into(), key: KEY.to_vec(), value: Some(value) };
+    (!marked.is_some_and(recent)).then(state)
+}
+
+/// The clock that a record states, if it is such a statement.
+pub(crate) fn marked(state: &State) -> Option<Timestamp> {
+    let value = state.value.as_deref().filter(|_| state.namespace == NAMESPACE && state.key == KEY)?;
+    Some(Timestamp::from_nanos(i64::from_le_bytes(value.try_into().ok()?)))
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_is_stated_once_a_second_and_when_it_is_set_back() {
+        let at = |millis: i64| Timestamp::from_nanos(millis * 1_000_000);
+        let stated = |last, now| mark(last, now).map(|state| marked(&state).unwrap());
+        assert_eq!(stated(None, at(5)), Some(at(5)));
+        assert_eq!(stated(Some(at(5)), at(5)), None);
+        assert_eq!(stated(Some(at(5)), at(1004)), None);
+        assert_eq!(stated(Some(at(5)), at(1005)), Some(at(1005)));
+        assert_eq!(stated(Some(at(5)), at(4)), Some(at(4)));
+        assert_eq!(stated(Some(Timestamp::MIN), Timestamp::MAX), Some(Timestamp::MAX));
+        let mut other = mark(None, at(1)).unwrap();
+        other.namespace.push('x');
+        assert_eq!(marked(&other), None);
+    }
 
     #[test]
     fn arrivals_ascend_while_the_clock_stands_still_or_steps_back() {

@@ -19,6 +19,7 @@ use sonde_storage_format::{
 };
 
 use crate::activity::{Activity, JobKind, Subject};
+use crate::backup::{BackupStore, Backups, Report};
 use crate::batch::{WriteBatch, WriteBatchBuilder};
 use crate::catalog::{Catalog, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
@@ -101,6 +102,7 @@ pub(crate) struct Inner {
     /// What flushes and merges have written.
     pub(crate) compactions: Compactions,
     pub(crate) activity: Activity,
+    pub(crate) backups: Backups,
     pub(crate) segments: Arc<Segments>,
     pub(crate) cursors: Mutex<HashMap<String, SeqNo>>,
     arrivals: ArrivalClock,
@@ -155,6 +157,15 @@ impl Inner {
         commands.send(Command::Write(batch, reply)).map_err(|_| Error::Closed)?;
         drop(commands);
         receipt.wait().map(drop)
+    }
+
+    /// The last committed sequence number. Other than `published`, it is not behind what a thread has seen of a commit.
+    pub(crate) fn position(&self) -> Result<SeqNo> {
+        let (reply, position) = channel();
+        let commands = self.commands.upgrade().ok_or(Error::Closed)?;
+        commands.send(Command::Position(reply)).map_err(|_| self.closed())?;
+        drop(commands);
+        position.recv().map_err(|_| self.closed())
     }
 
     /// Asks the writer to look at the age of what is in memory, unless it has more to do than it can.
@@ -215,9 +226,12 @@ impl Inner {
             let manifest = self.manifest.lock();
             manifest.state.flushed_to
         };
+        // IMPORTANT: behind the manifest. A backup pins first and looks then, so what goes in spite of it is flushed.
+        let replay_from = self.backups.pinned().map_or(replay_from, |pinned| pinned.min(replay_from));
         let held = self.cursors.lock().values().copied().min();
-        let cursors_from =
-            held.into_iter().chain(self.state.oldest_cursor()).min().unwrap_or(SeqNo(u64::MAX));
+        let backups = self.backups.log_wanted_from(&self.state, self.clock.now(), self.options.log.max_age);
+        let held = held.into_iter().chain(self.state.oldest_cursor()).chain(backups);
+        let cursors_from = held.min().unwrap_or(SeqNo(u64::MAX));
         // Oldest first, and none before its elders are gone: the log has no gap.
         while let Some(segment) = self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
             if let Err(error) = self.storage.remove(&segment.path)
@@ -299,6 +313,7 @@ impl Engine {
             widths: recovered.widths,
             compactions: Compactions::default(),
             activity: Activity::default(),
+            backups: Backups::default(),
             segments,
             cursors: Mutex::new(HashMap::new()),
             arrivals: ArrivalClock::default(),
@@ -569,6 +584,18 @@ impl Engine {
         let _ = self.commands.send(Command::Stop);
         self.threads.join();
         flushed
+    }
+
+    /// Makes a backup in `store`, where that has earlier ones of this engine, of what has changed since. `name` is what
+    /// the destination is called: the log waits, within its budget, for the next backup there. Blocks until it is done.
+    pub fn backup(&self, store: &BackupStore, name: &str) -> Result<Report> {
+        crate::backup::back_up(&self.inner, store, name)
+    }
+
+    /// Ends the backup that runs; `false` where none does.
+    #[must_use]
+    pub fn cancel_backup(&self) -> bool {
+        self.inner.backups.cancel()
     }
 
     /// The data directory.

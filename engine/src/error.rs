@@ -97,6 +97,17 @@ pub enum Error {
     /// The object store refused.
     #[error("object store: {0}")]
     Cold(String),
+    /// A backup cannot be made, found or restored as it was asked for.
+    #[error("{0}")]
+    Backup(String),
+    /// An object of a backup is missing, not what was written, or of a program that is not this one.
+    #[error("backup object {object}: {what}")]
+    BadBackup {
+        /// The object, from the destination's root on.
+        object: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The engine was closed.
     #[error("the engine is closed")]
     Closed,

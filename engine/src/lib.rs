@@ -44,6 +44,7 @@ mod wal;
 mod widen;
 mod write;
 
+pub mod backup;
 pub mod doctor;
 pub mod limits;
 

@@ -90,6 +90,18 @@ pub const MANIFEST_BYTES: u64 = 4 << 20;
 pub const MANIFEST_FRAME_BYTES: usize = 1 << 20;
 /// Bytes that one turn of a log reader takes.
 pub const LOG_READ_BYTES: usize = 4 << 20;
+/// Backups that run at one time.
+pub const BACKUPS: u64 = 1;
+/// Bytes of one part of an object that a backup writes; object stores take parts of 5 MiB and more.
+pub const BACKUP_PART_BYTES: usize = 8 << 20;
+/// Objects that one segment of the log is backed up in; beyond it the next backup copies the segment as one.
+pub const BACKUP_LOG_PIECES: usize = 64;
+/// Bytes of the manifest of a backup: some millions of files.
+pub const BACKUP_MANIFEST_BYTES: u64 = 1 << 30;
+/// How often a running backup says in the log how far it is.
+pub const BACKUP_PROGRESS: Duration = Duration::from_secs(10);
+/// How far the clock goes on before the next frame of the log states it: what a restore to an instant is exact to.
+pub const CLOCK_MARK: Duration = Duration::from_secs(1);
 /// Columns of a table.
 pub const COLUMNS: usize = 4096;
 /// Bytes of the name of a database, a table, a column or an object.

@@ -62,6 +62,25 @@ impl ManifestState {
         state
     }
 
+    /// A manifest of this number that comes to this.
+    pub(crate) fn encode(&self, number: u64) -> Result<Vec<u8>> {
+        encode_snapshot(number, &self.snapshot())
+    }
+
+    /// What the bytes of a manifest come to, and where its last whole edit ends.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, u64), FormatError> {
+        let mut state = Self::default();
+        let head = ManifestHeader::decode(bytes)?;
+        let (edits, end) = decode_edits(head.number, bytes)?;
+        if !has_whole_snapshot(head.number, bytes.get(..end as usize).unwrap_or_default()) {
+            let (structure, offset) = ("manifest", end as usize);
+            let expected = "the end of the snapshot that it begins with";
+            return Err(FormatError::Invalid { structure, offset, expected, found: 0 });
+        }
+        edits.iter().for_each(|edit| state.apply(edit));
+        Ok((state, end))
+    }
+
     fn snapshot(&self) -> Vec<Edit> {
         let mut edits = vec![Edit::NextChunk(ChunkId(self.next_chunk)), Edit::FlushedTo(self.flushed_to)];
         edits.extend(self.checkpoint.map(Edit::Checkpoint));
@@ -116,7 +135,7 @@ impl Manifest {
         state: ManifestState,
     ) -> Result<Self> {
         let path = dir.join(path::manifest(number));
-        let bytes = encode_snapshot(number, &state.snapshot())?;
+        let bytes = state.encode(number)?;
         let snapshot = bytes.len() as u64;
         let written = storage.write_whole(&path, &mut std::iter::once(bytes));
         written.map_err(|error| Error::io("write", &path, &error))?;
@@ -194,19 +213,13 @@ pub(crate) fn numbers(storage: &dyn Storage, dir: &Path) -> Result<BTreeSet<u64>
 
 /// What the current manifest of a directory amounts to, and its path where it ends with a torn edit.
 pub(crate) fn read(storage: &dyn Storage, dir: &Path) -> Result<(ManifestState, Option<PathBuf>)> {
-    let mut state = ManifestState::default();
-    let Some(number) = numbers(storage, dir)?.pop_last() else { return Ok((state, None)) };
+    let Some(number) = numbers(storage, dir)?.pop_last() else {
+        return Ok((ManifestState::default(), None));
+    };
     let path = dir.join(path::manifest(number));
     let bytes = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
-    let corrupt = |source| Error::Corrupt { path: path.clone(), source };
-    let head = ManifestHeader::decode(&bytes).map_err(corrupt)?;
-    let (edits, end) = decode_edits(head.number, &bytes).map_err(corrupt)?;
-    if !has_whole_snapshot(number, bytes.get(..end as usize).unwrap_or_default()) {
-        let (structure, offset) = ("manifest", end as usize);
-        let expected = "the end of the snapshot that it begins with";
-        return Err(corrupt(FormatError::Invalid { structure, offset, expected, found: 0 }));
-    }
-    edits.iter().for_each(|edit| state.apply(edit));
+    let decoded = ManifestState::decode(&bytes);
+    let (state, end) = decoded.map_err(|source| Error::Corrupt { path: path.clone(), source })?;
     Ok((state, (end < bytes.len() as u64).then_some(path)))
 }
 

@@ -81,6 +81,7 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     })
 }
 
+/// Takes the directory for this process, for as long as the file is open.
 pub(crate) fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(path::LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path);

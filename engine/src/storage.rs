@@ -79,6 +79,35 @@ pub(crate) fn create_dirs(dir: &Path, parts: &[&str]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Makes a file or a directory durable as it is.
+pub(crate) fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Whether a directory may be made here: nothing of the name is there, or a directory without a file.
+pub(crate) fn is_free(dir: &Path) -> io::Result<bool> {
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives a directory its name, where nothing or an empty directory is, durably.
+pub(crate) fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    sync_parent(to)
+}
+
+/// Removes a directory with all that is in it, if it is there.
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl Storage for LocalStorage {
     fn create(&self, path: &Path, len: u64) -> io::Result<Box<dyn LogFile>> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;

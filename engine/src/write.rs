@@ -21,6 +21,7 @@ use sonde_storage_format::{
 
 use crate::batch::WriteBatch;
 use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
+use crate::clock;
 use crate::delete::{Deletion, Points};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
@@ -96,6 +97,8 @@ pub(crate) enum Command {
     Freeze(Sender<Result<SeqNo>>),
     /// Freeze the memtable if its rows are old.
     Age,
+    /// Answer with the last committed sequence number: whatever happened before is in the log up to there.
+    Position(Sender<SeqNo>),
     Stop,
 }
 
@@ -123,6 +126,8 @@ pub(crate) struct Writer {
     deleted: BTreeMap<TableId, SeqNo>,
     /// When what is acknowledged and not on stable storage has to be there; none where everything is.
     sync_by: Option<Instant>,
+    /// The clock as the log stated it last.
+    marked: Option<Timestamp>,
 }
 
 impl Drop for Writer {
@@ -139,9 +144,20 @@ impl Writer {
     pub(crate) fn new(inner: Arc<Inner>, log: Log, active: Memtable, next_seq: SeqNo, logged: usize) -> Self {
         let frozen_to = inner.manifest.lock().state.flushed_to;
         let (unlogged, deleted) = (Vec::new(), BTreeMap::new());
-        let (first_row, sync_by) = (None, None);
-        let mut writer =
-            Self { inner, log, active, next_seq, unlogged, logged, first_row, frozen_to, deleted, sync_by };
+        let (first_row, sync_by, marked) = (None, None, None);
+        let mut writer = Self {
+            inner,
+            log,
+            active,
+            next_seq,
+            unlogged,
+            logged,
+            first_row,
+            frozen_to,
+            deleted,
+            sync_by,
+            marked,
+        };
         writer.note_first_row();
         writer
     }
@@ -183,6 +199,9 @@ impl Writer {
                     let _ = reply.send(frozen.map(|()| SeqNo(self.next_seq.0 - 1)));
                 }
                 Command::Age => self.freeze_if_old(),
+                Command::Position(reply) => {
+                    let _ = reply.send(SeqNo(self.next_seq.0 - 1));
+                }
                 Command::Stop => break,
             }
             if next.is_none() {
@@ -322,7 +341,10 @@ impl Writer {
     }
 
     /// Makes one frame, begun with `records`, as durable as asked. Running out of disk before its first byte refuses it; any later error latches.
-    fn append(&mut self, records: WalWriter, next: SeqNo, durability: Durability) -> Result<()> {
+    fn append(&mut self, mut records: WalWriter, next: SeqNo, durability: Durability) -> Result<()> {
+        let now = self.inner.clock.now();
+        let mark = clock::mark(self.marked, now);
+        mark.iter().for_each(|mark| records.state(mark));
         let bytes = records.len();
         let failed = |error: &Error| {
             if matches!(error, Error::Failed(_)) {
@@ -339,6 +361,10 @@ impl Writer {
         self.next_seq = next;
         self.logged += bytes;
         self.unlogged.clear();
+        if let Some(mark) = mark {
+            self.inner.state.apply(mark);
+            self.marked = Some(now);
+        }
         Ok(())
     }
 

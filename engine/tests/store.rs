@@ -16,6 +16,11 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 });
 
+/// Where requests of object stores run.
+pub(crate) fn runtime() -> tokio::runtime::Handle {
+    RUNTIME.handle().clone()
+}
+
 /// A data directory, with a cold tier beside it.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -89,6 +94,24 @@ impl Store {
 
     pub(crate) fn cold(&self) -> PathBuf {
         self.root.path().join("cold")
+    }
+
+    /// A place beside the data directory.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// The same with the cold tier in the data directory, where it is by default.
+    pub(crate) fn with_own_cold() -> Self {
+        let mut store = Self::new();
+        let cold = store.options.data_dir.join(path::COLD_DIR);
+        std::fs::create_dir_all(&cold).unwrap();
+        store.options.cold = Some(ColdOptions {
+            store: Arc::new(LocalFileSystem::new_with_prefix(&cold).unwrap()),
+            directory: Some(cold),
+            runtime: runtime(),
+        });
+        store
     }
 
     pub(crate) fn dir(&self, part: &str) -> PathBuf {

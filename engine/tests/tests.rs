@@ -17,6 +17,10 @@ mod store;
 
 mod activity;
 mod background;
+mod backup;
+mod backup_chain;
+mod backup_faults;
+mod backup_random;
 mod buffered;
 mod catalog;
 mod cold;

@@ -31,10 +31,14 @@ pub struct QueryOptions {
     pub partitions: usize,
     /// Directories below which `COPY` may write.
     pub copy_locations: Vec<PathBuf>,
+    /// Directories that `BACKUP` may write to, and below.
+    pub backup_locations: Vec<PathBuf>,
+    /// What runs the requests of backups: not the doors' runtime, whose threads may all wait for scans.
+    pub backup_runtime: Option<tokio::runtime::Handle>,
 }
 
 impl QueryOptions {
-    /// 512 MiB of memory, 8 GiB of spill, five minutes, two partitions, no `COPY`.
+    /// 512 MiB of memory, 8 GiB of spill, five minutes, two partitions, no `COPY` and no `BACKUP`.
     #[must_use]
     pub fn new(spill_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -44,6 +48,8 @@ impl QueryOptions {
             timeout: QUERY_TIMEOUT,
             partitions: 2,
             copy_locations: Vec::new(),
+            backup_locations: Vec::new(),
+            backup_runtime: None,
         }
     }
 }

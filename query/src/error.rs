@@ -91,9 +91,9 @@ impl Error {
                 sonde_engine::Error::Full(_)
                 | sonde_engine::Error::Failed(_)
                 | sonde_engine::Error::Closed => http::StatusCode::SERVICE_UNAVAILABLE,
-                sonde_engine::Error::Io { .. } | sonde_engine::Error::Corrupt { .. } => {
-                    http::StatusCode::INTERNAL_SERVER_ERROR
-                }
+                sonde_engine::Error::Io { .. }
+                | sonde_engine::Error::Corrupt { .. }
+                | sonde_engine::Error::BadBackup { .. } => http::StatusCode::INTERNAL_SERVER_ERROR,
                 _ => http::StatusCode::BAD_REQUEST,
             },
             Self::Internal(_) => http::StatusCode::INTERNAL_SERVER_ERROR,

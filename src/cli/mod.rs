@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod apply;
+mod backup;
 mod bench;
 mod client;
 mod config_show;
@@ -15,6 +16,7 @@ mod inspect;
 mod mqtt_client;
 mod output;
 mod pub_tail;
+mod restore;
 mod serve;
 mod sql;
 mod token;
@@ -99,6 +101,10 @@ enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Back up a running server, or the directory of a stopped one; list and verify backups.
+    Backup(backup::BackupArgs),
+    /// Make a data directory from a backup, as of its last commit or of an instant before it.
+    Restore(restore::RestoreArgs),
     /// Check a data directory, the machine and the configuration; with `--repair`, mend what is damaged.
     Doctor(doctor::DoctorArgs),
     /// Show what a file of the data directory holds, and whether it is undamaged.
@@ -289,6 +295,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Tail(args) => pub_tail::tail(&args),
         Command::Pub(args) => pub_tail::publish(&args),
         Command::Token { command: TokenCommand::Create(args) } => token::create(&args),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench { command } => bench::run(&command),

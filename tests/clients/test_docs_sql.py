@@ -9,7 +9,7 @@ from support import servers
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 # What cannot succeed as it stands, and what is answered instead.
-EXCEPTIONS = {"KILL QUERY 17": "no query 17 is running"}
+EXCEPTIONS = {"KILL QUERY 17": "no query 17 is running", "KILL BACKUP": "no backup is running"}
 
 READINGS = """(
     time TIMESTAMP, site STRING TAG, device STRING TAG, temperature DOUBLE, starts BIGINT UNSIGNED, door BOOLEAN
@@ -29,10 +29,10 @@ BLOCKS = [(document, *block) for document in ("sql.md", "first-hour.md") for blo
 
 @pytest.fixture(scope="module")
 def documented(binary, tmp_path_factory):
-    """A server that may COPY, and has had the message of the first hour."""
+    """A server that may COPY and BACKUP, and has had the message of the first hour."""
     exports = tmp_path_factory.mktemp("exports")
     with servers(binary, tmp_path_factory) as make:
-        server = make(f"copy.locations={exports}")
+        server = make(f"copy.locations={exports}", f"backup.locations={exports}/backups")
         server.cli("pub", "sensors/temp", '{"device":"d1","value":23.5,"ts":1708700000}')
         yield server, exports
 
@@ -46,7 +46,8 @@ def test_the_statements_of_a_block_run(documented, document, line, statements):
             f"INSERT INTO {table} (time, site, device, temperature) VALUES ('2026-10-01T00:00:00Z', 's1', 'd1', 20)"
         )
     for statement in statements:
-        answer = server.post_sql(statement.replace("/var/lib/sonde-export", str(exports)))
+        statement_here = statement.replace("/var/lib/sonde-export", str(exports))
+        answer = server.post_sql(statement_here.replace("/backup/sonde", f"{exports}/backups"))
         refusal = EXCEPTIONS.get(statement)
         if refusal:
             assert answer.status == 400 and refusal in answer.error, f"{statement}: {answer}"

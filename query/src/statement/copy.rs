@@ -125,17 +125,23 @@ fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
 
 /// The file that a location names, if it is below one of the directories.
 fn allowed_path(locations: &[PathBuf], location: &str) -> Result<PathBuf> {
+    let found = path_within(locations, location).filter(|path| !locations.contains(path));
+    found.ok_or_else(|| refused("COPY", "copy.locations", locations, location))
+}
+
+/// The absolute path that a location names, if it is one of the directories or below one, as it is written.
+pub(super) fn path_within(locations: &[PathBuf], location: &str) -> Option<PathBuf> {
     let path = Path::new(location.strip_prefix("file://").unwrap_or(location));
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if plain
-        && path.is_absolute()
-        && locations.iter().any(|allowed| path.starts_with(allowed) && path != allowed)
-    {
-        return Ok(path.to_path_buf());
-    }
+    let is_within = path.is_absolute() && locations.iter().any(|allowed| path.starts_with(allowed));
+    (plain && is_within).then(|| path.to_path_buf())
+}
+
+/// Why a statement may not write there, and the key that would allow it.
+pub(super) fn refused(statement: &str, key: &str, locations: &[PathBuf], location: &str) -> Error {
     let list: Vec<String> = locations.iter().map(|allowed| allowed.display().to_string()).collect();
     let list = if list.is_empty() { "none is".to_owned() } else { format!("these are: {}", list.join(", ")) };
-    Err(Error::Denied(format!("COPY TO '{location}': no configured location (copy.locations; {list})")))
+    Error::Denied(format!("{statement} TO '{location}': no configured location ({key}; {list})"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! - A statement that is ours is never handed to DataFusion, so no external table, no file, no setting is reached.
 //! - What goes to the catalog is the statement's own text; parsing it again gives the same object.
 
+mod backup;
 mod copy;
 mod parser;
 mod rule;
@@ -108,6 +109,10 @@ pub enum Statement {
     },
     /// `KILL QUERY id`.
     KillQuery(u64),
+    /// `KILL BACKUP`.
+    KillBackup,
+    /// `BACKUP TO 'location'`.
+    Backup(String),
     /// `COPY (query) TO 'location' STORED AS PARQUET`.
     Copy(Copy),
 }
@@ -171,9 +176,15 @@ fn parse_ours(parser: &mut Parser<'_>) -> Result<Option<Statement>> {
             Statement::Cool { name, before }
         }
         "KILL" => {
-            parser.words(&["KILL", "QUERY"])?;
-            Statement::KillQuery(parser.number()?)
+            parser.words(&["KILL"])?;
+            if parser.optional("BACKUP") {
+                Statement::KillBackup
+            } else {
+                parser.words(&["QUERY"])?;
+                Statement::KillQuery(parser.number()?)
+            }
         }
+        "BACKUP" => Statement::Backup(backup::parse(parser)?),
         "COPY" => Statement::Copy(copy::parse(parser)?),
         "SHOW" => match show(parser) {
             Some(query) => Statement::Query(query),

@@ -7,7 +7,7 @@ use sonde_engine::{
     TableOptions, TimeRange, nearest,
 };
 
-use super::{CreateTable, Name, OptionChange, RuleAction, RuleSpec, Statement, TableChange, copy};
+use super::{CreateTable, Name, OptionChange, RuleAction, RuleSpec, Statement, TableChange, backup, copy};
 use crate::answer::Answer;
 use crate::catalog::check_writable;
 use crate::context::{QueryEngine, Request};
@@ -23,6 +23,7 @@ pub(crate) async fn run(query: &QueryEngine, statement: Statement, request: &Req
             change(query, CatalogRequest::PutObject { object, replace }, "rule created").await?
         }
         Statement::Copy(copy) => copy::run(query, &copy, request).await?,
+        Statement::Backup(location) => backup::run(query, &location).await?,
         statement => {
             let (query, database) = (query.clone(), request.database.clone());
             // The engine blocks until the work is done.
@@ -96,7 +97,9 @@ fn run_blocking(query: &QueryEngine, statement: Statement, database: &str) -> Re
         Statement::KillQuery(id) => {
             Err(Error::Invalid(format!("no query {id} is running; see system.queries")))
         }
-        Statement::Query(_) | Statement::CreateRule { .. } | Statement::Copy(_) => {
+        Statement::KillBackup if engine.cancel_backup() => Ok("the backup ends".into()),
+        Statement::KillBackup => Err(Error::Invalid("no backup is running".into())),
+        Statement::Query(_) | Statement::CreateRule { .. } | Statement::Backup(_) | Statement::Copy(_) => {
             Err(Error::Internal("a statement took the wrong path".into()))
         }
     }
