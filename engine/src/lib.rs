@@ -23,6 +23,7 @@ mod jobs;
 mod log_reader;
 mod manifest;
 mod memtable;
+mod newest;
 mod open_chunk;
 mod pause;
 mod receipt;
@@ -32,6 +33,7 @@ mod scan;
 mod series;
 mod state;
 mod storage;
+mod tag_index;
 mod version;
 mod wal;
 mod write;
@@ -48,6 +50,7 @@ pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
+pub use scan::latest::{Latest, LatestRequest};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
     Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, Origin,

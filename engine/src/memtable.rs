@@ -25,9 +25,16 @@ pub(crate) struct Block {
     pub(crate) series: Vec<SeriesId>,
     pub(crate) times: Vec<i64>,
     pub(crate) columns: Vec<(ColumnId, Column)>,
+    /// The newest of the times.
+    pub(crate) newest: i64,
 }
 
 impl Block {
+    fn new(seq: SeqRange, series: Vec<SeriesId>, times: Vec<i64>, columns: Vec<(ColumnId, Column)>) -> Self {
+        let newest = times.iter().copied().max().unwrap_or(i64::MIN);
+        Self { seq, series, times, columns, newest }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.times.len()
     }
@@ -63,7 +70,7 @@ impl Block {
         let mut times = Vec::with_capacity(rows);
         times.extend_from_slice(&older.times);
         times.extend_from_slice(&newer.times);
-        Self { seq: older.seq.union(newer.seq), series, times, columns }
+        Self::new(older.seq.union(newer.seq), series, times, columns)
     }
 }
 
@@ -80,6 +87,13 @@ impl PartitionBlocks {
     /// No rows yet.
     pub(crate) fn new(range: TimeRange) -> Self {
         Self { range, blocks: Vec::new(), columns: Vec::new() }
+    }
+
+    /// The same without the blocks that have no row from `start` on.
+    pub(crate) fn from(&self, start: Timestamp) -> Self {
+        let mut part = self.clone();
+        part.blocks.retain(|block| block.newest >= start.as_nanos());
+        part
     }
 
     /// About what the chunk of these rows takes in an edit of the manifest.
@@ -151,17 +165,17 @@ impl Memtable {
         let range = TimeRange::aligned(Timestamp::from_nanos(first), width);
         let table = rows.table;
         if rows.times.iter().all(|time| range.contains(Timestamp::from_nanos(*time))) {
-            let block = Block { seq, series: rows.series, times: rows.times, columns: rows.columns };
+            let block = Block::new(seq, rows.series, rows.times, rows.columns);
             return self.push(table, range, block);
         }
         for (start, picked) in by_partition(&rows.times, width) {
             let range = TimeRange::aligned(start, width);
-            let block = Block {
-                seq: seq_of(&rows, &picked),
-                series: picked.iter().filter_map(|&row| rows.series.get(row).copied()).collect(),
-                times: picked.iter().filter_map(|&row| rows.times.get(row).copied()).collect(),
-                columns: rows.columns.iter().map(|(id, column)| (*id, column.gather(&picked))).collect(),
-            };
+            let block = Block::new(
+                seq_of(&rows, &picked),
+                picked.iter().filter_map(|&row| rows.series.get(row).copied()).collect(),
+                picked.iter().filter_map(|&row| rows.times.get(row).copied()).collect(),
+                rows.columns.iter().map(|(id, column)| (*id, column.gather(&picked))).collect(),
+            );
             self.push(table, range, block);
         }
     }

@@ -24,6 +24,7 @@ use crate::answer::Answer;
 use crate::catalog::{Overrides, SondeCatalog, SystemTables, check_writable};
 use crate::environment::{QueryOptions, config, runtime};
 use crate::error::{Error, Result};
+use crate::latest::{LATEST, LatestFunction};
 use crate::limits::STATEMENT_DEPTH;
 use crate::running::{QueryInfo, Running, Threads};
 use crate::statement::{RuleSpec, Statement, parse};
@@ -295,6 +296,7 @@ impl Inner {
     fn session(&self, database: &str, instead: Overrides) -> Session {
         let snapshot = self.engine.snapshot();
         let catalog = Arc::clone(snapshot.catalog());
+        let latest = LatestFunction { engine: self.engine.clone(), snapshot: snapshot.clone() };
         let tables = SondeCatalog {
             engine: self.engine.clone(),
             snapshot,
@@ -308,6 +310,7 @@ impl Inner {
             .with_config(config)
             .with_catalog_list(Arc::new(catalogs))
             .build();
+        state.register_udtf(LATEST, Arc::new(latest));
         // The moment that now() gives.
         state.mark_start_execution();
         Session { state, catalog, database: database.to_owned() }

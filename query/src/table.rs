@@ -109,14 +109,14 @@ impl TableProvider for SondeTable {
 
 /// A filter that the engine applies.
 #[derive(Debug, PartialEq)]
-enum Pushed {
+pub(crate) enum Pushed {
     Time(TimeRange),
     Tag(TagFilter),
     Value(ValueRange),
 }
 
 impl Pushed {
-    fn of(table: &Table, filter: &Expr) -> Option<Self> {
+    pub(crate) fn of(table: &Table, filter: &Expr) -> Option<Self> {
         match filter {
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
                 match (Self::of(table, left)?, Self::of(table, right)?) {

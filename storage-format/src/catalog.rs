@@ -55,12 +55,14 @@ pub struct TableOptions {
     pub max_bytes: i64,
     /// What the pages are encoded for that compaction writes.
     pub profile: Profile,
+    /// Series that it may have; 0 is what the engine allows.
+    pub max_series: i64,
 }
 
 impl Default for TableOptions {
     fn default() -> Self {
         let (partition, profile) = (86_400_000_000_000, Profile::Fast);
-        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile }
+        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile, max_series: 0 }
     }
 }
 
@@ -267,15 +269,17 @@ const RETENTION: u8 = 2;
 const COLD_AFTER: u8 = 3;
 const MAX_BYTES: u8 = 4;
 const PROFILE: u8 = 5;
+const MAX_SERIES: u8 = 7;
 
 fn encode_options(options: &TableOptions, writer: &mut Writer) {
-    let TableOptions { partition, retention, cold_after, max_bytes, profile } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes, profile, max_series } = *options;
     let all = [
         (PARTITION, partition),
         (RETENTION, retention),
         (COLD_AFTER, cold_after),
         (MAX_BYTES, max_bytes),
         (PROFILE, (profile == Profile::Dense).into()),
+        (MAX_SERIES, max_series),
     ];
     let set = || all.iter().filter(|(_, value)| *value != 0);
     writer.varint(set().count() as u64);
@@ -303,6 +307,7 @@ fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
             COLD_AFTER => options.cold_after = value,
             MAX_BYTES => options.max_bytes = value,
             PROFILE if value == 1 => options.profile = Profile::Dense,
+            MAX_SERIES => options.max_series = value,
             _ => return Err(cursor.invalid("a known option", option.into())),
         }
     }

@@ -22,6 +22,7 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
         cold_after: i64::MAX,
         max_bytes: 1 << 30,
         profile: Profile::Dense,
+        max_series: 0,
     };
     let object = Object {
         kind: ObjectKind::Source,
@@ -76,6 +77,7 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         cold_after: width(random),
         max_bytes: width(random),
         profile: random.pick(&[Profile::Fast, Profile::Dense]),
+        max_series: width(random),
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
     let (database, name) = (text(random), text(random));
@@ -132,6 +134,16 @@ fn golden() {
     assert_eq!(decode(&bytes), Ok(exemplars()));
 }
 
+/// An option that came after the first goldens.
+#[test]
+fn golden_max_series() {
+    let options = TableOptions { max_series: 2_000_000, ..TableOptions::default() };
+    let change = CatalogChange::SetOptions { table: TableId(7), options };
+    let bytes = encode(std::slice::from_ref(&change));
+    golden::check("catalog_max_series", &bytes);
+    assert_eq!(decode(&bytes), Ok(vec![change]));
+}
+
 proptest! {
     #[test]
     fn round_trip(seed: u64, count in 0..8_usize) {
@@ -177,16 +189,17 @@ fn options_that_are_not_set_are_left_out() {
     let (table, bare) = (TableId(7), TableOptions { partition: 9, ..TableOptions::default() });
     let options = |options| Ok(CatalogChange::SetOptions { table, options });
     assert_eq!(decode_options(&[(1, 9)]), options(bare));
-    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1)];
+    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (7, 1000)];
     let set = TableOptions {
         partition: 9,
         retention: 5,
         cold_after: i64::MAX,
         max_bytes: 1,
         profile: Profile::Dense,
+        max_series: 1000,
     };
     assert_eq!(decode_options(&all), options(set));
-    for (options, pairs) in [(bare, 1), (set, 5)] {
+    for (options, pairs) in [(bare, 1), (set, 6)] {
         // Change, table, count, pairs.
         assert_eq!(encode(&[CatalogChange::SetOptions { table, options }]).len(), 1 + 4 + 1 + 9 * pairs);
     }

@@ -74,8 +74,12 @@ pub(crate) fn tag_array(context: &ScanContext, id: ColumnId, ranks: &[u32]) -> A
     let mut builder = StringBuilder::with_capacity(ranks.len(), 8 * ranks.len());
     for run in ranks.chunk_by(|a, b| a == b) {
         let rank = run.first().copied().unwrap_or_default();
-        let tag =
-            context.order.key(context.order.id(rank)).tags().nth(index).and_then(|tag| tag.ok().flatten());
+        let tag = context
+            .order
+            .keys()
+            .tags(context.order.id(rank).0 as usize)
+            .nth(index)
+            .and_then(|tag| tag.ok().flatten());
         match tag {
             Some(tag) => run.iter().for_each(|_| builder.append_value(&tag)),
             None => builder.append_nulls(run.len()),

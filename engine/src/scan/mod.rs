@@ -6,6 +6,7 @@
 //! - Groups of sources do not overlap in time, so each is merged alone and they can run in parallel.
 
 pub(crate) mod batch;
+pub(crate) mod latest;
 pub(crate) mod merge;
 pub(crate) mod prune;
 pub(crate) mod source;
@@ -104,7 +105,7 @@ impl ScanRequest {
 }
 
 /// What all sources of one scan share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ScanContext {
     pub(crate) table: Arc<Table>,
     pub(crate) time: TimeRange,
@@ -153,21 +154,26 @@ impl std::fmt::Debug for Scan {
     }
 }
 
-/// Chooses what `request` needs of one snapshot.
-pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanRequest) -> Result<Scan> {
-    let version = Arc::clone(&snapshot.version);
+/// What the sources of a request share.
+fn context(request: &ScanRequest) -> ScanContext {
     let order = request.table.series().order();
     let columns = request.columns.iter();
     let is_field =
         |id: &&ColumnId| request.table.column_by_id(**id).is_some_and(|c| c.role == ColumnRole::Field);
-    let context = ScanContext {
+    ScanContext {
         fields: columns.filter(is_field).copied().collect(),
         table: Arc::clone(&request.table),
         time: request.time,
         values: request.values.clone(),
         wanted: prune::series(&request.table, &order, &request.tags),
         order,
-    };
+    }
+}
+
+/// Chooses what `request` needs of one snapshot.
+pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanRequest) -> Result<Scan> {
+    let version = Arc::clone(&snapshot.version);
+    let context = context(request);
     let groups = prune::groups(&version, &context);
     Ok(Scan {
         inner: Arc::clone(inner),

@@ -138,6 +138,7 @@ fn alter_table(engine: &Engine, table: &Table, change: TableChange) -> Result<St
         retention: change.retention.unwrap_or(before.retention),
         cold_after: change.cold_after.unwrap_or(before.cold_after),
         profile: change.profile.unwrap_or(before.profile),
+        max_series: change.max_series.unwrap_or(before.max_series),
         ..before
     };
     engine.change_catalog(CatalogRequest::SetOptions(table.id(), options))?;

@@ -1,6 +1,7 @@
-//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, profile, durability)]`.
+//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, profile, max_series, durability)]`.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
+use sonde_engine::limits::SERIES_AT_MOST;
 use sonde_engine::{ColumnRole, NewColumn, PhysicalType, Profile, TIME_NAME, TableOptions};
 
 use super::Name;
@@ -29,6 +30,8 @@ pub struct TableChange {
     pub cold_after: Option<i64>,
     /// What compaction writes from now on.
     pub profile: Option<Profile>,
+    /// How many series there may be; 0 is the engine's limit.
+    pub max_series: Option<i64>,
 }
 
 pub(super) fn create(parser: &mut Parser<'_>) -> Result<CreateTable> {
@@ -113,6 +116,19 @@ fn profile(value: &OptionValue) -> Result<Profile> {
     }
 }
 
+fn max_series(value: &OptionValue) -> Result<i64> {
+    let number = match value {
+        OptionValue::Number(text) | OptionValue::Text(text) => text.parse().ok(),
+        OptionValue::Bool(_) => None,
+    };
+    let range = 0..=SERIES_AT_MOST as i64;
+    number.filter(|number| range.contains(number)).ok_or_else(|| {
+        Error::Invalid(format!(
+            "option max_series is a number of series up to {SERIES_AT_MOST}, 0 for the limit that all tables have"
+        ))
+    })
+}
+
 fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Result<()> {
     const DAY: i64 = 86_400_000_000_000;
     match key {
@@ -129,6 +145,7 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         "retention" => options.retention = duration(key, value)?,
         "cold_after" => options.cold_after = duration(key, value)?,
         "profile" => options.profile = profile(value)?,
+        "max_series" => options.max_series = max_series(value)?,
         // Every write is synced; a table that may lose its last second is work of its own.
         "durability" if *value == OptionValue::Text("fsync".into()) => {}
         "durability" => {
@@ -136,7 +153,7 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         }
         _ => {
             return Err(Error::Invalid(format!(
-                "unknown option {key}; a table has partition, retention, cold_after, profile and durability"
+                "unknown option {key}; a table has partition, retention, cold_after, profile, max_series and durability"
             )));
         }
     }
@@ -151,9 +168,10 @@ pub(super) fn change(parser: &mut Parser<'_>) -> Result<TableChange> {
             "retention" => change.retention = Some(duration(&key, &value)?),
             "cold_after" => change.cold_after = Some(duration(&key, &value)?),
             "profile" => change.profile = Some(profile(&value)?),
+            "max_series" => change.max_series = Some(max_series(&value)?),
             _ => {
                 return Err(Error::Invalid(format!(
-                    "option {key} cannot be altered; retention, cold_after and profile can"
+                    "option {key} cannot be altered; retention, cold_after, profile and max_series can"
                 )));
             }
         }

@@ -5,6 +5,7 @@ mod batch;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
+use sonde_engine::limits::TABLE_SERIES;
 use sonde_engine::{Engine, ObjectKind, Table};
 
 pub use batch::{BatchBuilder, Kind};
@@ -155,11 +156,12 @@ fn sources(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
     rows.finish()
 }
 
-const TABLES: [(&str, Kind); 8] = [
+const TABLES: [(&str, Kind); 9] = [
     ("database", Kind::Text),
     ("name", Kind::Text),
     ("kind", Kind::Text),
     ("series", Kind::UInt),
+    ("max_series", Kind::UInt),
     ("partition", Kind::Text),
     ("retention", Kind::Text),
     ("cold_after", Kind::Text),
@@ -176,6 +178,7 @@ fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
         rows.text(Some(&def.name));
         rows.text(Some(&format!("{:?}", def.kind).to_ascii_lowercase()));
         rows.uint(engine.series_count(def.id) as u64);
+        rows.uint(table.max_series(TABLE_SERIES) as u64);
         rows.text(span(def.options.partition).as_deref());
         rows.text(span(def.options.retention).as_deref());
         rows.text(span(def.options.cold_after).as_deref());
