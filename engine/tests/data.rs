@@ -197,17 +197,23 @@ pub(crate) fn latest(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Q
     let columns = table.def().columns.iter().filter(|column| wanted(column)).map(|column| column.id);
     let tags = query.tags.iter().map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() });
     let request =
-        LatestRequest { table: Arc::clone(table), columns: columns.collect(), tags: tags.collect() };
-    let latest = engine.latest(snapshot, &request)?;
-    let count = latest.rows();
-    let mut rows = Vec::new();
-    for batch in latest {
-        let batch = batch?;
-        assert!(batch.num_rows() > 0 && batch.num_rows() <= sonde_engine::limits::BATCH_ROWS);
-        rows.extend(decode(table, &batch));
-    }
-    assert_eq!(rows.len(), count);
-    Ok(rows)
+        LatestRequest { tags: tags.collect(), ..LatestRequest::all(Arc::clone(table), columns.collect()) };
+    let of_part = |part: usize, parts: usize| {
+        let latest = engine.latest(snapshot, &LatestRequest { part: (part, parts), ..request.clone() })?;
+        let count = latest.rows();
+        let mut rows = Vec::new();
+        for batch in latest {
+            let batch = batch?;
+            assert!(batch.num_rows() > 0 && batch.num_rows() <= sonde_engine::limits::BATCH_ROWS);
+            rows.extend(decode(table, &batch));
+        }
+        assert_eq!(rows.len(), count);
+        Ok(rows)
+    };
+    let parts = [of_part(0, 3)?, of_part(1, 3)?, of_part(2, 3)?].concat();
+    let all = of_part(0, 1)?;
+    assert_eq!(parts, all, "three parts are the whole");
+    Ok(all)
 }
 
 /// The rows that a query returns.

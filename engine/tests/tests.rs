@@ -23,6 +23,7 @@ mod crash;
 mod disk;
 mod doctor;
 mod files;
+mod latest;
 mod layers;
 mod log;
 mod recovery;

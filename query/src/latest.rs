@@ -31,6 +31,9 @@ use sonde_engine::{ColumnId, Engine, LatestRequest, Snapshot, Table, arrow_schem
 use crate::limits::SCAN_AHEAD;
 use crate::table::Pushed;
 
+/// Series from which on a table's are looked for in parts, one to each partition of the plan.
+const SERIES_OF_ONE_PART: usize = 1000;
+
 /// The name of the function.
 pub(crate) const LATEST: &str = "latest";
 
@@ -125,7 +128,7 @@ impl TableProvider for LatestTable {
 
     async fn scan(
         &self,
-        _state: &dyn Session,
+        state: &dyn Session,
         projection: Option<&Vec<usize>>,
         filters: &[Expr],
         limit: Option<usize>,
@@ -139,12 +142,15 @@ impl TableProvider for LatestTable {
             _ => None,
         };
         let tags = filters.iter().filter_map(tag).collect();
-        let request = LatestRequest { table: Arc::clone(&self.table), columns, tags };
-        Ok(Arc::new(LatestScan::new(self.engine.clone(), self.snapshot.clone(), request, limit)))
+        let request = LatestRequest { tags, ..LatestRequest::all(Arc::clone(&self.table), columns) };
+        // A few series are found sooner than a second thread starts.
+        let is_large = self.engine.series_count(self.table.id()) >= SERIES_OF_ONE_PART;
+        let parts = if is_large { state.config().target_partitions() } else { 1 };
+        Ok(Arc::new(LatestScan::new(self.engine.clone(), self.snapshot.clone(), request, limit, parts)))
     }
 }
 
-/// Finds the newest points on a blocking thread.
+/// Finds the newest points, each of its partitions on a blocking thread.
 #[derive(Debug)]
 struct LatestScan {
     engine: Engine,
@@ -157,10 +163,16 @@ struct LatestScan {
 }
 
 impl LatestScan {
-    fn new(engine: Engine, snapshot: Snapshot, request: LatestRequest, limit: Option<usize>) -> Self {
+    fn new(
+        engine: Engine,
+        snapshot: Snapshot,
+        request: LatestRequest,
+        limit: Option<usize>,
+        parts: usize,
+    ) -> Self {
         let schema = arrow_schema(&request.table, &request.columns);
         let equivalences = EquivalenceProperties::new(Arc::clone(&schema));
-        let partitioning = Partitioning::UnknownPartitioning(1);
+        let partitioning = Partitioning::UnknownPartitioning(parts.max(1));
         let properties =
             PlanProperties::new(equivalences, partitioning, EmissionType::Final, Boundedness::Bounded)
                 .with_scheduling_type(SchedulingType::Cooperative);
@@ -205,10 +217,12 @@ impl ExecutionPlan for LatestScan {
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let memory = MemoryConsumer::new("LatestScan").register(context.memory_pool());
+        let memory = MemoryConsumer::new(format!("LatestScan[{partition}]")).register(context.memory_pool());
         let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.schema), SCAN_AHEAD);
         let sender = stream.tx();
-        let (engine, snapshot, request) = (self.engine.clone(), self.snapshot.clone(), self.request.clone());
+        let (engine, snapshot, mut request) =
+            (self.engine.clone(), self.snapshot.clone(), self.request.clone());
+        request.part = (partition, self.properties.partitioning.partition_count());
         let mut left = self.limit.unwrap_or(usize::MAX);
         stream.spawn_blocking(move || {
             let external = |error: sonde_engine::Error| DataFusionError::External(Box::new(error));

@@ -44,6 +44,16 @@ pub struct LatestRequest {
     pub columns: Vec<ColumnId>,
     /// Series that fail one of these are not returned.
     pub tags: Vec<TagFilter>,
+    /// Which part of the series, in key order, and of how many: parts can be asked for at the same time.
+    pub part: (usize, usize),
+}
+
+impl LatestRequest {
+    /// The newest point of each series of a table, with these columns.
+    #[must_use]
+    pub fn all(table: Arc<Table>, columns: Vec<ColumnId>) -> Self {
+        Self { table, columns, tags: Vec::new(), part: (0, 1) }
+    }
 }
 
 /// The newest point of each series, in key order, at most 8,192 in a batch.
@@ -80,7 +90,7 @@ pub(crate) fn latest(inner: &Arc<Inner>, snapshot: &Snapshot, request: &LatestRe
     all.tags.clone_from(&request.tags);
     let mut context = context(&all);
     let wanted = context.wanted.take();
-    let mut search = Search::new(inner, &context, wanted.as_deref());
+    let mut search = Search::new(inner, &context, wanted.as_deref(), request.part);
     for group in groups(&snapshot.version, &context).iter().rev() {
         if search.open.is_empty() {
             break;
@@ -159,16 +169,25 @@ struct Search<'s> {
 }
 
 impl<'s> Search<'s> {
-    fn new(inner: &'s Arc<Inner>, context: &'s ScanContext, wanted: Option<&[bool]>) -> Self {
-        let all = 0..context.order.len() as u32;
-        let (open, bounds) = match wanted {
-            None => (all.collect(), vec![i64::MIN; context.order.len()]),
-            Some(wanted) => {
-                let open = all.zip(wanted).filter(|(_, wanted)| **wanted).map(|(rank, _)| rank).collect();
-                let bound = |wanted: &bool| if *wanted { i64::MIN } else { SETTLED };
-                (open, wanted.iter().map(bound).collect())
+    fn new(
+        inner: &'s Arc<Inner>,
+        context: &'s ScanContext,
+        wanted: Option<&[bool]>,
+        (part, parts): (usize, usize),
+    ) -> Self {
+        let wants = |rank: &u32| wanted.is_none_or(|wanted| wanted.get(*rank as usize) == Some(&true));
+        let mut open: Vec<u32> = (0..context.order.len() as u32).filter(wants).collect();
+        // By the series that are wanted, so that each part has as much to do.
+        let border = |part: usize| (open.len() as u128 * part as u128 / parts.max(1) as u128) as usize;
+        let (start, end) = (border(part), border(part + 1).min(open.len()));
+        open.truncate(end);
+        open.drain(..start.min(end));
+        let mut bounds = vec![SETTLED; context.order.len()];
+        for rank in &open {
+            if let Some(bound) = bounds.get_mut(*rank as usize) {
+                *bound = i64::MIN;
             }
-        };
+        }
         Self { inner, context, open, bounds, found: Vec::new(), pieces: Vec::new() }
     }
 
