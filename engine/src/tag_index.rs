@@ -2,7 +2,8 @@
 //!
 //! It is built when a tag filter first asks, and from then on takes in what was added since at each filter. So tables
 //! that nobody filters cost no memory, neither recovery nor the writer's thread is slower for it, and whoever asks first
-//! after a start pays once: under half a second for a million series of three tags.
+//! after a start pays once, about a microsecond for each series. Filters that name every tag do without it
+//! (`scan/prune.rs`).
 //!
 //! # Invariants
 //! - A value is not copied: it stands in the key of the first series that has it.
