@@ -48,7 +48,7 @@ pub const MANIFEST_BYTES: u64 = 4 << 20;
 pub const MANIFEST_FRAME_BYTES: usize = 1 << 20;
 /// Bytes that one turn of a log reader takes.
 pub const LOG_READ_BYTES: usize = 4 << 20;
-/// Series of a table that has no `max_series` of its own. Each takes about 100 bytes of memory with its place in the
+/// Series of a table that has no `max_series` of its own. Each takes about 120 bytes of memory with its place in the
 /// tag index, so a tag whose values never repeat fills a small machine long before it fills its disk.
 pub const TABLE_SERIES: usize = 10_000_000;
 /// The most that `max_series` may be: handles and ranks have 32 bits.

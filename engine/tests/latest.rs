@@ -39,7 +39,7 @@ fn a_point_in_every_layer() {
     put(&engine, "t", &[of(START + 8, &[("s", Value::text("late"))])]);
     let expected = of(START + 9, &[("f", Value::float(1.5)), ("i", Value::Int(2)), ("b", Value::Bool(true))]);
     let snapshot = engine.snapshot();
-    assert_eq!(newest(&engine, &snapshot), [expected.clone()]);
+    assert_eq!(newest(&engine, &snapshot), std::slice::from_ref(&expected));
     // What comes later, and what becomes of the files, is not the snapshot's.
     put(&engine, "t", &[of(START + DAY, &[("i", Value::Int(4))])]);
     engine.flush().unwrap();

@@ -109,7 +109,9 @@ pub struct Tags<'a> {
 }
 
 impl<'a> Tags<'a> {
-    pub(crate) fn of(bytes: &'a [u8]) -> Self {
+    /// The tag values of an encoded key.
+    #[must_use]
+    pub fn of(bytes: &'a [u8]) -> Self {
         Self { bytes, offset: 0 }
     }
 

@@ -9,7 +9,9 @@ use arrow::array::{
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
-use sonde_storage_format::{Cell, Cells, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, Values};
+use sonde_storage_format::{
+    Cell, Cells, Column, ColumnDef, ColumnId, ColumnRole, PhysicalType, Tags, Values,
+};
 
 use crate::catalog::Table;
 use crate::error::{Error, Result};
@@ -72,6 +74,9 @@ fn arrow_error(error: arrow::error::ArrowError) -> Error {
     Error::Row(format!("cannot make an Arrow array: {error}"))
 }
 
+/// Keys that are fetched before the first of them is decoded.
+const KEYS_AHEAD: usize = 256;
+
 /// The values of some tags, which may be named in any order and more than once. A key is looked at once for all of them:
 /// keys lie all over the memory.
 pub(crate) fn tag_arrays(context: &ScanContext, ids: &[ColumnId], ranks: &[u32]) -> Vec<ArrayRef> {
@@ -83,22 +88,35 @@ pub(crate) fn tag_arrays(context: &ScanContext, ids: &[ColumnId], ranks: &[u32])
     let mut slots: Vec<(usize, &mut StringBuilder)> =
         builders.iter_mut().map(|(place, builder)| (*place, builder)).collect();
     slots.sort_by_key(|(place, _)| *place);
-    for run in ranks.chunk_by(|a, b| a == b) {
-        let rank = run.first().copied().unwrap_or_default();
-        let mut tags = context.order.keys().tags(context.order.id(rank).0 as usize);
-        let (mut value, mut behind) = (None, 0);
-        for (place, builder) in &mut slots {
-            if *place >= behind {
-                value = tags.nth(*place - behind).and_then(|tag| tag.ok().flatten());
-                behind = *place + 1;
-            }
-            match &value {
-                Some(value) => run.iter().for_each(|_| builder.append_value(value)),
-                None => builder.append_nulls(run.len()),
-            }
+    let runs: Vec<&[u32]> = ranks.chunk_by(|a, b| a == b).collect();
+    for runs in runs.chunks(KEYS_AHEAD) {
+        let key = |run: &&[u32]| {
+            let id = context.order.id(run.first().copied().unwrap_or_default());
+            context.order.keys().get(id.0 as usize).unwrap_or_default()
+        };
+        let keys: Vec<&[u8]> = runs.iter().map(key).collect();
+        // Touched all at once, keys come from memory side by side and not one after the other.
+        std::hint::black_box(keys.iter().fold(0, |all, key| all ^ key.first().copied().unwrap_or_default()));
+        for (run, key) in runs.iter().zip(keys) {
+            append_tags(&mut slots, Tags::of(key), run.len());
         }
     }
     builders.into_iter().map(|(_, mut builder)| Arc::new(builder.finish()) as ArrayRef).collect()
+}
+
+/// Appends the tags of a key so many times; the slots stand by place.
+fn append_tags(slots: &mut [(usize, &mut StringBuilder)], mut tags: Tags<'_>, rows: usize) {
+    let (mut value, mut behind) = (None, 0);
+    for (place, builder) in slots {
+        if *place >= behind {
+            value = tags.nth(*place - behind).and_then(|tag| tag.ok().flatten());
+            behind = *place + 1;
+        }
+        match &value {
+            Some(value) => (0..rows).for_each(|_| builder.append_value(value)),
+            None => builder.append_nulls(rows),
+        }
+    }
 }
 
 /// A field's cells; absent and NULL are null alike.
