@@ -234,6 +234,7 @@ fn one_tag(engine: &Engine, shape: Shape, name: &str) {
     figure(name, started.elapsed().as_secs_f64() * 1e3, "ms");
 }
 
+/// Median and least: what else the machine does is in the first, and hardly in the second.
 fn median(name: &str, runs: usize, mut run: impl FnMut()) {
     let mut times: Vec<f64> = (0..runs)
         .map(|_| {
@@ -243,7 +244,7 @@ fn median(name: &str, runs: usize, mut run: impl FnMut()) {
         })
         .collect();
     times.sort_by(f64::total_cmp);
-    figure(name, times[runs / 2], "ms");
+    println!("  {name:<52} {:>12.2} ms, least {:.2}", times[runs / 2], times[0]);
 }
 
 /// Resident bytes of this process.

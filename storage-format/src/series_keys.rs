@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn key(i: usize) -> SeriesKey {
-        SeriesKey::encode([Some(format!("d{i}").as_str()), None, (i % 2 == 0).then_some("\0")])
+        SeriesKey::encode([Some(format!("d{i}").as_str()), None, i.is_multiple_of(2).then_some("\0")])
     }
 
     #[test]
