@@ -16,7 +16,7 @@ use sonde_storage_format::{
 
 use crate::catalog::Table;
 use crate::error::{Error, Result};
-use crate::limits::BATCH_BYTES;
+use crate::limits::{BATCH_BYTES, TABLE_SERIES};
 
 /// Above this, integers are not exact as float64.
 pub const EXACT_INTEGER: u64 = 1 << 53;
@@ -234,7 +234,9 @@ impl WriteBatchBuilder {
     }
 
     /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column
-    /// or the row its batch. `max_series` bounds the series of the table, `None` where nothing does.
+    /// or the row its batch. A row of a new series is refused where the table has as many as it may: its
+    /// `max_series`; where it has none, this one, or [`TABLE_SERIES`]. Batches that are built at the same moment do not
+    /// see each other's series, and may exceed the limit by them.
     pub fn row(&mut self, table: &Arc<Table>, row: &Row<'_, '_>, max_series: Option<usize>) -> Result<()> {
         check(table, row)?;
         encode_key(table, row.tags, &mut self.key);
@@ -381,13 +383,9 @@ impl OpenPart {
         if let Some(index) = self.new_index.get(key) {
             return Ok(NEW_SERIES | u64::from(*index));
         }
-        if let Some(limit) = max_series
-            && self.table.series().len() + self.new_index.len() >= limit
-        {
-            return Err(Error::Limit {
-                what: format!("series of table {}", self.table.full_name()),
-                limit: limit as u64,
-            });
+        let limit = self.table.max_series(max_series.unwrap_or(TABLE_SERIES));
+        if self.table.series().len() + self.new_index.len() >= limit {
+            return Err(Error::Series { table: self.table.full_name(), limit: limit as u64 });
         }
         let key = SeriesKey::from_bytes(key).map_err(|error| Error::Row(error.to_string()))?;
         let index = self.part.new_keys.len() as u32;

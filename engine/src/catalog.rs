@@ -106,6 +106,15 @@ impl Table {
         self.def.columns.get(place)
     }
 
+    /// How many series it may have: what it was given, else `default`.
+    #[must_use]
+    pub fn max_series(&self, default: usize) -> usize {
+        match self.def.options.max_series {
+            0 => default,
+            most => most as usize,
+        }
+    }
+
     /// Its series, those that were registered after this snapshot included.
     pub(crate) fn series(&self) -> &Arc<TableSeries> {
         &self.series
@@ -444,12 +453,16 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
 
 /// Partitions divide a UTC day or are whole days, so that a day can go to the cold tier.
 pub(crate) fn check_options(options: &TableOptions) -> Result<()> {
-    let TableOptions { partition, retention, cold_after, max_bytes, .. } = *options;
+    let TableOptions { partition, retention, cold_after, max_bytes, max_series, .. } = *options;
     if partition <= 0 || (DAY % partition != 0 && partition % DAY != 0) {
         return Err(Error::Row(format!("a partition divides a day or is whole days, not {partition} ns")));
     }
     if retention < 0 || cold_after < 0 || max_bytes < 0 {
         return Err(Error::Row("retention, cold_after and max_bytes are not negative".into()));
+    }
+    if !(0..=limits::SERIES_AT_MOST as i64).contains(&max_series) {
+        let most = limits::SERIES_AT_MOST;
+        return Err(Error::Row(format!("max_series is 1 to {most}, not {max_series}")));
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::limits::CHANGE_POINTS;
 use crate::mask::Mask;
 use crate::receipt::Receipt;
-use crate::scan::{Snapshot, TagFilter};
+use crate::scan::{Snapshot, TagFilter, prune};
 use crate::write::Command;
 
 /// Points of a table that a change is to touch, as one snapshot has them.
@@ -139,10 +139,12 @@ impl Engine {
     /// Deletes every row of a range of time whose series pass all filters. Returns once that is durable and visible.
     pub fn delete_range(&self, table: &Arc<Table>, range: TimeRange, tags: &[TagFilter]) -> Result<SeqRange> {
         let series = (!tags.is_empty()).then(|| {
-            let seen = table.series().len();
-            let mut passing = table.series().matching(table, tags, 0);
-            passing.retain(|id| id.0 < seen as u64);
-            (passing, seen)
+            let order = table.series().order();
+            let wanted = prune::series(table, &order, tags).unwrap_or_default();
+            let mut passing: Vec<SeriesId> =
+                (0..).zip(&wanted).filter(|(_, wanted)| **wanted).map(|(rank, _)| order.id(rank)).collect();
+            passing.sort_unstable();
+            (passing, order.len())
         });
         if range.is_empty() {
             return Err(Error::Row("an empty range of time has no rows to delete".into()));

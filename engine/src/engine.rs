@@ -38,6 +38,7 @@ use crate::open_chunk::OpenChunks;
 use crate::queue::QueuedBytes;
 use crate::receipt::Receipt;
 use crate::recover::recover;
+use crate::scan::latest::{Latest, LatestRequest, latest};
 use crate::scan::{Scan, ScanRequest, Snapshot, scan};
 use crate::state::StateStore;
 use crate::storage::{LocalStorage, Storage};
@@ -410,6 +411,11 @@ impl Engine {
         scan(&self.inner, snapshot, request).map(Arc::new)
     }
 
+    /// The newest point of each series that passes the request's filters.
+    pub fn latest(&self, snapshot: &Snapshot, request: &LatestRequest) -> Result<Latest> {
+        latest(&self.inner, snapshot, request)
+    }
+
     /// The arrival time of a message: the node's clock, strictly ascending.
     #[must_use]
     pub fn arrival(&self) -> Timestamp {
@@ -425,8 +431,7 @@ impl Engine {
     /// The tag values of a series, in the order of the table's tags.
     #[must_use]
     pub fn series_tags(&self, table: &Table, id: SeriesId) -> Vec<Option<String>> {
-        let key = table.series().key(id);
-        key.map(|key| key.to_values(table.tags().count())).unwrap_or_default()
+        table.series().tags(id, table.tags().count())
     }
 
     /// The value of a key of a namespace.

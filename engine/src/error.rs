@@ -91,6 +91,14 @@ pub enum Error {
         /// How many there may be.
         limit: u64,
     },
+    /// The table has as many series as it may; rows of those go on.
+    #[error("table {table} has {limit} series, its limit, and the row would be the first of another; rows of the series it has are stored as before. Raise the limit with ALTER TABLE {table} SET (max_series = {}), or make a tag whose values never repeat a field", limit.saturating_mul(10))]
+    Series {
+        /// The table.
+        table: String,
+        /// How many there may be.
+        limit: u64,
+    },
     /// The batch holds as much as it may: what was refused belongs into the next one.
     #[error("more than {limit} bytes of rows in one batch", limit = crate::limits::BATCH_BYTES)]
     BatchFull,

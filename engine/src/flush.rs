@@ -241,7 +241,7 @@ impl Build {
         let order = &self.context.order;
         let series = |(rank, rows): &(u32, usize)| {
             let id = order.id(*rank);
-            SeriesRows { id, key: order.key(id).clone(), rows: *rows }
+            SeriesRows { id, key: order.key(id), rows: *rows }
         };
         let series: Vec<SeriesRows> = group.series.iter().map(series).collect();
         let Some(writer) = &mut self.writer else { return Vec::new() };

@@ -26,6 +26,7 @@ mod log_reader;
 mod manifest;
 mod mask;
 mod memtable;
+mod newest;
 mod open_chunk;
 mod pause;
 mod purge;
@@ -39,6 +40,7 @@ mod series;
 mod state;
 mod status;
 mod storage;
+mod tag_index;
 mod version;
 mod wal;
 mod widen;
@@ -60,6 +62,7 @@ pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use receipt::Receipt;
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
+pub use scan::latest::{Latest, LatestRequest};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
     Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, Object, ObjectKind,

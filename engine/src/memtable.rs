@@ -137,6 +137,13 @@ impl PartitionBlocks {
         self.blocks.iter().map(|block| block.rows()).sum()
     }
 
+    /// The same without the blocks that have no row from `start` on.
+    pub(crate) fn from(&self, start: Timestamp) -> Self {
+        let mut part = self.clone();
+        part.blocks.retain(|block| block.last >= start);
+        part
+    }
+
     /// About what the chunk of these rows takes in an edit of the manifest.
     fn edit_bytes(&self) -> usize {
         if self.blocks.is_empty() {

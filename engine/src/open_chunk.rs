@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use sonde_storage_format::{
-    ChunkMeta, ChunkReader, Column, ColumnId, ColumnPages, FormatError, PageMeta, SeriesRun,
+    ChunkMeta, ChunkReader, Column, ColumnId, ColumnPages, FormatError, PageMeta, SeriesKey, SeriesRun,
 };
 
 use crate::error::{Error, Result};
@@ -46,7 +46,9 @@ impl OpenChunk {
             let (structure, expected) = ("chunk root", "the chunk that the manifest names");
             return Err(FormatError::Invalid { structure, offset: 0, expected, found: root.id.0 });
         }
-        let (series, columns) = (reader.series()?, reader.columns()?);
+        let (mut series, columns) = (reader.series()?, reader.columns()?);
+        // The registry has the keys; here they would be most of what a directory takes.
+        series.iter_mut().for_each(|run| run.key = SeriesKey::default());
         let rows = columns.first().into_iter().flat_map(|time| &time.pages);
         let rows = rows.map(|page| page.map_or(0, |page| u64::from(page.stats.rows)));
         let starts = rows.scan(0, |next, rows| Some(std::mem::replace(next, *next + rows))).collect();

@@ -135,7 +135,8 @@ impl Replay {
         let checkpoint = Checkpoint::decode(&bytes).map_err(|source| Error::Corrupt { path, source })?;
         checkpoint.catalog.iter().for_each(|change| self.catalog.apply(change));
         for table in &checkpoint.series {
-            self.restore(table.table, SeriesId(0), &table.keys);
+            let known = self.catalog.table_by_id(table.table);
+            known.into_iter().for_each(|known| known.series().restore_all(&table.keys));
         }
         for entry in checkpoint.state {
             self.state.apply(sonde_storage_format::State {

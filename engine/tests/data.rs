@@ -13,9 +13,9 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, FieldValue, NewColumn, NewTable, PhysicalType, Points, Result, Row,
-    ScanRequest, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter, TimeRange, Timestamp,
-    ValueRange, WriteBatch,
+    CatalogRequest, ColumnRole, Engine, FieldValue, LatestRequest, NewColumn, NewTable, PhysicalType, Points,
+    Result, Row, ScanRequest, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter,
+    TimeRange, Timestamp, ValueRange, WriteBatch,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -231,6 +231,36 @@ pub(crate) fn read_all(engine: &Engine, table: &str) -> Vec<Rec> {
     read(engine, &engine.snapshot(), table, &Query::default()).unwrap()
 }
 
+/// The newest rows that a query's tags and fields ask for.
+pub(crate) fn latest(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Query) -> Result<Vec<Rec>> {
+    let table = snapshot.catalog().require_table("public", name)?;
+    let id = |name: &String| table.column(name).unwrap_or_else(|| panic!("no column {name}")).id;
+    let wanted = |column: &sonde_engine::ColumnDef| {
+        column.role != ColumnRole::Field
+            || query.fields.as_ref().is_none_or(|fields| fields.contains(&column.name))
+    };
+    let columns = table.def().columns.iter().filter(|column| wanted(column)).map(|column| column.id);
+    let tags = query.tags.iter().map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() });
+    let request =
+        LatestRequest { tags: tags.collect(), ..LatestRequest::all(Arc::clone(table), columns.collect()) };
+    let of_part = |part: usize, parts: usize| {
+        let latest = engine.latest(snapshot, &LatestRequest { part: (part, parts), ..request.clone() })?;
+        let count = latest.rows();
+        let mut rows = Vec::new();
+        for batch in latest {
+            let batch = batch?;
+            assert!(batch.num_rows() > 0 && batch.num_rows() <= sonde_engine::limits::BATCH_ROWS);
+            rows.extend(decode(table, &batch));
+        }
+        assert_eq!(rows.len(), count);
+        Ok(rows)
+    };
+    let parts = [of_part(0, 3)?, of_part(1, 3)?, of_part(2, 3)?].concat();
+    let all = of_part(0, 1)?;
+    assert_eq!(parts, all, "three parts are the whole");
+    Ok(all)
+}
+
 /// The rows that a query returns.
 pub(crate) fn read(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Query) -> Result<Vec<Rec>> {
     let table = snapshot.catalog().require_table("public", name)?;
@@ -284,7 +314,7 @@ pub(crate) fn read(engine: &Engine, snapshot: &Snapshot, name: &str, query: &Que
     Ok(rows)
 }
 
-fn decode(table: &Table, batch: &RecordBatch) -> Vec<Rec> {
+pub(crate) fn decode(table: &Table, batch: &RecordBatch) -> Vec<Rec> {
     let mut rows = vec![Rec { tags: Tags::new(), time: 0, fields: Fields::new() }; batch.num_rows()];
     for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
         let column = table.column(field.name()).unwrap();

@@ -164,6 +164,7 @@ fn a_snapshot_stays_as_it_was() {
         }
         for (snapshot, model) in &held {
             model.check_query(&engine, snapshot, "t", &Query::default());
+            model.check_latest(&engine, snapshot, "t", &Query::default());
         }
     }
     assert!(engine.snapshot().catalog().table_by_id(id).is_none());

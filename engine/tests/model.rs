@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use sonde_engine::{Engine, Snapshot, Timestamp};
 
-use crate::data::{Batch, Fields, Query, Rec, Tags, Value, read};
+use crate::data::{Batch, Fields, Query, Rec, Tags, Value, latest, read};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ModelTable {
@@ -49,6 +49,24 @@ impl ModelTable {
         };
         self.points.retain(|(tags, time), fields| !gone(&row(tags, *time, fields)));
         self.rows.retain(|rec| !gone(&row(&rec.tags, rec.time, &rec.fields)));
+    }
+
+    /// The newest row of each series, without NULLs, in key order; of event rows with one time that which came last.
+    fn newest(&self, tags: &[String]) -> Vec<Rec> {
+        let key = |of: &Tags| tags.iter().map(|tag| of.get(tag).cloned()).collect::<Vec<_>>();
+        let points = self.points.iter().map(|((tags, time), fields)| (tags, *time, fields));
+        let rows = self.rows.iter().map(|row| (&row.tags, row.time, &row.fields));
+        let mut newest: BTreeMap<Vec<Option<String>>, Rec> = BTreeMap::new();
+        for (tags, time, fields) in points.chain(rows) {
+            let row = Rec { tags: tags.clone(), time, fields: fields.clone() };
+            let known = newest.entry(key(tags)).or_insert_with(|| row.clone());
+            if known.time <= time {
+                *known = row;
+            }
+        }
+        let mut rows: Vec<Rec> = newest.into_values().collect();
+        rows.iter_mut().for_each(|row| row.fields.retain(|_, value| *value != Value::Null));
+        rows
     }
 
     /// Points in it, for a case that changes one that exists.
@@ -111,7 +129,23 @@ impl Model {
         let snapshot = engine.snapshot();
         for table in self.tables.keys() {
             self.check_query(engine, &snapshot, table, &Query::default());
+            self.check_latest(engine, &snapshot, table, &Query::default());
         }
+    }
+
+    /// Fails unless the newest point of each series that passes the query's tag filters is the model's.
+    pub(crate) fn check_latest(&self, engine: &Engine, snapshot: &Snapshot, table: &str, query: &Query) {
+        let found = latest(engine, snapshot, table, query).unwrap();
+        let def = snapshot.catalog().require_table("public", table).unwrap();
+        let tags: Vec<String> = def.tags().map(|tag| tag.name.clone()).collect();
+        let mut expected = self.tables[table].newest(&tags);
+        expected.retain(|row| {
+            query.tags.iter().all(|(tag, values)| values.contains(&row.tags.get(tag).cloned()))
+        });
+        if let Some(fields) = &query.fields {
+            expected.iter_mut().for_each(|row| row.fields.retain(|name, _| fields.contains(name)));
+        }
+        assert_same(table, query, &found, &expected);
     }
 
     /// Fails unless the query has the model's answer.

@@ -32,6 +32,7 @@ mod disk;
 mod doctor;
 mod files;
 mod golden;
+mod latest;
 mod layers;
 mod log;
 mod recovery;

@@ -295,12 +295,14 @@ impl Case {
         for (snapshot, model) in &self.held {
             for table in model.tables.keys() {
                 model.check_query(self.engine(), snapshot, table, &Query::default());
+                model.check_latest(self.engine(), snapshot, table, &Query::default());
             }
         }
         for _ in 0..3 {
             let (table, _, _) = self.random.pick(&TABLES);
             let query = self.query();
             self.model.check_query(self.engine(), &self.engine().snapshot(), table, &query);
+            self.model.check_latest(self.engine(), &self.engine().snapshot(), table, &query);
         }
     }
 

@@ -198,14 +198,14 @@ fn series_are_bounded_where_they_should_be() {
     };
     add("a").unwrap();
     add("b").unwrap();
-    assert!(matches!(add("c"), Err(Error::Limit { limit: 2, .. })));
+    assert!(matches!(add("c"), Err(Error::Series { limit: 2, .. })));
     add("a").unwrap();
     engine.write(builder.finish().unwrap()).wait().unwrap();
     assert_eq!(engine.series_count(table.id()), 2);
     let mut builder = engine.batch();
     let tags = [(device, Cow::Borrowed("c"))];
     let row = Row { time: Timestamp::from_nanos(START), tags: &tags, fields: &[] };
-    assert!(matches!(builder.row(&table, &row, Some(2)), Err(Error::Limit { .. })));
+    assert!(matches!(builder.row(&table, &row, Some(2)), Err(Error::Series { .. })));
 }
 
 #[test]

@@ -304,7 +304,8 @@ pub fn catalog(data: &[u8]) {
 pub fn series_key(data: &[u8]) {
     alloc::bounded(|| {
         let Ok(key) = SeriesKey::from_bytes(data) else { return };
-        let tags: Vec<Option<String>> = key.tags().map(|tag| tag.expect("a key that was checked")).collect();
+        let tags = key.tags().map(|tag| tag.expect("a key that was checked"));
+        let tags: Vec<Option<String>> = tags.map(|tag| tag.map(Into::into)).collect();
         assert_eq!(SeriesKey::encode(tags.iter().map(Option::as_deref)).as_bytes(), data);
         assert_eq!(key.to_values(tags.len()), tags);
     });

@@ -273,7 +273,7 @@ impl RowBuffer {
         rows: &mut Rows<'_>,
     ) -> Result<usize, Refusal> {
         let count = rows.count();
-        let max_series = target.limited_by.map(|_| DEFAULT_SERIES);
+        let max_series = target.limited_by.map(|_| DEFAULT_SERIES); // of a table without a limit of its own
         let mut tags = recycle(std::mem::take(&mut self.tags));
         let mut fields = recycle(std::mem::take(&mut self.fields));
         let mut outcome = Ok(count);
@@ -304,7 +304,7 @@ impl RowBuffer {
                 if count > 1 {
                     builder.take_back_message();
                 }
-                outcome = Err(refusal(error, target));
+                outcome = Err(refusal(error, table, target));
                 break;
             }
         }
@@ -315,13 +315,15 @@ impl RowBuffer {
     }
 }
 
-fn refusal(error: sonde_engine::Error, target: &Target<'_>) -> Refusal {
+fn refusal(error: sonde_engine::Error, table: &Table, target: &Target<'_>) -> Refusal {
     match error {
-        // The only limit that a row meets here and a source lifts is that of the series.
-        sonde_engine::Error::Limit { limit, .. } if limit == DEFAULT_SERIES as u64 => {
+        // Where the table has no limit of its own, a source lifts the default source's.
+        sonde_engine::Error::Series { .. } if table.def().options.max_series == 0 => {
             Refusal::Invalid(format!("{error}{}", hint(target)))
         }
-        sonde_engine::Error::Limit { .. } => Refusal::Invalid(error.to_string()),
+        sonde_engine::Error::Series { .. } | sonde_engine::Error::Limit { .. } => {
+            Refusal::Invalid(error.to_string())
+        }
         sonde_engine::Error::Row(reason) => Refusal::Invalid(reason),
         other => Refusal::Engine(other),
     }

@@ -14,6 +14,7 @@ mod environment;
 mod error;
 mod guard;
 mod insert;
+mod latest;
 mod names;
 mod rows;
 mod running;

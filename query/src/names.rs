@@ -22,6 +22,7 @@ use datafusion::sql::sqlparser::ast::{
 use sonde_engine::{Catalog, Table};
 
 use crate::catalog::is_reserved;
+use crate::latest;
 
 /// Writes the names of a statement as they are stored; `database` is that of tables without one.
 pub(crate) fn write_as_stored(statement: &mut Statement, catalog: &Catalog, database: &str) {
@@ -89,6 +90,8 @@ struct Words {
     with: HashSet<String>,
     /// The names that it gives itself, to columns and to what it reads, and how often.
     given: HashMap<String, usize>,
+    /// Whether the name that comes next is that of a function.
+    is_function: bool,
 }
 
 impl Words {
@@ -119,10 +122,14 @@ impl Visitor for Words {
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        let call = latest::argument(factor);
+        self.is_function = call.is_some();
+        self.tables.extend(call.clone());
         let alias = match factor {
             TableFactor::Table { name, alias, .. } => {
                 let alias = alias.as_ref();
-                self.aliased.extend(alias.map(|alias| (alias.name.value.clone(), parts(name))));
+                let table = || call.unwrap_or_else(|| parts(name));
+                self.aliased.extend(alias.map(|alias| (alias.name.value.clone(), table())));
                 alias
             }
             TableFactor::Derived { alias, .. }
@@ -139,7 +146,9 @@ impl Visitor for Words {
     }
 
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
-        self.tables.push(parts(relation));
+        if !std::mem::take(&mut self.is_function) {
+            self.tables.push(parts(relation));
+        }
         ControlFlow::Continue(())
     }
 }
@@ -162,6 +171,8 @@ struct Names<'a> {
     /// The same by what stands for them before a column.
     qualified: HashMap<String, Vec<&'a Table>>,
     open: Vec<Open>,
+    /// Whether the name that comes next is that of a function.
+    is_function: bool,
 }
 
 impl<'a> Names<'a> {
@@ -173,6 +184,7 @@ impl<'a> Names<'a> {
             tables: Vec::new(),
             qualified: HashMap::new(),
             open: Vec::new(),
+            is_function: false,
         };
         if names.words.tables.iter().any(|table| names.is_system(table)) {
             return names;
@@ -223,6 +235,17 @@ impl<'a> Names<'a> {
             Some(_) => self.catalog.exact_table(database, &name.value),
             None => self.catalog.table(database, &name.value),
         }
+    }
+
+    /// Database and name of a table as they are stored, or as they were written where there is no such table.
+    fn stored(&self, parts: &[Ident]) -> (String, String) {
+        if let Some(table) = self.table(parts) {
+            return (table.def().database.clone(), table.def().name.clone());
+        }
+        let written = |word: Option<&Ident>| word.map(|word| word.value.clone());
+        let (name, before) = parts.split_last().map_or((None, parts), |(name, before)| (Some(name), before));
+        let database = written(before.last()).unwrap_or_else(|| self.database.to_owned());
+        (database, written(name).unwrap_or_default())
     }
 
     /// Whether the statement gives something this name that can be seen from where the visit is.
@@ -369,6 +392,9 @@ impl VisitorMut for Names<'_> {
     }
 
     fn pre_visit_relation(&mut self, relation: &mut ObjectName) -> ControlFlow<()> {
+        if std::mem::take(&mut self.is_function) {
+            return ControlFlow::Continue(());
+        }
         let words = parts(relation);
         let table = self.table(&words).map(|table| table.def());
         let lower = self.is_system(&words);
@@ -385,6 +411,11 @@ impl VisitorMut for Names<'_> {
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        if let Some(parts) = latest::argument(factor) {
+            self.is_function = true;
+            let (database, name) = self.stored(&parts);
+            latest::write(factor, &database, &name);
+        }
         if let TableFactor::NestedJoin { table_with_joins, .. } = factor {
             self.using(table_with_joins);
         }
@@ -482,6 +513,14 @@ mod tests {
                 "SELECT temp FROM (SELECT max(Temp) AS temp FROM Rooms) AS x",
             ),
             ("SELECT name(1) FROM rooms", "SELECT name(1) FROM Rooms"),
+            // A table that is a function's argument.
+            ("SELECT TEMP FROM latest(rooms)", "SELECT Temp FROM latest('public', 'Rooms')"),
+            (
+                "SELECT l.height FROM LATEST('acme.plants') AS l",
+                "SELECT l.Height FROM latest('Acme', 'Plants') AS l",
+            ),
+            (r#"SELECT v FROM latest("rooms")"#, "SELECT v FROM latest('public', 'rooms')"),
+            ("SELECT Latest FROM latest", "SELECT Latest FROM latest"),
         ] {
             let mut statement = DFParser::parse_sql(sql).unwrap().pop_front().unwrap();
             write_as_stored(&mut statement, &catalog, "public");

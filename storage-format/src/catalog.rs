@@ -57,6 +57,8 @@ pub struct TableOptions {
     pub profile: Profile,
     /// Whether the width of the partitions follows from the rows; if not, it stays as set.
     pub automatic: bool,
+    /// Series that it may have; 0 is what the engine allows.
+    pub max_series: i64,
     /// What an acknowledgement of its rows waits for.
     pub durability: Durability,
 }
@@ -75,7 +77,17 @@ impl Default for TableOptions {
     fn default() -> Self {
         let (partition, profile) = (86_400_000_000_000, Profile::Fast);
         let durability = Durability::Fsync;
-        Self { partition, retention: 0, cold_after: 0, max_bytes: 0, profile, automatic: false, durability }
+        let (retention, cold_after, max_bytes, max_series) = (0, 0, 0, 0);
+        Self {
+            partition,
+            retention,
+            cold_after,
+            max_bytes,
+            profile,
+            automatic: false,
+            max_series,
+            durability,
+        }
     }
 }
 
@@ -375,11 +387,20 @@ const COLD_AFTER: u8 = 3;
 const MAX_BYTES: u8 = 4;
 const PROFILE: u8 = 5;
 const AUTOMATIC: u8 = 6;
+const MAX_SERIES: u8 = 7;
 const DURABILITY: u8 = 8;
 
 fn encode_options(options: &TableOptions, writer: &mut Writer) {
-    let TableOptions { partition, retention, cold_after, max_bytes, profile, automatic, durability } =
-        *options;
+    let TableOptions {
+        partition,
+        retention,
+        cold_after,
+        max_bytes,
+        profile,
+        automatic,
+        max_series,
+        durability,
+    } = *options;
     let all = [
         (PARTITION, partition),
         (RETENTION, retention),
@@ -387,6 +408,7 @@ fn encode_options(options: &TableOptions, writer: &mut Writer) {
         (MAX_BYTES, max_bytes),
         (PROFILE, (profile == Profile::Dense).into()),
         (AUTOMATIC, automatic.into()),
+        (MAX_SERIES, max_series),
         (DURABILITY, (durability == Durability::Buffered).into()),
     ];
     let set = || all.iter().filter(|(_, value)| *value != 0);
@@ -416,6 +438,7 @@ fn decode_options(cursor: &mut Cursor<'_>) -> Result<TableOptions> {
             MAX_BYTES => options.max_bytes = value,
             PROFILE if value == 1 => options.profile = Profile::Dense,
             AUTOMATIC if value == 1 => options.automatic = true,
+            MAX_SERIES => options.max_series = value,
             DURABILITY if value == 1 => options.durability = Durability::Buffered,
             _ => return Err(cursor.invalid("a known option", option.into())),
         }

@@ -5,7 +5,7 @@ use crate::checksum::crc32;
 use crate::cursor::{Cursor, FormatError, Result, Writer};
 use crate::ids::{SeqNo, TableId};
 use crate::limits::{CHECKPOINT_BYTES, KEY_BYTES};
-use crate::series_key::SeriesKey;
+use crate::series_keys::SeriesKeys;
 
 const MAGIC: &[u8; 8] = b"SONDECKP";
 const VERSION: u32 = 1;
@@ -29,7 +29,7 @@ pub struct TableSeries {
     /// The table.
     pub table: TableId,
     /// The key of each handle.
-    pub keys: Vec<SeriesKey>,
+    pub keys: SeriesKeys,
 }
 
 /// A key of a namespace and its value.
@@ -57,7 +57,7 @@ impl Checkpoint {
         for table in &self.series {
             writer.u32(table.table.0);
             writer.varint(table.keys.len() as u64);
-            table.keys.iter().for_each(|key| writer.bytes(key.as_bytes()));
+            table.keys.iter().for_each(|key| writer.bytes(key));
         }
         writer.varint(self.state.len() as u64);
         for entry in &self.state {
@@ -104,7 +104,10 @@ impl Checkpoint {
 fn decode_series(cursor: &mut Cursor<'_>) -> Result<TableSeries> {
     let table = TableId(cursor.u32()?);
     let count = cursor.count(usize::MAX, 1)?;
-    let keys = (0..count).map(|_| SeriesKey::from_bytes(cursor.bytes(KEY_BYTES)?)).collect::<Result<_>>()?;
+    let mut keys = SeriesKeys::default();
+    for _ in 0..count {
+        keys.push_bytes(cursor.bytes(KEY_BYTES)?)?;
+    }
     Ok(TableSeries { table, keys })
 }
 

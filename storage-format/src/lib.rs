@@ -19,6 +19,7 @@ mod ids;
 mod manifest;
 mod page;
 mod series_key;
+mod series_keys;
 mod time;
 mod wal;
 
@@ -42,7 +43,8 @@ pub use manifest::{
     ChunkMeta, ColdFile, ColumnRange, Edit, ManifestHeader, decode_edits, encode_edit, salvage_edits,
 };
 pub use page::{Between, Ends, Page, PageStats, Selection, Sum, decode_page, encode_page, encode_page_as};
-pub use series_key::SeriesKey;
+pub use series_key::{SeriesKey, Tags};
+pub use series_keys::SeriesKeys;
 pub use time::{TimeRange, Timestamp};
 pub use wal::{
     Frame, FrameScan, Message, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord,

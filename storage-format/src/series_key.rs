@@ -4,6 +4,7 @@
 //! - Comparing two keys' bytes compares their tag values as UTF-8 bytes, absent first.
 //! - Adding a tag to a table changes no key: missing values at the end mean absent.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::cursor::{FormatError, Result};
@@ -48,9 +49,14 @@ impl SeriesKey {
 
     /// Takes bytes that `encode_into` made; fails where they are not a key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let key = Self(bytes.into());
-        let mut last = Some(String::new());
-        for value in key.tags() {
+        Self::check(bytes)?;
+        Ok(Self(bytes.into()))
+    }
+
+    /// Fails where the bytes are not a key.
+    pub(crate) fn check(bytes: &[u8]) -> Result<()> {
+        let mut last = Some(Cow::Borrowed(""));
+        for value in Tags::of(bytes) {
             last = value?;
         }
         if last.is_none() {
@@ -62,7 +68,12 @@ impl SeriesKey {
                 found: 0,
             });
         }
-        Ok(key)
+        Ok(())
+    }
+
+    /// Takes bytes that were checked before.
+    pub(crate) fn of_checked(bytes: &[u8]) -> Self {
+        Self(bytes.into())
     }
 
     /// The encoded bytes.
@@ -74,15 +85,13 @@ impl SeriesKey {
     /// The tag values in ColumnId order, up to the last present one.
     #[must_use]
     pub fn tags(&self) -> Tags<'_> {
-        Tags { bytes: &self.0, offset: 0 }
+        Tags::of(&self.0)
     }
 
     /// The tag values as strings, `count` of them.
     #[must_use]
     pub fn to_values(&self, count: usize) -> Vec<Option<String>> {
-        let mut values: Vec<_> = self.tags().map(|tag| tag.ok().flatten()).collect();
-        values.resize(count, None);
-        values
+        self.tags().to_values(count)
     }
 }
 
@@ -99,7 +108,21 @@ pub struct Tags<'a> {
     offset: usize,
 }
 
-impl Tags<'_> {
+impl<'a> Tags<'a> {
+    /// The tag values of an encoded key.
+    #[must_use]
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self { bytes, offset: 0 }
+    }
+
+    /// The values that are left as strings, `count` of them.
+    #[must_use]
+    pub fn to_values(self, count: usize) -> Vec<Option<String>> {
+        let mut values: Vec<_> = self.map(|tag| tag.ok().flatten().map(Cow::into_owned)).collect();
+        values.resize(count, None);
+        values
+    }
+
     fn error(&self, expected: &'static str, found: u64) -> FormatError {
         FormatError::Invalid { structure: "series key", offset: self.offset, expected, found }
     }
@@ -110,25 +133,38 @@ impl Tags<'_> {
         Some(byte)
     }
 
-    fn present(&mut self) -> Result<Option<String>> {
-        let mut value = Vec::new();
+    /// The value up to its end, which is borrowed unless a zero in it was escaped.
+    fn present(&mut self) -> Result<Option<Cow<'a, str>>> {
+        let mut escaped: Vec<u8> = Vec::new();
         loop {
+            let rest = self.bytes.get(self.offset..).unwrap_or_default();
+            let Some(zero) = rest.iter().position(|byte| *byte == 0) else {
+                return Err(self.error("the end of a tag value", 0));
+            };
+            let part = rest.get(..zero).unwrap_or_default();
+            self.offset += zero + 1;
             match self.next_byte() {
-                Some(0) => match self.next_byte() {
-                    Some(0xff) => value.push(0),
-                    Some(1) => break,
-                    other => return Err(self.error("00 FF or 00 01", other.unwrap_or_default().into())),
-                },
-                Some(byte) => value.push(byte),
-                None => return Err(self.error("the end of a tag value", 0)),
+                Some(0xff) => {
+                    escaped.extend_from_slice(part);
+                    escaped.push(0);
+                }
+                Some(1) if escaped.is_empty() => {
+                    let text = std::str::from_utf8(part).map_err(|_| self.error("UTF-8 text", 0))?;
+                    return Ok(Some(Cow::Borrowed(text)));
+                }
+                Some(1) => {
+                    escaped.extend_from_slice(part);
+                    let text = String::from_utf8(escaped).map_err(|_| self.error("UTF-8 text", 0))?;
+                    return Ok(Some(Cow::Owned(text)));
+                }
+                other => return Err(self.error("00 FF or 00 01", other.unwrap_or_default().into())),
             }
         }
-        String::from_utf8(value).map(Some).map_err(|_| self.error("UTF-8 text", 0))
     }
 }
 
-impl Iterator for Tags<'_> {
-    type Item = Result<Option<String>>;
+impl<'a> Iterator for Tags<'a> {
+    type Item = Result<Option<Cow<'a, str>>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let item = match self.next_byte()? {

@@ -23,6 +23,7 @@ pub(crate) fn exemplars() -> Vec<CatalogChange> {
         max_bytes: 1 << 30,
         profile: Profile::Dense,
         automatic: false,
+        max_series: 0,
         durability: Durability::Fsync,
     };
     let object = Object {
@@ -91,6 +92,7 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         max_bytes: width(random),
         profile: random.pick(&[Profile::Fast, Profile::Dense]),
         automatic: random.below(2) == 0,
+        max_series: width(random),
         durability: random.pick(&[Durability::Fsync, Durability::Buffered]),
     };
     let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
@@ -169,6 +171,16 @@ fn golden() {
     assert_eq!(decode(&encode(&buffered)), Ok(buffered.to_vec()));
 }
 
+/// An option that came after the first goldens.
+#[test]
+fn golden_max_series() {
+    let options = TableOptions { max_series: 2_000_000, ..TableOptions::default() };
+    let change = CatalogChange::SetOptions { table: TableId(7), options };
+    let bytes = encode(std::slice::from_ref(&change));
+    golden::check("catalog_max_series", &bytes);
+    assert_eq!(decode(&bytes), Ok(vec![change]));
+}
+
 proptest! {
     #[test]
     fn round_trip(seed: u64, count in 0..8_usize) {
@@ -214,7 +226,7 @@ fn options_that_are_not_set_are_left_out() {
     let (table, bare) = (TableId(7), TableOptions { partition: 9, ..TableOptions::default() });
     let options = |options| Ok(CatalogChange::SetOptions { table, options });
     assert_eq!(decode_options(&[(1, 9)]), options(bare));
-    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (6, 1), (8, 1)];
+    let all = [(1, 9), (2, 5), (3, i64::MAX), (4, 1), (5, 1), (6, 1), (7, 1000), (8, 1)];
     let set = TableOptions {
         partition: 9,
         retention: 5,
@@ -222,6 +234,7 @@ fn options_that_are_not_set_are_left_out() {
         max_bytes: 1,
         profile: Profile::Dense,
         automatic: true,
+        max_series: 1000,
         durability: Durability::Buffered,
     };
     assert_eq!(decode_options(&all), options(set));

@@ -1,7 +1,9 @@
 //! Checkpoints of catalog, series and state.
 
 use proptest::prelude::*;
-use sonde_storage_format::{Checkpoint, SeqNo, SeriesKey, StateEntry, TableId, TableSeries, crc32};
+use sonde_storage_format::{
+    Checkpoint, SeqNo, SeriesKey, SeriesKeys, StateEntry, TableId, TableSeries, crc32,
+};
 
 use crate::random::Random;
 use crate::{catalog, damage, golden};
@@ -18,13 +20,15 @@ fn exemplar() -> Checkpoint {
         series: vec![
             TableSeries {
                 table: TableId(7),
-                keys: vec![
+                keys: [
                     SeriesKey::encode([Some("a")]),
                     SeriesKey::encode([None, Some("é\0")]),
                     SeriesKey::encode([]),
-                ],
+                ]
+                .into_iter()
+                .collect(),
             },
-            TableSeries { table: TableId(8), keys: Vec::new() },
+            TableSeries { table: TableId(8), keys: SeriesKeys::default() },
         ],
         state: vec![entry(b"plant/\0", b"on"), entry(b"", b"")],
     }

@@ -57,7 +57,7 @@ fn catalog() {
 
 #[test]
 fn checkpoint() {
-    let keys = vec![SeriesKey::encode([Some("")]), SeriesKey::encode([Some("a")])];
+    let keys = ["", "a"].map(|tag| SeriesKey::encode([Some(tag)])).into_iter().collect();
     let entry = StateEntry { namespace: "n".to_owned(), key: b"k".to_vec(), value: b"v".to_vec() };
     let checkpoint = Checkpoint {
         position: SeqNo(300),

@@ -30,7 +30,7 @@ proptest! {
 /// What is taken as a key is what `encode` makes of its tag values: a series has one key.
 fn decode(bytes: &[u8]) {
     if let Ok(key) = SeriesKey::from_bytes(bytes) {
-        let tags: Vec<Option<String>> = key.tags().map(Result::unwrap).collect();
+        let tags: Vec<Option<_>> = key.tags().map(Result::unwrap).collect();
         assert_eq!(SeriesKey::encode(tags.iter().map(Option::as_deref)), key, "{bytes:?}");
     }
 }

@@ -12,14 +12,14 @@ use parquet::arrow::AsyncArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use sonde_storage_format::{Cell, Cells, ColdFile, Column, ColumnRole, SeqNo, TimeRange, Values};
+use sonde_storage_format::{Cell, Cells, ColdFile, Column, ColumnId, ColumnRole, SeqNo, TimeRange, Values};
 
 use crate::catalog::Table;
 use crate::cold::{ColdOptions, TIME_NS, day_name, schema, store_error};
 use crate::error::{Error, Result};
 use crate::limits::GROUP_TEXT_BYTES;
 use crate::scan::ScanContext;
-use crate::scan::batch::{field_array, tag_array};
+use crate::scan::batch::{field_array, tag_arrays};
 use crate::scan::merge::{Merge, Window};
 
 /// Rows of a Parquet row group.
@@ -122,7 +122,8 @@ fn to_batch(context: &ScanContext, schema: &Arc<Schema>, window: Window) -> Resu
     let rest: Vec<i16> = window.times.iter().map(|time| time.rem_euclid(1000) as i16).collect();
     let micros = TimestampMicrosecondArray::from(micros).with_timezone("UTC");
     let mut arrays: Vec<ArrayRef> = vec![Arc::new(micros), Arc::new(Int16Array::from(rest))];
-    arrays.extend(context.table.tags().map(|tag| tag_array(context, tag.id, &window.ranks)));
+    let tags: Vec<ColumnId> = context.table.tags().map(|tag| tag.id).collect();
+    arrays.extend(tag_arrays(context, &tags, &window.ranks));
     let fields = context.table.def().columns.iter().filter(|column| column.role == ColumnRole::Field);
     for (_, column) in fields.zip(window.columns) {
         arrays.push(match &column.values {

@@ -6,6 +6,7 @@
 //! - Groups of sources do not overlap in time, so each is merged alone and they can run in parallel.
 
 pub(crate) mod batch;
+pub(crate) mod latest;
 pub(crate) mod merge;
 pub(crate) mod prune;
 pub(crate) mod source;
@@ -105,7 +106,7 @@ impl ScanRequest {
 }
 
 /// What all sources of one scan share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ScanContext {
     pub(crate) table: Arc<Table>,
     pub(crate) time: TimeRange,
@@ -175,14 +176,13 @@ impl std::fmt::Debug for Scan {
     }
 }
 
-/// Chooses what `request` needs of one snapshot.
-pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanRequest) -> Result<Scan> {
-    let version = Arc::clone(&snapshot.version);
+/// What the sources of a request share.
+fn context(version: &Version, request: &ScanRequest) -> ScanContext {
     let order = request.table.series().order();
     let columns = request.columns.iter();
     let is_field =
         |id: &&ColumnId| request.table.column_by_id(**id).is_some_and(|c| c.role == ColumnRole::Field);
-    let context = ScanContext {
+    ScanContext {
         fields: columns.filter(is_field).copied().collect(),
         table: Arc::clone(&request.table),
         time: request.time,
@@ -191,7 +191,13 @@ pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanReques
         order,
         needs_points: !request.columns.iter().all(|id| is_field(&id)),
         masks: version.masks_of(request.table.id()),
-    };
+    }
+}
+
+/// Chooses what `request` needs of one snapshot.
+pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanRequest) -> Result<Scan> {
+    let version = Arc::clone(&snapshot.version);
+    let context = context(&version, request);
     let groups = prune::groups(&version, &context);
     Ok(Scan {
         inner: Arc::clone(inner),

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use sonde_storage_format::{ColdFile, TimeRange, Timestamp};
+use sonde_storage_format::{ColdFile, SeriesId, SeriesKey, TimeRange, Timestamp};
 
 use crate::catalog::Table;
 use crate::memtable::PartitionBlocks;
 use crate::scan::{ScanContext, TagFilter};
 use crate::series::KeyOrder;
+use crate::tag_index::TagTest;
 use crate::version::{Chunk, Version};
+
+/// Keys that a filter of all tags may come to and are looked up one by one; from more on the index is asked.
+const LOOKED_UP_KEYS: usize = 64;
 
 /// One layer of a group.
 #[derive(Clone, Debug)]
@@ -19,7 +23,7 @@ pub(crate) enum Layer {
 }
 
 impl Layer {
-    fn range(&self) -> TimeRange {
+    pub(crate) fn range(&self) -> TimeRange {
         match self {
             Self::Cold(file) => file.day,
             Self::Chunk(chunk) => chunk.meta.range,
@@ -50,17 +54,53 @@ pub(crate) fn series(table: &Table, order: &KeyOrder, filters: &[TagFilter]) -> 
     if filters.is_empty() {
         return None;
     }
-    let tests: Vec<(usize, &TagFilter)> = filters
+    let tests: Vec<TagTest<'_>> = filters
         .iter()
-        .filter_map(|filter| table.tag_index(filter.column).map(|index| (index, filter)))
+        .filter_map(|filter| table.tag_index(filter.column).map(|place| (place, &filter.values)))
         .collect();
-    let passes = |id: &sonde_storage_format::SeriesId| {
-        let mut tags: Vec<Option<String>> = order.key(*id).tags().map(|tag| tag.ok().flatten()).collect();
-        let width = tests.iter().map(|(index, _)| index + 1).max().unwrap_or_default();
-        tags.resize(tags.len().max(width), None);
-        tests.iter().all(|(index, filter)| tags.get(*index).is_some_and(|tag| filter.values.contains(tag)))
+    let mut wanted = vec![false; order.len()];
+    let mut want = |id: SeriesId| {
+        // Those that came after the order have no row that the scan could see.
+        if (id.0 as usize) < order.len()
+            && let Some(slot) = wanted.get_mut(order.rank(id) as usize)
+        {
+            *slot = true;
+        }
     };
-    Some(order.by_rank.iter().map(passes).collect())
+    match whole_keys(table.tags().count(), &tests) {
+        Some(keys) => keys.iter().filter_map(|key| table.series().lookup(key)).for_each(&mut want),
+        None => {
+            let selected = table.series().select(order.keys(), &tests);
+            selected.iter().for_each(|id| want(SeriesId(id.into())));
+        }
+    }
+    Some(wanted)
+}
+
+/// The keys that pass, where the tests name every tag once and a few values of each: they are looked up, so that a
+/// single series is found without the index.
+fn whole_keys(tags: usize, tests: &[TagTest<'_>]) -> Option<Vec<Vec<u8>>> {
+    let mut by_place: Vec<&TagTest<'_>> = tests.iter().collect();
+    by_place.sort_unstable_by_key(|(place, _)| *place);
+    let names_all = by_place.iter().map(|(place, _)| *place).eq(0..tags);
+    let count = tests.iter().try_fold(1, |count: usize, (_, values)| count.checked_mul(values.len()))?;
+    if !names_all || count > LOOKED_UP_KEYS {
+        return None;
+    }
+    let mut keys: Vec<Vec<Option<&str>>> = vec![Vec::new()];
+    for (_, values) in by_place {
+        let mut longer = Vec::with_capacity(keys.len() * values.len());
+        for key in &keys {
+            longer.extend(values.iter().map(|value| [key.as_slice(), &[value.as_deref()]].concat()));
+        }
+        keys = longer;
+    }
+    let encode = |key: Vec<Option<&str>>| {
+        let mut bytes = Vec::new();
+        SeriesKey::encode_into(key, &mut bytes);
+        bytes
+    };
+    Some(keys.into_iter().map(encode).collect())
 }
 
 /// The layers that may hold rows of the scan's time range, in groups that do not overlap in time.

@@ -71,7 +71,7 @@ pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) ->
             }
         }
     }
-    let refs = in_key_order(refs, context.order.by_rank.len());
+    let refs = in_key_order(refs, context.order.len());
     let columns: Vec<Vec<Option<&Column>>> = context
         .fields
         .iter()

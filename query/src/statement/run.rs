@@ -186,6 +186,7 @@ fn options_request(table: &Table, change: OptionChange) -> CatalogRequest {
         cold_after: change.cold_after.unwrap_or(before.cold_after),
         profile: change.profile.unwrap_or(before.profile),
         durability: change.durability.unwrap_or(before.durability),
+        max_series: change.max_series.unwrap_or(before.max_series),
         ..before
     };
     CatalogRequest::SetOptions(table.id(), options)

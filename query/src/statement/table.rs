@@ -1,6 +1,7 @@
-//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, profile, durability)]`.
+//! `CREATE TABLE name (column type [TAG], ...) [WITH (partition, retention, cold_after, profile, max_series, durability)]`.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
+use sonde_engine::limits::SERIES_AT_MOST;
 use sonde_engine::{ColumnRole, Durability, NewColumn, PhysicalType, Profile, TIME_NAME, TableOptions};
 
 use super::Name;
@@ -68,6 +69,8 @@ pub struct OptionChange {
     pub profile: Option<Profile>,
     /// What acknowledgements wait for from now on.
     pub durability: Option<Durability>,
+    /// How many series there may be; 0 is the engine's limit.
+    pub max_series: Option<i64>,
 }
 
 pub(super) fn create(parser: &mut Parser<'_>) -> Result<CreateTable> {
@@ -164,6 +167,19 @@ fn durability(value: &OptionValue) -> Result<Durability> {
     }
 }
 
+fn max_series(value: &OptionValue) -> Result<i64> {
+    let number = match value {
+        OptionValue::Number(text) | OptionValue::Text(text) => text.parse().ok(),
+        OptionValue::Bool(_) => None,
+    };
+    let range = 0..=SERIES_AT_MOST as i64;
+    number.filter(|number| range.contains(number)).ok_or_else(|| {
+        Error::Invalid(format!(
+            "option max_series is a number of series up to {SERIES_AT_MOST}, 0 for the limit that all tables have"
+        ))
+    })
+}
+
 fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Result<()> {
     const DAY: i64 = 86_400_000_000_000;
     match key {
@@ -180,10 +196,11 @@ fn set_option(options: &mut TableOptions, key: &str, value: &OptionValue) -> Res
         "retention" => options.retention = duration(key, value)?,
         "cold_after" => options.cold_after = duration(key, value)?,
         "profile" => options.profile = profile(value)?,
+        "max_series" => options.max_series = max_series(value)?,
         "durability" => options.durability = durability(value)?,
         _ => {
             return Err(Error::Invalid(format!(
-                "unknown option {key}; a table has partition, retention, cold_after, profile and durability"
+                "unknown option {key}; a table has partition, retention, cold_after, profile, max_series and durability"
             )));
         }
     }
@@ -243,10 +260,11 @@ fn option_change(parser: &mut Parser<'_>) -> Result<OptionChange> {
             "retention" => change.retention = Some(duration(&key, &value)?),
             "cold_after" => change.cold_after = Some(duration(&key, &value)?),
             "profile" => change.profile = Some(profile(&value)?),
+            "max_series" => change.max_series = Some(max_series(&value)?),
             "durability" => change.durability = Some(durability(&value)?),
             _ => {
                 return Err(Error::Invalid(format!(
-                    "option {key} cannot be altered; retention, cold_after, profile and durability can"
+                    "option {key} cannot be altered; retention, cold_after, profile, max_series and durability can"
                 )));
             }
         }

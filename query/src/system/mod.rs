@@ -6,6 +6,7 @@ mod storage;
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
+use sonde_engine::limits::TABLE_SERIES;
 use sonde_engine::{Engine, ObjectKind, Table};
 
 pub use batch::{BatchBuilder, Kind};
@@ -100,6 +101,7 @@ const TABLES: [(&str, Kind); 9] = [
     ("name", Kind::Text),
     ("kind", Kind::Text),
     ("series", Kind::UInt),
+    ("max_series", Kind::UInt),
     ("partition", Kind::Text),
     ("retention", Kind::Text),
     ("cold_after", Kind::Text),
@@ -117,6 +119,7 @@ fn tables(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
         rows.text(Some(&def.name));
         rows.text(Some(&format!("{:?}", def.kind).to_ascii_lowercase()));
         rows.uint(engine.series_count(def.id) as u64);
+        rows.uint(table.max_series(TABLE_SERIES) as u64);
         let set = span(def.options.partition);
         rows.text(if def.options.automatic { Some("automatic") } else { set.as_deref() });
         rows.text(span(def.options.retention).as_deref());

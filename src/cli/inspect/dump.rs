@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use sonde_storage_format::{
     Cell, Checkpoint, ChunkReader, Column, FrameScan, ManifestHeader, Message, Record, RowsRecord,
-    SEGMENT_HEADER_LEN, SegmentHeader, SeriesKey, SeriesRun, Tombstone, TombstonePart, Values, decode_edits,
+    SEGMENT_HEADER_LEN, SegmentHeader, SeriesRun, Tags, Tombstone, TombstonePart, Values, decode_edits,
 };
 
 use super::{Damage, FOREIGN, Kind};
@@ -59,14 +59,14 @@ fn chunk_row(series: &[SeriesRun], columns: &[(u32, Column)], row: u64, at: usiz
             line.insert(name, value);
         }
         if *id == 0 {
-            line.insert("series".to_owned(), series.get(run).map_or(Value::Null, |run| tags(&run.key)));
+            line.insert("series".to_owned(), series.get(run).map_or(Value::Null, |run| tags(run.key.tags())));
         }
     }
     Value::Object(line)
 }
 
-fn tags(key: &SeriesKey) -> Value {
-    key.tags().map(|tag| tag.ok().flatten().map_or(Value::Null, Value::from)).collect()
+fn tags(tags: Tags<'_>) -> Value {
+    tags.map(|tag| tag.ok().flatten().map_or(Value::Null, Value::from)).collect()
 }
 
 /// A cell as JSON; `None` where nothing was written. Floats that JSON does not have are text.
@@ -129,7 +129,7 @@ fn record_line(record: &Record) -> Value {
         }),
         Record::Catalog(change) => json!({ "catalog": format!("{change:?}") }),
         Record::Series(series) => json!({
-            "series": series.keys.iter().map(tags).collect::<Vec<_>>(),
+            "series": series.keys.iter().map(|key| tags(key.tags())).collect::<Vec<_>>(),
             "table": series.table.0,
             "first": series.first.0,
         }),
@@ -184,8 +184,9 @@ fn checkpoint<E>(checkpoint: &Checkpoint, say: &mut impl FnMut(Value) -> Result<
         say(json!({ "catalog": format!("{change:?}") }))?;
     }
     for table in &checkpoint.series {
-        for (handle, key) in table.keys.iter().enumerate() {
-            say(json!({ "series": tags(key), "table": table.table.0, "handle": handle }))?;
+        for handle in 0..table.keys.len() {
+            let tags = tags(table.keys.tags(handle));
+            say(json!({ "series": tags, "table": table.table.0, "handle": handle }))?;
         }
     }
     for entry in &checkpoint.state {
