@@ -24,6 +24,7 @@ mod log_reader;
 mod manifest;
 mod memtable;
 mod open_chunk;
+mod open_part;
 mod pause;
 mod receipt;
 mod recover;
@@ -39,7 +40,9 @@ mod write;
 pub mod doctor;
 pub mod limits;
 
-pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, type_conflict};
+pub use batch::{
+    BatchSeries, EXACT_INTEGER, FieldValue, Row, RowColumns, WriteBatch, WriteBatchBuilder, type_conflict,
+};
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;

@@ -4,7 +4,9 @@
 //! - A message becomes rows, a dead letter, or neither because nothing stores it; it never stops the stream.
 //! - An acknowledgement follows the commit that it stands for.
 
+mod body;
 mod dead_letter;
+mod repeat;
 mod row;
 mod source;
 mod topics;

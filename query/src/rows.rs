@@ -155,7 +155,7 @@ pub fn write_rows(
             continue;
         }
         match builder.row(table, &Row { time, tags: &tags, fields: &fields }, None) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(sonde_engine::Error::BatchFull) => return Err(too_many()),
             Err(error) => errors.push(RowError { row, reason: error.to_string() }),
         }
