@@ -16,6 +16,7 @@ use crate::catalog::Table;
 use crate::error::{Error, Result};
 use crate::limits::BATCH_BYTES;
 use crate::open_part::{OpenPart, check_time, encode_key};
+use crate::tag_column::{TagColumn, series_of};
 
 /// Above this, integers are not exact as float64.
 pub const EXACT_INTEGER: u64 = 1 << 53;
@@ -108,7 +109,7 @@ impl FieldValue<'_> {
     }
 }
 
-/// A series as the rows of a batch name it: `WriteBatchBuilder::series` finds it, once for many rows.
+/// A series as the rows of a batch name it: found once for many rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSeries(pub(crate) u64);
 
@@ -295,18 +296,20 @@ impl WriteBatchBuilder {
         Ok(())
     }
 
-    /// The series that these tags name.
-    pub fn series(
+    /// The series of each of so many rows that have these tags.
+    pub fn series_of_rows(
         &mut self,
         table: &Arc<Table>,
-        tags: &[(ColumnId, Cow<'_, str>)],
-        max_series: Option<usize>,
-    ) -> Result<BatchSeries> {
+        tags: &[TagColumn<'_>],
+        rows: usize,
+    ) -> Result<Vec<BatchSeries>> {
         let (open, others, key) = self.open(table);
-        encode_key(table, tags, key)?;
-        let series = open.series(key, max_series)?;
+        let found = series_of(tags, rows, |tags| {
+            encode_key(table, tags, key)?;
+            open.series(key, None)
+        });
         self.bytes = others + open.bytes();
-        Ok(series)
+        found
     }
 
     /// Adds rows of `table` to the current message, whose series and columns come from it. Fails, with nothing added,

@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod flush;
 mod flushes;
+mod group;
 mod health;
 mod jobs;
 mod log_reader;
@@ -33,6 +34,7 @@ mod scan;
 mod series;
 mod state;
 mod storage;
+mod tag_column;
 mod version;
 mod wal;
 mod write;
@@ -53,11 +55,12 @@ pub use receipt::Receipt;
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
-    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, Origin,
+    Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Object, ObjectKind, Origin,
     PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef, TableId,
     TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
 pub use state::{CURSORS, cursor_key};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
+pub use tag_column::TagColumn;
 pub use wal::LogBudget;
 pub use write::CatalogRequest;

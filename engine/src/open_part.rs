@@ -179,6 +179,9 @@ impl OpenPart {
         fields: &[(ColumnId, FieldValue<'_>)],
     ) {
         let rows = self.part.times.len();
+        if rows == 0 {
+            self.part.columns.reserve(fields.len());
+        }
         self.part.messages.push(message);
         self.part.series.push(series);
         self.part.times.push(time.as_nanos());
@@ -231,7 +234,8 @@ impl OpenPart {
     fn column(&mut self, id: ColumnId) -> &mut Column {
         let index = id.0 as usize;
         if self.places.len() <= index {
-            self.places.resize(index + 1, NO_PLACE);
+            let known = self.table.def().columns.len();
+            self.places.resize(known.max(index + 1), NO_PLACE);
         }
         let place = self.places.get(index).copied().unwrap_or(NO_PLACE);
         let place = if place == NO_PLACE {

@@ -17,6 +17,7 @@ use sonde_storage_format::{
 };
 
 use crate::error::{Error, Result};
+use crate::limits::ZERO_AHEAD;
 use crate::storage::{LogFile, Mapped, Storage};
 
 /// A segment on disk.
@@ -106,6 +107,8 @@ pub(crate) struct Log {
     number: u64,
     len: u64,
     offset: u64,
+    /// Where the bytes end that were ever written; behind them is space that is only reserved.
+    written: u64,
     synced_through: u64,
     segment_bytes: u64,
 }
@@ -130,6 +133,7 @@ impl Log {
             number,
             len,
             offset,
+            written: offset,
             synced_through: offset,
             segment_bytes,
         })
@@ -146,21 +150,28 @@ impl Log {
         let (file, len) = prepare(self.storage.as_ref(), &self.dir, &self.segments, number, next, bytes)?;
         (self.file, self.number, self.len) = (file, number, len);
         self.offset = SEGMENT_HEADER_LEN as u64;
-        self.synced_through = self.offset;
+        (self.written, self.synced_through) = (self.offset, self.offset);
         Ok(())
     }
 
     /// Appends one group and returns once it is on stable storage. After an error the log must not be used again.
     pub(crate) fn append(&mut self, records: WalWriter, seq: SeqRange) -> Result<()> {
         let frame = records.finish(self.number, self.offset, seq, self.synced_through);
-        assert!(self.offset + frame.len() as u64 <= self.len, "room for the frame was reserved");
+        let end = self.offset + frame.len() as u64;
+        assert!(end <= self.len, "room for the frame was reserved");
         let failed = |operation| {
             move |error: std::io::Error| Error::Failed(format!("{operation} of the log: {error}"))
         };
+        if end > self.written {
+            // The first write to reserved space changes metadata, which the sync has to write too. So a small frame
+            // brings zeroes, in whose place the next ones go.
+            let ahead = if frame.len() < ZERO_AHEAD { (self.len - end).min(ZERO_AHEAD as u64) } else { 0 };
+            self.file.write_at(&vec![0; ahead as usize], end).map_err(failed("write"))?;
+            self.written = end + ahead;
+        }
         self.file.write_at(&frame, self.offset).map_err(failed("write"))?;
         self.file.sync().map_err(failed("sync"))?;
-        self.offset += frame.len() as u64;
-        self.synced_through = self.offset;
+        (self.offset, self.synced_through) = (end, end);
         self.segments.advance(seq.last);
         Ok(())
     }

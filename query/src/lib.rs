@@ -14,6 +14,7 @@ mod error;
 mod guard;
 mod insert;
 mod names;
+mod row_columns;
 mod rows;
 mod running;
 mod scan;
