@@ -15,8 +15,8 @@ use sonde_storage_format::{
 use crate::catalog::Table;
 use crate::error::{Error, Result};
 use crate::limits::BATCH_BYTES;
-use crate::open_part::{OpenPart, check_time, encode_key};
-use crate::tag_column::{TagColumn, series_of};
+use crate::open_part::{OpenPart, check_time, encode_key, key_values};
+use crate::tag_column::{TagColumn, in_key_order, series_of};
 
 /// Above this, integers are not exact as float64.
 pub const EXACT_INTEGER: u64 = 1 << 53;
@@ -265,7 +265,7 @@ impl WriteBatchBuilder {
         let (open, others, key) = self.open(table);
         check_time(row.time)?;
         let added = open.weigh(row.fields)?;
-        encode_key(table, row.tags, key)?;
+        encode_key(key_values(table, row.tags)?, key)?;
         if others + open.bytes_with(added, key.len()) > BATCH_BYTES {
             return Err(Error::BatchFull);
         }
@@ -303,9 +303,10 @@ impl WriteBatchBuilder {
         tags: &[TagColumn<'_>],
         rows: usize,
     ) -> Result<Vec<BatchSeries>> {
+        let in_key_order = in_key_order(table, tags)?;
         let (open, others, key) = self.open(table);
-        let found = series_of(tags, rows, |tags| {
-            encode_key(table, tags, key)?;
+        let found = series_of(tags, rows, |row| {
+            encode_key(in_key_order.iter().map(|tag| tag.and_then(|tag| tag.value(row))), key)?;
             open.series(key, None)
         });
         self.bytes = others + open.bytes();

@@ -49,18 +49,26 @@ pub(crate) fn check_time(time: Timestamp) -> Result<()> {
     Ok(())
 }
 
-fn column_of(table: &Table, id: ColumnId, role: ColumnRole) -> Result<&ColumnDef> {
+pub(crate) fn column_of(table: &Table, id: ColumnId, role: ColumnRole) -> Result<&ColumnDef> {
     let column = table.column_by_id(id).filter(|column| column.role == role);
     column.ok_or_else(|| Error::Row(format!("table {} has no {role:?} column {id}", table.full_name())))
 }
 
-/// Fails where a tag is none of the table's, or the key is too long.
-pub(crate) fn encode_key(table: &Table, tags: &[(ColumnId, Cow<'_, str>)], key: &mut Vec<u8>) -> Result<()> {
+/// The values of a table's tags in the order of its keys. Fails where one of `tags` is none of the table's.
+pub(crate) fn key_values<'t>(
+    table: &'t Table,
+    tags: &'t [(ColumnId, Cow<'_, str>)],
+) -> Result<impl Iterator<Item = Option<&'t str>>> {
     for (id, _) in tags {
         column_of(table, *id, ColumnRole::Tag)?;
     }
     let value = |tag: &ColumnDef| tags.iter().find(|(id, _)| *id == tag.id).map(|(_, value)| value.as_ref());
-    SeriesKey::encode_into(table.tags().map(value), key);
+    Ok(table.tags().map(value))
+}
+
+/// Encodes the key of these values; fails where it is too long.
+pub(crate) fn encode_key<'t>(values: impl Iterator<Item = Option<&'t str>>, key: &mut Vec<u8>) -> Result<()> {
+    SeriesKey::encode_into(values, key);
     if key.len() > KEY_BYTES {
         return Err(Error::Limit { what: "bytes of a row's tags".into(), limit: KEY_BYTES as u64 });
     }

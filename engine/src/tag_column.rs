@@ -3,16 +3,16 @@
 //! # Invariants
 //! - Rows of equal codes are of one series; rows of one series may have different codes.
 
-use std::borrow::Cow;
-
 use arrow::array::{Array, AsArray, StringArray};
 use arrow::datatypes::DataType;
 use foldhash::HashMap;
 use hashbrown::HashTable;
-use sonde_storage_format::ColumnId;
+use sonde_storage_format::{ColumnId, ColumnRole};
 
 use crate::batch::BatchSeries;
+use crate::catalog::Table;
 use crate::error::Result;
+use crate::open_part::column_of;
 
 /// The code of a row that does not have the tag.
 const ABSENT: u32 = u32::MAX;
@@ -73,18 +73,26 @@ impl<'a> TagColumn<'a> {
         self.codes.get(row).copied().unwrap_or(ABSENT)
     }
 
-    /// The value of a row.
-    fn value(&self, row: usize) -> Option<(ColumnId, Cow<'a, str>)> {
-        let value = self.values.get(self.code(row) as usize)?;
-        Some((self.id, Cow::Borrowed(*value)))
+    /// The value of a row, if it has one.
+    pub(crate) fn value(&self, row: usize) -> Option<&'a str> {
+        self.values.get(self.code(row) as usize).copied()
     }
 }
 
-/// The series of every row; `find` is asked once for every set of codes.
-pub(crate) fn series_of<'a>(
-    tags: &[TagColumn<'a>],
+/// The tags of a table as they stand in its keys, those that `tags` has. Fails where one of these is none of the table's.
+pub(crate) fn in_key_order<'t, 'a>(
+    table: &Table,
+    tags: &'t [TagColumn<'a>],
+) -> Result<Vec<Option<&'t TagColumn<'a>>>> {
+    tags.iter().try_for_each(|tag| column_of(table, tag.id, ColumnRole::Tag).map(|_| ()))?;
+    Ok(table.tags().map(|column| tags.iter().find(|tag| tag.id == column.id)).collect())
+}
+
+/// The series of every row; `find` is asked about the first row of every set of codes.
+pub(crate) fn series_of(
+    tags: &[TagColumn<'_>],
     rows: usize,
-    mut find: impl FnMut(&[(ColumnId, Cow<'a, str>)]) -> Result<BatchSeries>,
+    mut find: impl FnMut(usize) -> Result<BatchSeries>,
 ) -> Result<Vec<BatchSeries>> {
     let mut hashes = vec![0_u64; rows];
     for tag in tags {
@@ -97,7 +105,6 @@ pub(crate) fn series_of<'a>(
     // Rows that have their codes first, by their hash.
     let mut firsts: HashTable<usize> = HashTable::new();
     let mut series: Vec<BatchSeries> = Vec::with_capacity(rows);
-    let mut values = Vec::with_capacity(tags.len());
     for (row, hash) in hashes.iter().enumerate() {
         if let Some(found) =
             firsts.find(*hash, |first| equal(*first, row)).and_then(|first| series.get(*first))
@@ -105,9 +112,7 @@ pub(crate) fn series_of<'a>(
             series.push(*found);
             continue;
         }
-        values.clear();
-        values.extend(tags.iter().filter_map(|tag| tag.value(row)));
-        series.push(find(&values)?);
+        series.push(find(row)?);
         firsts.insert_unique(*hash, row, |row| hashes.get(*row).copied().unwrap_or_default());
     }
     Ok(series)
@@ -133,9 +138,9 @@ mod tests {
             TagColumn::new(ColumnId(2), racks.as_ref()).unwrap(),
         ];
         let mut asked = Vec::new();
-        let found = series_of(&tags, 6, |tags| {
-            let text: Vec<String> = tags.iter().map(|(id, value)| format!("{id}{value}")).collect();
-            asked.push(text.join(","));
+        let found = series_of(&tags, 6, |row| {
+            let values = tags.iter().filter_map(|tag| Some(format!("{}{}", tag.id, tag.value(row)?)));
+            asked.push(values.collect::<Vec<_>>().join(","));
             Ok(BatchSeries(asked.len() as u64 - 1))
         });
         // The fourth row is named by another code of the same value, the fifth by a NULL of another kind.

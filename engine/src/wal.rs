@@ -163,17 +163,24 @@ impl Log {
             move |error: std::io::Error| Error::Failed(format!("{operation} of the log: {error}"))
         };
         if end > self.written {
-            // The first write to reserved space changes metadata, which the sync has to write too. So a small frame
-            // brings zeroes, in whose place the next ones go.
-            let ahead = if frame.len() < ZERO_AHEAD { (self.len - end).min(ZERO_AHEAD as u64) } else { 0 };
-            self.file.write_at(&vec![0; ahead as usize], end).map_err(failed("write"))?;
-            self.written = end + ahead;
+            self.written = end + self.zero_ahead(frame.len(), end).map_err(failed("write"))?;
         }
         self.file.write_at(&frame, self.offset).map_err(failed("write"))?;
         self.file.sync().map_err(failed("sync"))?;
         (self.offset, self.synced_through) = (end, end);
         self.segments.advance(seq.last);
         Ok(())
+    }
+
+    /// The first write to reserved space changes metadata, which the sync has to write too. So a small frame brings
+    /// zeroes, in whose place the next ones go. Returns how many.
+    fn zero_ahead(&mut self, frame_bytes: usize, end: u64) -> std::io::Result<u64> {
+        let room = (self.len - end).min(ZERO_AHEAD as u64);
+        if frame_bytes >= ZERO_AHEAD || room == 0 {
+            return Ok(0);
+        }
+        self.file.write_at(&vec![0; room as usize], end)?;
+        Ok(room)
     }
 }
 
