@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::Bodies;
@@ -221,6 +222,12 @@ impl Server {
             bodies: self.bodies.clone(),
         };
         let router = routes(front);
+        let listener = listener.tap_io(|stream| {
+            // Answers are written whole: waiting for more of them gains nothing.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
         self.doors.push(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(wait_stop(stopped)).await
             {

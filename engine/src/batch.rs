@@ -7,23 +7,21 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use foldhash::HashMap;
-use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
-    Cell, Column, ColumnDef, ColumnId, ColumnRole, Origin, PhysicalType, SeriesId, SeriesKey, State, TableId,
-    Timestamp, Values,
+    Cell, Column, ColumnDef, ColumnId, Origin, PhysicalType, SeriesId, SeriesKey, State, TableId, Timestamp,
+    Values,
 };
 
 use crate::catalog::Table;
 use crate::error::{Error, Result};
-use crate::limits::{BATCH_BYTES, TABLE_SERIES};
+use crate::limits::BATCH_BYTES;
+use crate::open_part::{OpenPart, check_time, encode_key, key_values};
+use crate::tag_column::{TagColumn, in_key_order, series_of};
 
 /// Above this, integers are not exact as float64.
 pub const EXACT_INTEGER: u64 = 1 << 53;
 /// Marks a row's series as an index into the part's new keys.
-const NEW_SERIES: u64 = 1 << 63;
-/// Marks a column that the part has not met.
-const NO_PLACE: u32 = u32::MAX;
+pub(crate) const NEW_SERIES: u64 = 1 << 63;
 
 /// A value on its way into a column.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +99,26 @@ impl FieldValue<'_> {
         }
         column.cells.push(Cell::Value);
     }
+
+    /// Bytes of a string; other values have none of their own.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// A series as the rows of a batch name it: found once for many rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchSeries(pub(crate) u64);
+
+impl BatchSeries {
+    /// Whether the series has its handle: then this names it in other batches of its table too.
+    #[must_use]
+    pub fn is_registered(self) -> bool {
+        self.0 & NEW_SERIES == 0
+    }
 }
 
 /// Rows of one table.
@@ -110,7 +128,7 @@ pub(crate) struct Part {
     /// Per row, which message of the batch it came with, counted from 0.
     pub(crate) messages: Vec<u32>,
     /// Per row, its handle, or `NEW_SERIES` and an index into `new_keys`.
-    pub(crate) series: Vec<u64>,
+    pub(crate) series: Vec<BatchSeries>,
     pub(crate) new_keys: Vec<SeriesKey>,
     pub(crate) times: Vec<i64>,
     pub(crate) columns: Vec<(ColumnId, Column)>,
@@ -119,9 +137,9 @@ pub(crate) struct Part {
 impl Part {
     /// The handles of the rows, given those of the new keys.
     pub(crate) fn resolve(&self, new: &[SeriesId]) -> Vec<SeriesId> {
-        let handle = |raw: &u64| match raw & NEW_SERIES {
-            0 => SeriesId(*raw),
-            _ => new.get((raw ^ NEW_SERIES) as usize).copied().unwrap_or_default(),
+        let handle = |series: &BatchSeries| match series.is_registered() {
+            true => SeriesId(series.0),
+            false => new.get((series.0 ^ NEW_SERIES) as usize).copied().unwrap_or_default(),
         };
         self.series.iter().map(handle).collect()
     }
@@ -171,14 +189,15 @@ pub struct Row<'r, 'a> {
     pub fields: &'r [(ColumnId, FieldValue<'a>)],
 }
 
-struct OpenPart {
-    table: Arc<Table>,
-    new_index: HashMap<SeriesKey, u32>,
-    /// Where each column of the table stands in `part.columns`, by ColumnId.
-    places: Vec<u32>,
-    /// Bytes of strings and of new keys.
-    texts: usize,
-    part: Part,
+/// Rows of one table to add a column at a time.
+#[derive(Debug)]
+pub struct RowColumns {
+    /// Per row, its series.
+    pub series: Vec<BatchSeries>,
+    /// Per row, its time in nanoseconds.
+    pub times: Vec<i64>,
+    /// Fields, each with one cell per row; a column is named once.
+    pub columns: Vec<(ColumnId, Column)>,
 }
 
 /// Collects rows and state.
@@ -236,24 +255,85 @@ impl WriteBatchBuilder {
     /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column
     /// or the row its batch. A row of a new series is refused where the table has as many as it may: its
     /// `max_series`; where it has none, this one, or [`TABLE_SERIES`]. Batches that are built at the same moment do not
-    /// see each other's series, and may exceed the limit by them.
-    pub fn row(&mut self, table: &Arc<Table>, row: &Row<'_, '_>, max_series: Option<usize>) -> Result<()> {
-        check(table, row)?;
-        encode_key(table, row.tags, &mut self.key);
-        if self.key.len() > KEY_BYTES {
-            return Err(Error::Limit { what: "bytes of a row's tags".into(), limit: KEY_BYTES as u64 });
-        }
-        let place = self.part(table);
-        let (parts, key) = (&mut self.parts, &mut self.key);
-        let Some(open) = parts.get_mut(place) else { unreachable!("part {place} was just made") };
-        let others = self.bytes - open.bytes();
-        if others + open.bytes_with(key, row) > BATCH_BYTES {
+    /// see each other's series, and may exceed the limit by them. Returns the row's series, for more rows of it.
+    pub fn row(
+        &mut self,
+        table: &Arc<Table>,
+        row: &Row<'_, '_>,
+        max_series: Option<usize>,
+    ) -> Result<BatchSeries> {
+        let message = self.messages.saturating_sub(1);
+        let (open, others, key) = self.open(table);
+        check_time(row.time)?;
+        let added = open.weigh(row.fields)?;
+        encode_key(key_values(table, row.tags)?, key)?;
+        if others + open.bytes_with(added, key.len()) > BATCH_BYTES {
             return Err(Error::BatchFull);
         }
         let series = open.series(key, max_series)?;
-        open.push(self.messages.saturating_sub(1), series, row);
+        open.push(message, series, row.time, row.fields);
+        self.bytes = others + open.bytes();
+        Ok(series)
+    }
+
+    /// The same for a row whose series an earlier row of `table` had, in this batch or, where it was registered, in
+    /// another one.
+    pub fn row_of(
+        &mut self,
+        table: &Arc<Table>,
+        series: BatchSeries,
+        time: Timestamp,
+        fields: &[(ColumnId, FieldValue<'_>)],
+    ) -> Result<()> {
+        let message = self.messages.saturating_sub(1);
+        let (open, others, _) = self.open(table);
+        check_time(time)?;
+        let added = open.weigh(fields)?;
+        if others + open.bytes_with(added, 0) > BATCH_BYTES {
+            return Err(Error::BatchFull);
+        }
+        open.push(message, series, time, fields);
         self.bytes = others + open.bytes();
         Ok(())
+    }
+
+    /// The series of each of so many rows that have these tags.
+    pub fn series_of_rows(
+        &mut self,
+        table: &Arc<Table>,
+        tags: &[TagColumn<'_>],
+        rows: usize,
+    ) -> Result<Vec<BatchSeries>> {
+        let in_key_order = in_key_order(table, tags)?;
+        let (open, others, key) = self.open(table);
+        let found = series_of(tags, rows, |row| {
+            encode_key(in_key_order.iter().map(|tag| tag.and_then(|tag| tag.value(row))), key)?;
+            open.series(key, None)
+        });
+        self.bytes = others + open.bytes();
+        found
+    }
+
+    /// Adds rows of `table` to the current message, whose series and columns come from it. Fails, with nothing added,
+    /// where a column does not fit the table or the rows do not fit the batch.
+    pub fn rows(&mut self, table: &Arc<Table>, rows: RowColumns) -> Result<()> {
+        let message = self.messages.saturating_sub(1);
+        let (open, others, _) = self.open(table);
+        let added = open.weigh_columns(&rows)?;
+        if others + open.bytes_with(added, 0) > BATCH_BYTES {
+            return Err(Error::BatchFull);
+        }
+        open.push_columns(message, rows);
+        self.bytes = others + open.bytes();
+        Ok(())
+    }
+
+    /// The part of a table, the bytes of all that is not in it, and the buffer for keys.
+    fn open(&mut self, table: &Arc<Table>) -> (&mut OpenPart, usize, &mut Vec<u8>) {
+        let place = self.part(table);
+        let Some(open) = self.parts.get_mut(place) else { unreachable!("part {place} was just made") };
+        let others = self.bytes - open.bytes();
+        (open, others, &mut self.key)
     }
 
     /// Takes back the rows of the current message; its number and its state stay.
@@ -276,21 +356,7 @@ impl WriteBatchBuilder {
             }
             return place;
         }
-        let part = Part {
-            table: table.id(),
-            messages: Vec::new(),
-            series: Vec::new(),
-            new_keys: Vec::new(),
-            times: Vec::new(),
-            columns: Vec::new(),
-        };
-        self.parts.push(OpenPart {
-            table: Arc::clone(table),
-            new_index: HashMap::default(),
-            places: Vec::new(),
-            texts: 0,
-            part,
-        });
+        self.parts.push(OpenPart::new(table));
         self.parts.len() - 1
     }
 
@@ -309,40 +375,6 @@ fn state_bytes(state: &State) -> usize {
     state.namespace.len() + state.key.len() + state.value.as_ref().map_or(0, Vec::len) + 32
 }
 
-/// Fails where the table has no such column or the value does not fit it.
-fn check(table: &Table, row: &Row<'_, '_>) -> Result<()> {
-    let column = |id: ColumnId, role: ColumnRole| {
-        let column = table.column_by_id(id).filter(|column| column.role == role);
-        column.ok_or_else(|| Error::Row(format!("table {} has no {role:?} column {id}", table.full_name())))
-    };
-    if row.time == Timestamp::MAX {
-        return Err(Error::Row("the last instant that 64 bits can name is no time of a row".into()));
-    }
-    for (id, _) in row.tags {
-        column(*id, ColumnRole::Tag)?;
-    }
-    for (id, value) in row.fields {
-        let column = column(*id, ColumnRole::Field)?;
-        if !value.fits(column.kind) {
-            return Err(type_conflict(column, value));
-        }
-        if text_bytes(value) > TEXT_BYTES {
-            return Err(Error::Limit {
-                what: format!("bytes of column {}", column.name),
-                limit: TEXT_BYTES as u64,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn text_bytes(value: &FieldValue<'_>) -> usize {
-    match value {
-        FieldValue::Text(text) => text.len(),
-        _ => 0,
-    }
-}
-
 /// The error for a value that its column cannot hold.
 #[must_use]
 pub fn type_conflict(column: &ColumnDef, value: &FieldValue<'_>) -> Error {
@@ -355,105 +387,4 @@ pub fn type_conflict(column: &ColumnDef, value: &FieldValue<'_>) -> Error {
         FieldValue::Text(value) => format!("string '{}'", value.chars().take(40).collect::<String>()),
     };
     Error::Row(format!("column {} is {}, found {found}", column.name, column.kind.sql_name()))
-}
-
-fn encode_key(table: &Table, tags: &[(ColumnId, Cow<'_, str>)], key: &mut Vec<u8>) {
-    let value = |tag: &ColumnDef| tags.iter().find(|(id, _)| *id == tag.id).map(|(_, value)| value.as_ref());
-    SeriesKey::encode_into(table.tags().map(value), key);
-}
-
-impl OpenPart {
-    /// About what the part takes in the log: every column has a slot for every row.
-    fn bytes(&self) -> usize {
-        self.part.times.len() * (24 + 9 * self.part.columns.len()) + self.texts
-    }
-
-    /// The same with one more row.
-    fn bytes_with(&self, key: &[u8], row: &Row<'_, '_>) -> usize {
-        let texts: usize = row.fields.iter().map(|(_, value)| text_bytes(value)).sum();
-        let is_new = |id: &ColumnId| self.places.get(id.0 as usize).is_none_or(|place| *place == NO_PLACE);
-        let columns = self.part.columns.len() + row.fields.iter().filter(|(id, _)| is_new(id)).count();
-        (self.part.times.len() + 1) * (24 + 9 * columns) + self.texts + texts + key.len()
-    }
-
-    fn series(&mut self, key: &[u8], max_series: Option<usize>) -> Result<u64> {
-        if let Some(id) = self.table.series().lookup(key) {
-            return Ok(id.0);
-        }
-        if let Some(index) = self.new_index.get(key) {
-            return Ok(NEW_SERIES | u64::from(*index));
-        }
-        let limit = self.table.max_series(max_series.unwrap_or(TABLE_SERIES));
-        if self.table.series().len() + self.new_index.len() >= limit {
-            return Err(Error::Series { table: self.table.full_name(), limit: limit as u64 });
-        }
-        let key = SeriesKey::from_bytes(key).map_err(|error| Error::Row(error.to_string()))?;
-        let index = self.part.new_keys.len() as u32;
-        self.texts += key.as_bytes().len();
-        self.part.new_keys.push(key.clone());
-        self.new_index.insert(key, index);
-        Ok(NEW_SERIES | u64::from(index))
-    }
-
-    fn push(&mut self, message: u32, series: u64, row: &Row<'_, '_>) {
-        let rows = self.part.times.len();
-        self.part.messages.push(message);
-        self.part.series.push(series);
-        self.part.times.push(row.time.as_nanos());
-        for (id, value) in row.fields {
-            let column = self.column(*id);
-            // A column named twice in one row: the last value stands.
-            if column.len() > rows {
-                *column = column.slice(0..rows);
-            }
-            column.push_empty(Cell::Absent, rows - column.len());
-            value.push(column);
-            self.texts += text_bytes(value);
-        }
-    }
-
-    /// Keeps the first rows. Keys that only others had stay registered.
-    fn truncate(&mut self, rows: usize) {
-        self.part.messages.truncate(rows);
-        self.part.series.truncate(rows);
-        self.part.times.truncate(rows);
-        for (_, column) in self.part.columns.iter_mut().filter(|(_, column)| column.len() > rows) {
-            *column = column.slice(0..rows);
-        }
-    }
-
-    fn column(&mut self, id: ColumnId) -> &mut Column {
-        let index = id.0 as usize;
-        if self.places.len() <= index {
-            self.places.resize(index + 1, NO_PLACE);
-        }
-        let place = self.places.get(index).copied().unwrap_or(NO_PLACE);
-        let place = if place == NO_PLACE {
-            let kind = self.table.column_by_id(id).map_or(PhysicalType::Float64, |column| column.kind);
-            self.part.columns.push((id, Column::new(kind)));
-            let place = self.part.columns.len() - 1;
-            if let Some(slot) = self.places.get_mut(index) {
-                *slot = place as u32;
-            }
-            place
-        } else {
-            place as usize
-        };
-        match self.part.columns.get_mut(place) {
-            Some((_, column)) => column,
-            None => unreachable!("column {id} has place {place}"),
-        }
-    }
-
-    fn finish(mut self) -> Part {
-        let rows = self.part.times.len();
-        debug_assert!(self.table.def().columns.iter().filter(|c| c.role == ColumnRole::Time).count() == 1);
-        for (_, column) in &mut self.part.columns {
-            let missing = rows - column.len();
-            if missing > 0 {
-                column.push_empty(Cell::Absent, missing);
-            }
-        }
-        self.part
-    }
 }

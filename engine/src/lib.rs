@@ -20,6 +20,7 @@ mod engine;
 mod error;
 mod flush;
 mod flushes;
+mod group;
 mod health;
 mod jobs;
 mod log_reader;
@@ -28,6 +29,7 @@ mod mask;
 mod memtable;
 mod newest;
 mod open_chunk;
+mod open_part;
 mod pause;
 mod purge;
 mod queue;
@@ -40,6 +42,7 @@ mod series;
 mod state;
 mod status;
 mod storage;
+mod tag_column;
 mod tag_index;
 mod version;
 mod wal;
@@ -51,7 +54,9 @@ pub mod doctor;
 pub mod limits;
 
 pub use activity::{JobKind, JobState, JobStatus};
-pub use batch::{EXACT_INTEGER, FieldValue, Row, WriteBatch, WriteBatchBuilder, type_conflict};
+pub use batch::{
+    BatchSeries, EXACT_INTEGER, FieldValue, Row, RowColumns, WriteBatch, WriteBatchBuilder, type_conflict,
+};
 pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
@@ -65,13 +70,14 @@ pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::latest::{Latest, LatestRequest};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
-    Cell, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, Object, ObjectKind,
-    Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State, TableDef,
-    TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
+    Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, Object,
+    ObjectKind, Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State,
+    TableDef, TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
 pub use state::{CURSORS, cursor_key};
 pub use status::{LogSegment, LogStatus, SegmentState};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
+pub use tag_column::TagColumn;
 pub use wal::LogBudget;
 pub use widen::{ColdValues, widened};
 pub use write::CatalogRequest;

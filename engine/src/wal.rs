@@ -17,7 +17,7 @@ use sonde_storage_format::{
 };
 
 use crate::error::{Error, Result};
-use crate::limits::BUFFERED_BYTES;
+use crate::limits::{BUFFERED_BYTES, ZERO_AHEAD};
 use crate::storage::{LogFile, Mapped, Storage};
 
 /// A segment on disk.
@@ -115,6 +115,8 @@ pub(crate) struct Log {
     number: u64,
     len: u64,
     offset: u64,
+    /// Where the bytes end that were ever written; behind them is space that is only reserved.
+    written: u64,
     synced_through: u64,
     segment_bytes: u64,
 }
@@ -139,6 +141,7 @@ impl Log {
             number,
             len,
             offset,
+            written: offset,
             synced_through: offset,
             segment_bytes,
         })
@@ -157,7 +160,7 @@ impl Log {
         let (file, len) = prepare(self.storage.as_ref(), &self.dir, &self.segments, number, next, bytes)?;
         (self.file, self.number, self.len) = (file, number, len);
         self.offset = SEGMENT_HEADER_LEN as u64;
-        self.synced_through = self.offset;
+        (self.written, self.synced_through) = (self.offset, self.offset);
         Ok(())
     }
 
@@ -179,11 +182,14 @@ impl Log {
     /// must not be used again.
     pub(crate) fn append(&mut self, records: WalWriter, seq: SeqRange, durability: Durability) -> Result<()> {
         let frame = records.finish(self.number, self.offset, seq, self.synced_through);
-        assert!(self.offset + frame.len() as u64 <= self.len, "room for the frame was reserved");
-        let written = self.file.write_at(&frame, self.offset);
-        written.map_err(|error| Error::Failed(format!("write of the log: {error}")))?;
-        let before = self.offset;
-        self.offset += frame.len() as u64;
+        let end = self.offset + frame.len() as u64;
+        assert!(end <= self.len, "room for the frame was reserved");
+        let failed = |error: std::io::Error| Error::Failed(format!("write of the log: {error}"));
+        if end > self.written {
+            self.written = end + self.zero_ahead(frame.len(), end).map_err(failed)?;
+        }
+        self.file.write_at(&frame, self.offset).map_err(failed)?;
+        let before = std::mem::replace(&mut self.offset, end);
         if durability == Durability::Fsync || self.unsynced() >= BUFFERED_BYTES {
             // Of what failed nobody was told that it is there.
             let synced = self.sync();
@@ -194,6 +200,17 @@ impl Log {
         }
         self.segments.advance(seq.last);
         Ok(())
+    }
+
+    /// The first write to reserved space changes metadata, which the sync has to write too. So a small frame brings
+    /// zeroes, in whose place the next ones go. Returns how many.
+    fn zero_ahead(&mut self, frame_bytes: usize, end: u64) -> std::io::Result<u64> {
+        let room = (self.len - end).min(ZERO_AHEAD as u64);
+        if frame_bytes >= ZERO_AHEAD || room == 0 {
+            return Ok(0);
+        }
+        self.file.write_at(&vec![0; room as usize], end)?;
+        Ok(room)
     }
 }
 

@@ -26,6 +26,7 @@ use crate::delete::{Deletion, Points};
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flushes::FlushInput;
+use crate::group;
 use crate::health::Watch;
 use crate::jobs::Job;
 use crate::limits::{
@@ -308,15 +309,17 @@ impl Writer {
                 {
                     self.unlogged.push(SeriesRecord { table: part.table, first: *first.0, keys: new });
                 }
-                rows.push(RowsRecord {
+                let series = part.resolve(&ids);
+                let part = RowsRecord {
                     table: part.table,
                     origin: batch.origin,
                     first_seq: range.first,
-                    series: part.resolve(&ids),
+                    series,
                     seq_offsets: part.messages,
                     times: part.times,
                     columns: part.columns,
-                });
+                };
+                group::add(&mut rows, part);
             }
             state.extend(batch.state);
         }

@@ -171,7 +171,7 @@ fn a_batch_is_bounded() {
         let fields = [(id, FieldValue::Float(1.0))];
         let row = Row { time: Timestamp::from_nanos(START + rows), tags: &[], fields: &fields };
         match builder.row(&table, &row, None) {
-            Ok(()) => rows += 1,
+            Ok(_) => rows += 1,
             Err(error) => break error,
         }
     };

@@ -69,5 +69,5 @@ pub(crate) fn write(
         .zip(values)
         .filter_map(|(name, value)| table.column(name).map(|column| (column.id, FieldValue::Text(value))))
         .collect();
-    builder.row(table, &Row { time: engine.arrival(), tags: &[], fields: &fields }, None)
+    builder.row(table, &Row { time: engine.arrival(), tags: &[], fields: &fields }, None).map(|_| ())
 }

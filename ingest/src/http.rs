@@ -13,14 +13,14 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use sonde_access::{Action, Principal, allows};
-use sonde_engine::{Engine, FieldValue, Timestamp, WriteBatchBuilder};
+use sonde_engine::Engine;
 use sonde_query::statement::TimeUnit;
 
 use crate::bodies::Bodies;
-use crate::decode::json::{self, Shape};
-use crate::decode::{Rows, line, time_of_number};
+use crate::body::{self, Body, BodyKind};
 use crate::limits::HTTP_BODY;
-use crate::row::{Refusal, RowBuffer, TagNames, Target, TimeName, check_time};
+use crate::repeat::{Destination, Memories};
+use crate::row::Refusal;
 
 /// The routes of this door.
 pub fn routes(engine: Engine, bodies: Bodies) -> Router {
@@ -31,7 +31,14 @@ pub fn routes(engine: Engine, bodies: Bodies) -> Router {
         .layer(DefaultBodyLimit::max(HTTP_BODY))
         .layer(from_fn_with_state(bodies, bound_bodies))
         .route("/ping", get(|| async { StatusCode::NO_CONTENT }))
-        .with_state(engine)
+        .with_state(Door { engine, memories: Arc::default() })
+}
+
+/// What every request of this door needs.
+#[derive(Clone)]
+struct Door {
+    engine: Engine,
+    memories: Arc<Memories>,
 }
 
 /// Lets a request in while there is memory for its body; else the client is asked to come back.
@@ -72,29 +79,22 @@ impl From<sonde_engine::Error> for Failure {
     }
 }
 
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid(text) => bad(text),
+            Refusal::Engine(error) => error.into(),
+            Refusal::Passed => unreachable!("rows over HTTP have no source that passes them over"),
+        }
+    }
+}
+
 fn bad(text: impl Into<String>) -> Failure {
     Failure(StatusCode::BAD_REQUEST, text.into())
 }
 
-/// What a body holds, and where it goes.
-struct Body {
-    database: String,
-    table: Option<String>,
-    unit: Option<TimeUnit>,
-    tags: Vec<String>,
-    bytes: Bytes,
-    kind: BodyKind,
-}
-
-#[derive(Clone, Copy)]
-enum BodyKind {
-    Json,
-    NdJson,
-    Lines,
-}
-
 async fn write(
-    State(engine): State<Engine>,
+    State(door): State<Door>,
     Extension(principal): Extension<Arc<Principal>>,
     Query(parameters): Parameters,
     headers: HeaderMap,
@@ -105,19 +105,19 @@ async fn write(
         "application/x-ndjson" | "application/jsonl" | "application/x-jsonlines" => BodyKind::NdJson,
         _ => BodyKind::Lines,
     };
-    let written = store(engine, &principal, &parameters, &headers, body, kind).await?;
+    let written = store(door, &principal, &parameters, &headers, body, kind).await?;
     let body = serde_json::json!({ "rows": written });
     Ok((StatusCode::OK, axum::Json(body)).into_response())
 }
 
 async fn influx(
-    State(engine): State<Engine>,
+    State(door): State<Door>,
     Extension(principal): Extension<Arc<Principal>>,
     Query(parameters): Parameters,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, Failure> {
-    store(engine, &principal, &parameters, &headers, body, BodyKind::Lines).await?;
+    store(door, &principal, &parameters, &headers, body, BodyKind::Lines).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -127,7 +127,7 @@ fn content_type(headers: &HeaderMap) -> &str {
 }
 
 async fn store(
-    engine: Engine,
+    door: Door,
     principal: &Principal,
     parameters: &HashMap<String, String>,
     headers: &HeaderMap,
@@ -144,29 +144,46 @@ async fn store(
         None => matches!(kind, BodyKind::Lines).then_some(TimeUnit::Nanosecond),
         Some(name) => Some(unit(name)?),
     };
+    let database = parameter("database").cloned().or_else(|| header("database"));
     let body = Body {
-        database: parameter("database")
-            .cloned()
-            .or_else(|| header("database"))
-            .unwrap_or_else(|| "public".into()),
-        table: parameter("table").cloned(),
+        destination: Destination {
+            database: database.unwrap_or_else(|| "public".into()),
+            table: parameter("table").cloned(),
+        },
         unit,
         tags: parameter("tags").map(|tags| tags.split(',').map(str::to_owned).collect()).unwrap_or_default(),
         bytes,
         kind,
     };
-    if sonde_query::is_reserved(&body.database) {
-        let text = format!("not allowed: database {} is the server's own", body.database);
+    if sonde_query::is_reserved(&body.destination.database) {
+        let text = format!("not allowed: database {} is the server's own", body.destination.database);
         return Err(Failure(StatusCode::FORBIDDEN, text));
     }
-    // Creating tables and columns blocks, and so may the engine's queue.
-    let stored = tokio::task::spawn_blocking(move || {
-        let (builder, refused) = build(&engine, &body)?;
-        let rows = builder.finish().map(|batch| (batch.rows(), engine.write(batch)));
+    let Some(batch) = body::repeated(&door.engine, &door.memories, &body) else {
+        return store_blocking(door, body).await;
+    };
+    let count = batch.rows();
+    let receipt = match door.engine.try_write(batch) {
+        Ok(receipt) => receipt,
+        Err(batch) => blocking(move || door.engine.write(batch)).await?,
+    };
+    receipt.await?;
+    Ok(count)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+/// Creating tables and columns blocks, and so may the engine's queue.
+async fn store_blocking(door: Door, body: Body) -> Result<usize, Failure> {
+    let stored = blocking(move || {
+        let (builder, refused) = body::build(&door.engine, &door.memories, &body)?;
+        let rows = builder.finish().map(|batch| (batch.rows(), door.engine.write(batch)));
         Ok::<_, Failure>((rows, refused))
     });
-    let (rows, refused) =
-        stored.await.map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
+    let (rows, refused) = stored.await??;
     let count = match rows {
         Some((count, receipt)) => {
             receipt.await?;
@@ -216,136 +233,5 @@ fn plain(headers: &HeaderMap, body: Bytes) -> Result<Bytes, Failure> {
             Ok(plain.into())
         }
         Some(other) => Err(bad(format!("content encoding {other} is not known; gzip is"))),
-    }
-}
-
-/// A body on its way into a batch.
-struct Writer<'b> {
-    engine: &'b Engine,
-    body: &'b Body,
-    text: &'b str,
-    buffer: RowBuffer,
-    builder: WriteBatchBuilder,
-    refused: Refused,
-}
-
-/// The rows that were refused: how many, and what is wrong with the first.
-#[derive(Default)]
-struct Refused {
-    count: usize,
-    first: String,
-}
-
-/// Adds the good rows of a body; says what is wrong with the others.
-fn build(engine: &Engine, body: &Body) -> Result<(WriteBatchBuilder, Refused), Failure> {
-    let text = std::str::from_utf8(&body.bytes).map_err(|_| bad("the body is not UTF-8"))?;
-    let (buffer, builder, refused) = (RowBuffer::default(), engine.batch(), Refused::default());
-    let mut writer = Writer { engine, body, text, buffer, builder, refused };
-    writer.builder.begin_message();
-    match body.kind {
-        BodyKind::Lines => writer.lines()?,
-        BodyKind::NdJson => writer.nd_json()?,
-        BodyKind::Json => writer.json()?,
-    }
-    Ok((writer.builder, writer.refused))
-}
-
-impl<'b> Writer<'b> {
-    fn lines(&mut self) -> Result<(), Failure> {
-        let mut rows = Rows::default();
-        for (number, text) in line::lines(self.text) {
-            let stored = self.line(text, &mut rows);
-            self.note("line", number, stored)?;
-        }
-        Ok(())
-    }
-
-    fn line(&mut self, text: &'b str, rows: &mut Rows<'b>) -> Result<usize, Refusal> {
-        let line = line::decode(text, rows).map_err(|error| Refusal::Invalid(error.0))?;
-        let now = self.engine.arrival();
-        let time = match line.time {
-            None => now,
-            Some(number) => {
-                let time = time_of_number(&FieldValue::Int(number), self.body.unit);
-                let time = time.map_err(|error| Refusal::Invalid(error.0))?;
-                check_time(time, now)?;
-                time
-            }
-        };
-        let table = self.body.table.as_deref().unwrap_or(&line.table);
-        let mut target = target(self.body, table, time);
-        (target.time, target.tags) = (TimeName::Absent, TagNames::First(line.tags));
-        self.buffer.store(self.engine, &mut self.builder, &target, rows)
-    }
-
-    fn nd_json(&mut self) -> Result<(), Failure> {
-        let mut rows = Rows::default();
-        for (number, text) in self.text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-            let stored = match json::decode(text.as_bytes(), &mut rows) {
-                Ok(Shape::Objects) => self.objects(&mut rows),
-                Ok(Shape::Scalar) => Err(Refusal::Invalid("no JSON object".into())),
-                Err(error) => Err(Refusal::Invalid(error.0)),
-            };
-            self.note("line", number + 1, stored)?;
-        }
-        Ok(())
-    }
-
-    /// Each object by itself, so that a bad one costs none of the others.
-    fn json(&mut self) -> Result<(), Failure> {
-        let text = self.text;
-        let mut number = 0;
-        let mut failure = None;
-        let shape = json::decode_each(text.as_bytes(), &mut Rows::default(), |rows| {
-            if failure.is_none() {
-                let stored = self.objects(rows);
-                failure = self.note("row", number, stored).err();
-            }
-            rows.clear();
-            number += 1;
-        });
-        match (failure, shape) {
-            (Some(failure), _) => Err(failure),
-            (None, Ok(Shape::Objects)) => Ok(()),
-            (None, Ok(Shape::Scalar)) => Err(bad("the body is no JSON object or array of them")),
-            (None, Err(error)) => Err(bad(error.0)),
-        }
-    }
-
-    fn objects(&mut self, rows: &mut Rows<'_>) -> Result<usize, Refusal> {
-        let Some(table) = &self.body.table else {
-            return Err(Refusal::Invalid("no table: add ?table=name".into()));
-        };
-        let target = target(self.body, table, self.engine.arrival());
-        self.buffer.store(self.engine, &mut self.builder, &target, rows)
-    }
-
-    /// Notes what was refused; fails where nothing more can be stored.
-    fn note(&mut self, what: &str, number: usize, stored: Result<usize, Refusal>) -> Result<(), Failure> {
-        match stored {
-            Ok(_) | Err(Refusal::Passed) => Ok(()),
-            Err(Refusal::Invalid(reason)) => {
-                self.refused.count += 1;
-                if self.refused.count == 1 {
-                    self.refused.first = format!("{what} {number}: {reason}");
-                }
-                Ok(())
-            }
-            Err(Refusal::Engine(error)) => Err(Failure::from(error)),
-        }
-    }
-}
-
-/// Rows of JSON; `arrival` is the time of those without one.
-fn target<'t>(body: &'t Body, table: &'t str, arrival: Timestamp) -> Target<'t> {
-    Target {
-        database: &body.database,
-        table,
-        time: TimeName::Usual,
-        unit: body.unit,
-        arrival,
-        tags: if body.tags.is_empty() { TagNames::Usual } else { TagNames::Listed(&body.tags) },
-        fixed: &[],
-        limited_by: None,
     }
 }

@@ -5,7 +5,9 @@
 //! - An acknowledgement follows the commit that it stands for.
 
 mod bodies;
+mod body;
 mod dead_letter;
+mod repeat;
 mod row;
 mod source;
 mod topics;

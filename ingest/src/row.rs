@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sonde_engine::{
-    Catalog, CatalogRequest, ColdValues, ColumnDef, ColumnId, ColumnRole, Engine, FieldValue, NewColumn,
-    NewTable, PhysicalType, Row, TIME_NAME, Table, TableId, TableKind, TableOptions, Timestamp,
+    BatchSeries, Catalog, CatalogRequest, ColdValues, ColumnDef, ColumnId, ColumnRole, Engine, FieldValue,
+    NewColumn, NewTable, PhysicalType, Row, TIME_NAME, Table, TableId, TableKind, TableOptions, Timestamp,
     WriteBatchBuilder, type_conflict,
 };
 use sonde_query::statement::TimeUnit;
@@ -131,6 +131,16 @@ pub(crate) struct RowBuffer {
     narrow: Option<ColumnId>,
     /// A field that could not be widened, when that was found, and why.
     refused: Option<((TableId, ColumnId), Instant, String)>,
+    /// The series of the row that was stored last.
+    series: Option<BatchSeries>,
+}
+
+/// A row that was stored: what another one of its series and columns can be stored by.
+pub(crate) struct Stored<'r> {
+    pub(crate) table: &'r Arc<Table>,
+    pub(crate) series: BatchSeries,
+    /// The fields in their order; `None` where anything else stands among them, or a tag is a field of the table.
+    pub(crate) fields: Option<Vec<ColumnId>>,
 }
 
 impl RowBuffer {
@@ -192,6 +202,20 @@ impl RowBuffer {
             }
             Err(error) => Err(Refusal::Engine(error)),
         }
+    }
+
+    /// The row that `store` was given last, which has to have stored it, and it alone; its first items, `tags` many, were
+    /// tags.
+    pub(crate) fn last_row(&self, tags: usize) -> Option<Stored<'_>> {
+        let (_, table) = self.last.as_ref()?;
+        let (tags, fields) = self.places.split_at_checked(tags)?;
+        let field = |place: &Place| match place {
+            Place::Field(id) => Some(*id),
+            Place::Time | Place::Tag(_) | Place::Nothing => None,
+        };
+        let are_tags = tags.iter().all(|place| matches!(place, Place::Tag(_)));
+        let fields = if are_tags { fields.iter().map(field).collect() } else { None };
+        Some(Stored { table, series: self.series?, fields })
     }
 
     fn find(&mut self, catalog: &Arc<Catalog>, target: &Target<'_>) -> Option<Arc<Table>> {
@@ -298,14 +322,15 @@ impl RowBuffer {
                     None => unreachable!("column {name} was located or made"),
                 }
             }
-            if let Err(error) =
-                builder.row(table, &Row { time: *time, tags: &tags, fields: &fields }, max_series)
-            {
-                if count > 1 {
-                    builder.take_back_message();
+            match builder.row(table, &Row { time: *time, tags: &tags, fields: &fields }, max_series) {
+                Ok(series) => self.series = Some(series),
+                Err(error) => {
+                    if count > 1 {
+                        builder.take_back_message();
+                    }
+                    outcome = Err(refusal(error, table, target));
+                    break;
                 }
-                outcome = Err(refusal(error, table, target));
-                break;
             }
         }
         drop(items);

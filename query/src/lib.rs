@@ -16,6 +16,7 @@ mod guard;
 mod insert;
 mod latest;
 mod names;
+mod row_columns;
 mod rows;
 mod running;
 mod scan;

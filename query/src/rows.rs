@@ -24,6 +24,7 @@ use sonde_engine::{
 };
 
 use crate::error::{Error, Result};
+use crate::row_columns;
 
 /// A row that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +136,21 @@ pub fn write_rows(
     range: &RangeInclusive<Timestamp>,
     nulls: Nulls,
 ) -> Result<Vec<RowError>> {
+    if row_columns::write(builder, table, batch, arrival, range, nulls)? {
+        return Ok(Vec::new());
+    }
+    write_each(builder, table, batch, arrival, range, nulls)
+}
+
+/// The same row by row.
+fn write_each(
+    builder: &mut WriteBatchBuilder,
+    table: &Arc<Table>,
+    batch: &RecordBatch,
+    arrival: &dyn Fn() -> Timestamp,
+    range: &RangeInclusive<Timestamp>,
+    nulls: Nulls,
+) -> Result<Vec<RowError>> {
     let schema = batch.schema();
     let columns = Columns::new(table, &schema, batch)?;
     let mut errors = Vec::new();
@@ -155,7 +171,7 @@ pub fn write_rows(
             continue;
         }
         match builder.row(table, &Row { time, tags: &tags, fields: &fields }, None) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(sonde_engine::Error::BatchFull) => return Err(too_many()),
             Err(error) => errors.push(RowError { row, reason: error.to_string() }),
         }
@@ -164,7 +180,7 @@ pub fn write_rows(
 }
 
 /// All rows of one INSERT or one request are one commit, so that they are stored all or none.
-fn too_many() -> Error {
+pub(crate) fn too_many() -> Error {
     Error::Invalid(format!(
         "the rows take more than {} MiB, the most that one statement or request can store; nothing was stored, send \
          them in parts",
@@ -264,7 +280,7 @@ impl<'a> Columns<'a> {
 }
 
 /// The type in which a column's values are read.
-fn wanted(column: &ColumnDef, given: &DataType) -> Result<DataType> {
+pub(crate) fn wanted(column: &ColumnDef, given: &DataType) -> Result<DataType> {
     let kind = match column.role {
         ColumnRole::Time => return time_type(given),
         ColumnRole::Tag => {
@@ -288,7 +304,7 @@ fn wanted(column: &ColumnDef, given: &DataType) -> Result<DataType> {
     })
 }
 
-fn time_type(given: &DataType) -> Result<DataType> {
+pub(crate) fn time_type(given: &DataType) -> Result<DataType> {
     match given {
         DataType::Timestamp(..)
         | DataType::Date32
@@ -321,7 +337,10 @@ fn value(array: &ArrayRef, row: usize) -> FieldValue<'_> {
 mod tests {
     use std::cell::Cell;
 
-    use arrow::array::{BooleanArray, Float64Array, Int64Array, StringArray, TimestampSecondArray};
+    use arrow::array::{
+        BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, StringArray,
+        TimestampSecondArray, UInt64Array,
+    };
     use sonde_engine::Options;
 
     use super::*;
@@ -364,6 +383,79 @@ mod tests {
         let far = batch(vec![("time", Arc::new(far) as ArrayRef), ("v", value)]);
         let (errors, arrivals, rows) = write(&far, Nulls::Absent);
         assert_eq!((errors.len(), errors[0].row, arrivals, rows), (1, 1, 0, 2));
+    }
+
+    /// The batch that rows make, as text, and the errors.
+    fn built(
+        batch: &RecordBatch,
+        nulls: Nulls,
+        write: impl Fn(&mut WriteBatchBuilder, &Arc<Table>, &dyn Fn() -> Timestamp) -> Result<Vec<RowError>>,
+    ) -> (String, Vec<RowError>) {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(Options::new(dir.path())).unwrap();
+        let tags = ["d".to_owned(), "e".to_owned()];
+        let table = ensure_table(&engine, "public", "t", &batch.schema(), &tags).unwrap();
+        let arrivals = Cell::new(0);
+        let arrival = || {
+            arrivals.set(arrivals.get() + 1);
+            Timestamp::from_nanos(arrivals.get())
+        };
+        let mut builder = engine.batch();
+        builder.begin_message();
+        let errors = write(&mut builder, &table, &arrival).unwrap();
+        (format!("{nulls:?} {:?}", builder.finish()), errors)
+    }
+
+    #[test]
+    fn columns_and_single_rows_are_stored_alike() {
+        let keys = Int32Array::from(vec![Some(1), Some(0), None, Some(1)]);
+        let dictionary = DictionaryArray::new(keys, Arc::new(StringArray::from(vec!["x", "y"])));
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("time", Arc::new(TimestampSecondArray::from(vec![3, 1, 2, 2]))),
+            ("d", Arc::new(dictionary)),
+            ("e", Arc::new(StringArray::from(vec![Some("a"), None, None, Some("a")]))),
+            ("f", Arc::new(Float64Array::from(vec![Some(1.5), None, Some(f64::NAN), Some(-0.0)]))),
+            ("i", Arc::new(Int64Array::from(vec![Some(i64::MIN), Some(0), None, Some(7)]))),
+            ("u", Arc::new(UInt64Array::from(vec![u64::MAX, 0, 1, 2]))),
+            ("b", Arc::new(BooleanArray::from(vec![Some(true), None, Some(false), None]))),
+            ("s", Arc::new(StringArray::from(vec![Some("long"), None, Some(""), Some("\u{e9}")]))),
+            ("small", Arc::new(Int32Array::from(vec![Some(1), None, Some(-3), Some(4)]))),
+        ];
+        let nothing: ArrayRef = Arc::new(Float64Array::from(vec![None; 4]));
+        let late: ArrayRef = Arc::new(TimestampSecondArray::from(vec![Some(3), None, None, Some(2)]));
+        let never: ArrayRef = Arc::new(TimestampSecondArray::from(vec![3, i64::MAX / 2, 1, 2]));
+        let with = |name: &'static str, array: &ArrayRef| {
+            let others = columns.iter().filter(|(known, _)| *known != name).cloned();
+            batch(others.chain([(name, Arc::clone(array))]).collect())
+        };
+        let cases = [
+            (batch(columns.clone()), true),
+            (batch(columns.iter().skip(1).cloned().collect()), true),
+            (batch(columns.iter().take(3).cloned().collect()), true),
+            (with("none", &nothing), true),
+            (with("time", &late), true),
+            (with("time", &never), false),
+        ];
+        for (case, (rows, all_good)) in cases.iter().enumerate() {
+            for nulls in [Nulls::Absent, Nulls::Explicit] {
+                let each = built(rows, nulls, |builder, table, arrival| {
+                    write_each(builder, table, rows, arrival, &EVER, nulls)
+                });
+                let whole = built(rows, nulls, |builder, table, arrival| {
+                    write_rows(builder, table, rows, arrival, &EVER, nulls)
+                });
+                assert_eq!(each, whole, "case {case}");
+                // A time that is NULL is an error where NULL was meant.
+                let as_columns = *all_good && (case != 4 || nulls == Nulls::Absent);
+                assert_eq!(each.1.is_empty(), as_columns, "case {case}: {:?}", each.1);
+                let columns_alone = built(rows, nulls, |builder, table, arrival| {
+                    let stored = row_columns::write(builder, table, rows, arrival, &EVER, nulls)?;
+                    assert_eq!(stored, as_columns, "case {case}");
+                    Ok(Vec::new())
+                });
+                assert!(!as_columns || columns_alone.0 == each.0, "case {case}");
+            }
+        }
     }
 
     #[test]

@@ -35,11 +35,12 @@ impl SeriesKey {
                 continue;
             };
             bytes.push(PRESENT);
-            for &byte in value.as_bytes() {
-                bytes.push(byte);
-                if byte == 0 {
-                    bytes.push(0xff);
+            // Hardly a value holds a zero, so most are one piece.
+            for (i, piece) in value.as_bytes().split(|byte| *byte == 0).enumerate() {
+                if i > 0 {
+                    bytes.extend_from_slice(&[0, 0xff]);
                 }
+                bytes.extend_from_slice(piece);
             }
             bytes.extend_from_slice(&[0, 1]);
             end = bytes.len();

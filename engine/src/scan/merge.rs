@@ -146,7 +146,37 @@ fn pick(kind: PhysicalType, inputs: &[Option<&Column>], rows: &[RowRef]) -> Colu
     Column { cells, values }
 }
 
+/// The newest value of each point where no input lacks a cell; `None` where one does, and for strings.
+fn newest_values(kind: PhysicalType, inputs: &[Option<&Column>], points: &[&[RowRef]]) -> Option<Values> {
+    macro_rules! newest {
+        ($variant:ident) => {{
+            let mut whole = Vec::with_capacity(inputs.len());
+            for input in inputs {
+                match input {
+                    Some(Column { cells: Cells::Values(_), values: Values::$variant(values) }) => {
+                        whole.push(values.as_slice());
+                    }
+                    _ => return None,
+                }
+            }
+            let newest = points.iter().filter_map(|point| point.last());
+            let value = |row: &RowRef| whole.get(row.input as usize)?.get(row.row as usize).copied();
+            Values::$variant(newest.map(|row| value(row).unwrap_or_default()).collect())
+        }};
+    }
+    Some(match kind {
+        PhysicalType::Float64 => newest!(Float),
+        PhysicalType::Int64 => newest!(Int),
+        PhysicalType::UInt64 => newest!(UInt),
+        PhysicalType::Boolean => newest!(Bool),
+        PhysicalType::Text => return None,
+    })
+}
+
 fn gather(kind: PhysicalType, inputs: &[Option<&Column>], points: &[&[RowRef]]) -> Column {
+    if let Some(values) = newest_values(kind, inputs, points) {
+        return Column::of(values);
+    }
     let input = |row: &RowRef| inputs.get(row.input as usize).copied().flatten();
     let cell = |row: &RowRef| input(row).map_or(Cell::Absent, |column| column.cells.get(row.row as usize));
     let mut cells = Cells::Values(0);

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 #[path = "../../../proto/tests/random.rs"]
-mod random;
+pub(crate) mod random;
 
 use super::{Rows, json, line};
 use crate::limits::{ITEM_NAME, ROW_ITEMS};

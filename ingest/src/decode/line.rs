@@ -1,7 +1,9 @@
 //! Line protocol, as InfluxDB and Telegraf write it: `measurement[,tag=value]* field=value[,field=value]* [time]`.
 
 use std::borrow::Cow;
+use std::num::ParseIntError;
 
+use memchr::{memchr, memchr2};
 use sonde_engine::FieldValue;
 
 use super::{DecodeError, Rows};
@@ -25,37 +27,82 @@ pub fn lines(body: &str) -> impl Iterator<Item = (usize, &str)> {
         if rest.is_empty() {
             return None;
         }
-        let (line, behind) = rest.split_at(end_of_line(rest));
+        let (end, breaks) = end_of_line(rest);
+        let (line, behind) = rest.split_at(end);
         let number = next;
-        next += 1 + line.bytes().filter(|byte| *byte == b'\n').count();
+        next += 1 + breaks;
         rest = behind.strip_prefix('\n').unwrap_or(behind);
         Some((number, line.trim()))
     });
     split.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Where the first line ends: at a line break outside of a field's string. As Influx does it: quotes mean something
-/// behind the first space that is not escaped.
-fn end_of_line(text: &str) -> usize {
-    let plain = text.find('\n').unwrap_or(text.len());
+/// Where the first line ends, and how many line breaks it holds: at a line break outside of a field's string. As Influx
+/// does it: quotes mean something behind the first space that is not escaped.
+fn end_of_line(text: &str) -> (usize, usize) {
+    let plain = memchr(b'\n', text.as_bytes()).unwrap_or(text.len());
     let line = text.get(..plain).unwrap_or(text);
-    if !line.contains('"') || line.trim_start().starts_with('#') {
-        return plain;
+    if memchr(b'"', line.as_bytes()).is_none() || line.trim_start().starts_with('#') {
+        return (plain, 0);
     }
     let start = text.len() - text.trim_start().len();
     let (mut fields, mut quoted, mut escaped) = (false, false, false);
+    let breaks = |end: usize| text.bytes().take(end).filter(|byte| *byte == b'\n').count();
     for (at, byte) in text.bytes().enumerate().skip(start) {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = true,
             b' ' => fields = true,
             b'"' if fields => quoted = !quoted,
-            b'\n' if !quoted => return at,
+            b'\n' if !quoted => return (at, breaks(at)),
             _ => {}
         }
     }
     // A string that never ends costs its own line only.
-    if quoted { plain } else { text.len() }
+    if quoted { (plain, 0) } else { (text.len(), breaks(text.len())) }
+}
+
+/// Splits a line where its fields begin: measurement and tags, and the rest. `None` where something before is escaped.
+pub(crate) fn head(line: &str) -> Option<(&str, &str)> {
+    let at = memchr2(b' ', b'\\', line.as_bytes())?;
+    let (head, rest) = line.split_at(at);
+    rest.starts_with(' ').then_some((head, rest))
+}
+
+/// Whether the fields of a line can be recognised by this name's own bytes, with the equals sign behind them.
+pub(crate) fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', ' ', '\\'])
+}
+
+/// Gives `each` the value of every field of `rest`, the part of a line behind its head, where those are exactly the
+/// fields of `names`, which are plain and have their equals sign behind them. Returns the line's time. `None` where
+/// `decode` has to look at the line: there is anything else, an escape, a string or a fault.
+pub(crate) fn values<'a, 'n>(
+    rest: &'a str,
+    names: impl Iterator<Item = &'n str>,
+    mut each: impl FnMut(FieldValue<'a>),
+) -> Option<Option<i64>> {
+    let mut rest = rest.trim_start_matches(' ');
+    for (place, name) in names.enumerate() {
+        if place > 0 {
+            rest = rest.strip_prefix(',')?;
+        }
+        let behind = rest.strip_prefix(name)?;
+        let end = behind.bytes().position(ends_value).unwrap_or(behind.len());
+        let value;
+        (value, rest) = behind.split_at(end);
+        if rest.starts_with(['\\', '"']) {
+            return None;
+        }
+        each(field(value)?);
+    }
+    // A comma: there is one more field.
+    if rest.starts_with(',') { None } else { time(rest).ok() }
+}
+
+/// Whether a byte ends the value of a field, or is of those that hide such an end.
+fn ends_value(byte: u8) -> bool {
+    matches!(byte, b',' | b' ' | b'\\' | b'"')
 }
 
 /// Decodes one line into the one row of `rows`, which is emptied first: tags, then fields.
@@ -91,12 +138,17 @@ pub fn decode<'a>(line: &'a str, rows: &mut Rows<'a>) -> Result<Line<'a>, Decode
             None => break,
         }
     }
-    let time = match rest.trim() {
-        "" => None,
-        digits => Some(digits.parse().map_err(|_| wrong("a time that is no integer"))?),
-    };
+    let time = time(rest).map_err(|_| wrong("a time that is no integer"))?;
     rows.end_row();
     Ok(Line { table: unescape(table), tags, time })
+}
+
+/// The time behind the fields.
+fn time(rest: &str) -> Result<Option<i64>, ParseIntError> {
+    match rest.trim() {
+        "" => Ok(None),
+        digits => digits.parse().map(Some),
+    }
 }
 
 /// Splits at the first of `ends` that is neither escaped nor, with `quotes`, inside a string.

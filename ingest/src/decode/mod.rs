@@ -1,7 +1,7 @@
 //! Payloads as rows: one file per format, each giving named scalars that the source maps to columns.
 
 #[cfg(test)]
-mod fuzz;
+pub(crate) mod fuzz;
 pub mod json;
 pub mod line;
 

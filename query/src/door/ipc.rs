@@ -7,9 +7,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, AsArray, UInt64Array};
 use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::compute::{sum, take};
+use arrow::datatypes::{DataType, SchemaRef, UInt64Type};
 use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::{self, CompressionType, MessageHeader, root_as_message};
 use arrow::record_batch::RecordBatch;
@@ -244,12 +245,16 @@ fn plain_bytes(batch: &RecordBatch) -> u64 {
 /// The bytes of texts that a column names more often than it has them.
 fn shared_text_bytes(column: &dyn Array) -> u64 {
     match column.as_any_dictionary_opt() {
-        Some(dictionary) if !dictionary.values().is_empty() => {
-            let lengths = text_lengths(dictionary.values().as_ref());
-            let length = |key: usize| lengths.get(key).copied().unwrap_or_default();
-            dictionary.normalized_keys().into_iter().map(length).fold(0, u64::saturating_add)
+        Some(dictionary) => {
+            let lengths = UInt64Array::from(text_lengths(dictionary.values().as_ref()));
+            if lengths.is_empty() {
+                return 0;
+            }
+            // There is a key for every row within the message, so the sum does not wrap. What cannot be counted is too
+            // much.
+            let of_rows = take(&lengths, dictionary.keys(), None);
+            of_rows.map_or(u64::MAX, |lengths| sum(lengths.as_primitive::<UInt64Type>()).unwrap_or_default())
         }
-        Some(_) => 0,
         None if *column.data_type() == DataType::Utf8View => {
             text_lengths(column).into_iter().fold(0, u64::saturating_add)
         }
