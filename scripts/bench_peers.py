@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ SYSTEMS = ("sonde", "questdb", "questdb-sync", "victoria", "influx", "duckdb")
 
 def arguments():
     parser = argparse.ArgumentParser(description="compares SondeDB with other databases on this machine")
-    parser.add_argument("--quick", action="store_true", help="a minute: proves that everything runs, writes no document")
+    parser.add_argument("--quick", action="store_true", help="a minute or two: shows that everything runs; writes no document")
     parser.add_argument("--hours", type=float, help=f"length of the set of {HOSTS} hosts, every 10 s (3.5; quick: 0.1)")
     parser.add_argument("--only", default=",".join(SYSTEMS), help=f"some of {','.join(SYSTEMS)}")
     parser.add_argument("--recordings", default=str(ROOT / "demo/data"), help="directory of recordings of sensors")
@@ -120,7 +121,8 @@ def measure_all(options, plan, ready, skips):
 def machine():
     model = next((line.split(":")[1] for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown CPU")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
-    return f"{model.strip()}, {os.cpu_count()} cores, {memory} GiB, {platform.system()} {platform.release()}"
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{model.strip()}, {os.cpu_count()} cores, {memory} GiB, {platform.system()} {kernel}"
 
 
 def commit():
@@ -130,6 +132,8 @@ def commit():
 
 def main():
     options = arguments()
+    # As Ctrl-C does: what was started is ended, what was written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if sys.platform != "linux":
         sys.exit("bench-peers: needs Linux, it reads /proc")
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -153,14 +157,17 @@ def main():
             hours=hours,
             hosts=HOSTS,
             bulk_seconds=5 if options.quick else 80,
-            small_seconds=0.7 if options.quick else 4,
+            small_seconds=0.5 if options.quick else 4,
             query_runs=5 if options.quick else 20,
+            merges=not options.quick,
         )
         found, end = measure_all(options, plan, ready, skips)
-        sizes = recordings.measure_all(options.recordings, Path(work), ready, end, skips)
+        most = 1_000_000 if options.quick else sys.maxsize
+        sizes = recordings.measure_all(options.recordings, most, Path(work), ready, end, skips)
     run = {
         "machine": machine(),
         "commit": commit(),
+        "given": "SONDE_BIN" in os.environ,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": " ".join(["make bench-peers"] + report.flags(sys.argv[1:])),
         "rows": plan.rows,

@@ -33,6 +33,7 @@ class Plan:
     bulk_seconds: float
     small_seconds: float
     query_runs: int
+    merges: bool  # whether to wait for what a system merges only after a pause
 
 
 def send(plan, server, *, clients, lines, rows, skip=0, seconds=None, warm=0):
@@ -64,7 +65,7 @@ def bulk(plan, server):
     with measure.Peak(server.pid) as peak:
         sent = send(plan, server, clients=4, lines=10_000, rows=plan.rows, seconds=plan.bulk_seconds)
         sent["rows_per_cpu_acked"] = sent["rows"] / max(sent["cpu"], 0.01)
-        sent["rests"] = server.settle()
+        sent["rests"] = server.settle(plan.merges)
     sent["cpu"] = measure.cpu(server.pid) - cpu
     sent["rows_per_cpu"] = sent["rows"] / max(sent["cpu"], 0.01)
     return sent, peak.bytes
@@ -144,7 +145,7 @@ def duckdb_figures(plan):
     folder = plan.work / "duckdb"
     folder.mkdir()
     side = Path(__file__).with_name("duckdb_side.py")
-    limits = [str(plan.rows), str(min(plan.bulk_seconds, 10)), str(plan.hours), str(plan.hosts)]
+    limits = [str(plan.rows), str(plan.small_seconds), str(plan.hours), str(plan.hosts)]
     try:
         done = subprocess.run(
             [sys.executable, side, plan.source, folder, *limits], capture_output=True, text=True, timeout=180

@@ -22,6 +22,7 @@ from systems import FIELDS
 TAGS = "hostname region datacenter rack os arch team service service_version service_environment".split()
 THREADS = 2
 BATCH = 10_000
+BATCH_SECONDS = 10
 
 
 def parse(source, limit):
@@ -95,14 +96,14 @@ def transactions(database, rows, size, clients, seconds):
 def in_transactions(folder, rows, seconds):
     """As many transactions as the requests of the others; then a checkpoint, which is its flush."""
     with open_database(folder, "batches") as database:
-        figures = transactions(database, rows, BATCH, 4, seconds)
+        figures = transactions(database, rows, BATCH, 4, BATCH_SECONDS)
         before = measure.cpu(os.getpid())
         database.execute("CHECKPOINT")
         figures["cpu"] += measure.cpu(os.getpid()) - before
         figures["rows_per_cpu"] = figures["rows"] / figures["cpu"]
         small = {}
         for size, clients in ((1, 1), (1, 4), (100, 4)):
-            it = transactions(database, rows, size, clients, min(seconds, 3))
+            it = transactions(database, rows, size, clients, seconds)
             small[f"{size}/{clients}"] = it | {"rows_per_cpu": it["rows"] / max(it["cpu"], 0.01)}
         with measure.SyncCalls(os.getpid(), Path(folder) / "strace") as syncs:
             for at in range(20):

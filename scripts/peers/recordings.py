@@ -40,12 +40,12 @@ class Recording:
     def values(self):
         return len(self.rows) * len(self.columns)
 
-    def lines(self, table):
-        """Line protocol, in requests of `BATCH` rows."""
+    def lines(self, table, rows):
+        """Some of the rows as line protocol, in requests of `BATCH` rows."""
         ends = ["" if it else "i" for it in self.floats]
-        for at in range(0, len(self.rows), BATCH):
+        for at in range(0, len(rows), BATCH):
             part = []
-            for series, when, values in self.rows[at : at + BATCH]:
+            for series, when, values in rows[at : at + BATCH]:
                 fields = ",".join(f"{name}={text}{end}" for name, text, end in zip(self.columns, values, ends))
                 part.append(f"{table},series={series} {fields} {when}")
             yield "\n".join(part).encode()
@@ -149,10 +149,13 @@ def in_sonde(make, folder, recordings):
                 types = zip(recording.columns, recording.floats)
                 columns = ", ".join(f"{name} {'DOUBLE' if is_float else 'BIGINT'}" for name, is_float in types)
                 server.sql(f"CREATE TABLE {table} (time TIMESTAMP, series STRING TAG, {columns}) WITH (profile = '{profile}')")
-                for body in recording.lines(table):
-                    server.ask("POST", server.write_path, body, {"Authorization": f"Bearer {server.token}"})
+                # Two flushes of every other row: compaction rewrites what has at least two chunks a partition.
+                for rows in (recording.rows[::2], recording.rows[1::2]):
+                    for body in recording.lines(table, rows):
+                        server.ask("POST", server.write_path, body, {"Authorization": f"Bearer {server.token}"})
+                    server.sql(f"FLUSH TABLE {table}")
                 server.sql(f"COMPACT TABLE {table}")
-                answer = server.sql(f"SELECT sum(rows), sum(bytes) FROM system.chunks WHERE \"table\" = '{table}'")
+                answer = server.sql(f"SELECT sum(rows), sum(bytes) FROM system.chunks WHERE \"table\" = 'public.{table}'")
                 rows, stored = json.loads(answer)["rows"][0]
                 if not rows or not 0.99 * len(recording.rows) <= rows <= len(recording.rows):
                     raise Failed(f"SondeDB has {rows} rows of {recording.name}, and was sent {len(recording.rows)}")
@@ -163,9 +166,9 @@ def in_sonde(make, folder, recordings):
 def in_victoria(make, folder, recording):
     """One server for each recording: what it says of its disk is of all of them."""
     with make(folder).start() as server:
-        for body in recording.lines("recording"):
+        for body in recording.lines("recording", recording.rows):
             server.ask("POST", server.write_path, body)
-        server.settle()
+        server.settle(merges=True)
         return server.stored() / recording.values
 
 
@@ -194,15 +197,15 @@ def in_duckdb(folder, table):
     return own, min(measure.size(folder, "plain.parquet"), measure.size(folder, "delta.parquet"))
 
 
-def measure_all(directory, work, ready, end, skips):
-    """Bytes a value: {recording: {"values": n, store: bytes}}."""
+def measure_all(directory, most, work, ready, end, skips):
+    """Bytes a value of recordings of at most `most` values: {recording: {"values": n, store: bytes}}."""
     if not Path(directory).is_dir():
         skips.add("recordings", f"{directory} is no directory")
         return {}
     found = {}
-    recordings = read(directory)
+    recordings = [it for it in read(directory) if it.values <= most]
     if not recordings:
-        skips.add("recordings", f"{directory} holds none that are known here")
+        skips.add("recordings", f"{directory} holds none that this knows")
     folder = work / "recordings"
 
     def attempt(what, store):
@@ -220,8 +223,9 @@ def measure_all(directory, work, ready, end, skips):
     for recording in recordings:
         found[recording.name] = {"values": recording.values}
     if "sonde" in ready and recordings:
-        for name, sizes in (attempt("recordings in SondeDB", lambda: in_sonde(ready["sonde"], folder / "s", recordings)) or {}).items():
-            found[name] |= sizes
+        sizes = attempt("recordings in SondeDB", lambda: in_sonde(ready["sonde"], folder / "s", recordings))
+        for name, of_profiles in (sizes or {}).items():
+            found[name] |= of_profiles
     for recording in recordings:
         if sizes := attempt(f"{recording.name} in DuckDB and Parquet", lambda: in_duckdb(folder, recording.arrow())):
             found[recording.name] |= {"DuckDB": sizes[0] / recording.values, "Parquet, zstd": sizes[1] / recording.values}

@@ -36,7 +36,7 @@ def row(cells):
 
 
 def table(head, rows):
-    return [row(head), row(["---"] * len(head)), *(row(it) for it in rows), ""]
+    return [row(head), f"|{'---|' * len(head)}", *(row(it) for it in rows), ""]
 
 
 def line(figures):
@@ -106,7 +106,8 @@ def sizes(recordings):
 def markdown(run):
     found = run["systems"]
     text = [
-        f"{run['machine']}; {run['date']}, commit {run['commit']}, `{run['command'].replace('`', '')}`. "
+        f"{run['machine']}; {run['date']}, commit {run['commit']}, `{run['command'].replace('`', '')}`"
+        f"{', with the binary that SONDE_BIN names' if run['given'] else ''}. "
         f"{number(run['rows'])} rows: {run['hosts']:,} hosts, {run['hours']:g} h, 10 tags, 10 integer fields.",
         "",
     ]
@@ -132,8 +133,9 @@ def markdown(run):
     if found:
         text += ["Settings: " + "; ".join(f"{it['name']}: {it['settings']}" for it in found) + ".", ""]
         cpu = [it["bulk"]["client_cpu"] / it["bulk"]["seconds"] for it in found if "client_cpu" in it["bulk"]]
-        if cpu:
-            text += [f"The load took at most {max(cpu):.0%} of one core in the batches.", ""]
+        small_cpu = [it["client_cpu"] / it["seconds"] for of in found for it in of["small"].values() if "client_cpu" in it]
+        if cpu and small_cpu:
+            text += [f"The sender took at most {max(cpu):.1%} of a core for batches, {max(small_cpu):.0%} for small requests.", ""]
     text += [f"Not measured: {it}." for it in run["skipped"]]
     return "\n".join(text).rstrip() + "\n"
 

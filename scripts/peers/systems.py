@@ -124,9 +124,9 @@ class Server:
     def get(self, path, **parameters):
         return self.ask("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
 
-    def settle(self):
-        """Brings what is written into its final form. Whether it came to rest."""
-        return measure.wait_idle(self.pid, at_least=self.rest)
+    def settle(self, merges):
+        """Brings what is written into its final form, waiting `rest` seconds for it if asked to. Whether it came to rest."""
+        return measure.wait_idle(self.pid, at_least=self.rest if merges else 0, quiet=2 if merges else 1)
 
     def stored(self):
         """Bytes of rows on disk at rest, without the log. Some can say only after `stop`."""
@@ -178,9 +178,9 @@ class Sonde(Server):
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
         return self.ask("POST", "/api/v1/sql", statement.encode(), headers)
 
-    def settle(self):
+    def settle(self, merges):
         self.sql("COMPACT TABLE cpu")
-        return super().settle()
+        return super().settle(merges)
 
     def stored(self):
         return measure.size(self.folder / "data/chunks")
@@ -231,12 +231,12 @@ class QuestDb(Server):
     def query(self, text):
         return self.get("/exec", query=text)
 
-    def settle(self):
+    def settle(self, merges):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             rows = json.loads(self.query("SELECT writerTxn, sequencerTxn FROM wal_tables() WHERE name = 'cpu'"))["dataset"]
             if rows and rows[0][0] == rows[0][1]:
-                return super().settle()
+                return super().settle(merges)
             time.sleep(0.05)
         return False
 
@@ -290,10 +290,10 @@ class VictoriaMetrics(Server):
             "-search.maxUniqueTimeseries=3000000",
         ]
 
-    def settle(self):
+    def settle(self, merges):
         self.get("/internal/force_flush")
         self.get("/internal/force_merge")
-        return super().settle()
+        return super().settle(merges)
 
     def stored(self):
         """Data and index; its caches are left out."""
