@@ -32,11 +32,11 @@ SYSTEMS = ("sonde", "questdb", "questdb-sync", "victoria", "influx", "duckdb")
 
 def arguments():
     parser = argparse.ArgumentParser(description="compares SondeDB with other databases on this machine")
-    parser.add_argument("--quick", action="store_true", help="a minute or two: shows that everything runs; writes no document")
+    parser.add_argument("--quick", action="store_true", help="a minute or two, shows that all runs; writes no document")
     parser.add_argument("--hours", type=float, help=f"length of the set of {HOSTS} hosts, every 10 s (3.5; quick: 0.1)")
     parser.add_argument("--only", default=",".join(SYSTEMS), help=f"some of {','.join(SYSTEMS)}")
     parser.add_argument("--recordings", default=str(ROOT / "demo/data"), help="directory of recordings of sensors")
-    parser.add_argument("--minutes", type=float, default=10, help="no system is begun later than this, downloads aside")
+    parser.add_argument("--minutes", type=float, default=8, help="no system is begun later than this, downloads aside")
     parser.add_argument("--cache", type=Path, required=True, help="where programs, lines and the JSON file go")
     parser.add_argument("--sonde", type=Path, required=True, help="the binary")
     parser.add_argument("--write", action="store_true", help="write the document after --quick or --only, too")
@@ -109,7 +109,8 @@ def measure_all(options, plan, ready, skips):
                 continue
             print(f"{name} ...", file=sys.stderr, flush=True)
             try:
-                figures = compare.duckdb_figures(plan) if name == "duckdb" else compare.server_figures(plan, ready[name])
+                alone = name == "duckdb"
+                figures = compare.duckdb_figures(plan) if alone else compare.server_figures(plan, ready[name])
             except (systems.Failed, OSError, ValueError, KeyError, IndexError) as error:
                 skips.add(name, f"failed: {error!r}")
                 continue

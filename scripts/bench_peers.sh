@@ -30,4 +30,4 @@ if [ -z "${SONDE_BIN:-}" ]; then
     SONDE_BIN="$CARGO_TARGET_DIR/demo/sonde"
 fi
 export PYTHONDONTWRITEBYTECODE=1
-"$venv/bin/python" scripts/bench_peers.py --cache "$cache" --sonde "$(realpath "$SONDE_BIN")" "$@"
+exec "$venv/bin/python" scripts/bench_peers.py --cache "$cache" --sonde "$(realpath "$SONDE_BIN")" "$@"

@@ -118,8 +118,8 @@ def in_bulk(folder, rows):
     insert(database, rows)
     database.execute("CHECKPOINT")
     took, cpu = time.monotonic() - began, measure.cpu(os.getpid()) - cpu
-    figures = {"rows": rows.num_rows, "rows_per_s": rows.num_rows / took, "rows_per_cpu": rows.num_rows / max(cpu, 0.01)}
-    return database, figures
+    count = rows.num_rows
+    return database, {"rows": count, "rows_per_s": count / took, "rows_per_cpu": count / max(cpu, 0.01)}
 
 
 def ask(database, hours, hosts):

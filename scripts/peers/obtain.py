@@ -108,7 +108,8 @@ def debian(cache, package, program):
     version = DEBIAN[package]
 
     def unpack(to):
-        need("apt-get", "apt, so this peer needs Debian")
+        if shutil.which("apt-get") is None:
+            raise Missing(f"{package} {version} needs Debian 12: apt-get is missing")
         to.mkdir()
         # As root, apt downloads as a user of its own, who must not need to enter the cache.
         plain = ["-o", "APT::Sandbox::User=root"]

@@ -148,14 +148,16 @@ def in_sonde(make, folder, recordings):
                 table = f"{profile}{number}"
                 types = zip(recording.columns, recording.floats)
                 columns = ", ".join(f"{name} {'DOUBLE' if is_float else 'BIGINT'}" for name, is_float in types)
-                server.sql(f"CREATE TABLE {table} (time TIMESTAMP, series STRING TAG, {columns}) WITH (profile = '{profile}')")
+                made = f"CREATE TABLE {table} (time TIMESTAMP, series STRING TAG, {columns})"
+                server.sql(f"{made} WITH (profile = '{profile}')")
                 # Two flushes of every other row: compaction rewrites what has at least two chunks a partition.
                 for rows in (recording.rows[::2], recording.rows[1::2]):
                     for body in recording.lines(table, rows):
                         server.ask("POST", server.write_path, body, {"Authorization": f"Bearer {server.token}"})
                     server.sql(f"FLUSH TABLE {table}")
                 server.sql(f"COMPACT TABLE {table}")
-                answer = server.sql(f"SELECT sum(rows), sum(bytes) FROM system.chunks WHERE \"table\" = 'public.{table}'")
+                chunks = f"system.chunks WHERE \"table\" = 'public.{table}'"
+                answer = server.sql(f"SELECT sum(rows), sum(bytes) FROM {chunks}")
                 rows, stored = json.loads(answer)["rows"][0]
                 if not rows or not 0.99 * len(recording.rows) <= rows <= len(recording.rows):
                     raise Failed(f"SondeDB has {rows} rows of {recording.name}, and was sent {len(recording.rows)}")
@@ -228,7 +230,8 @@ def measure_all(directory, most, work, ready, end, skips):
             found[name] |= of_profiles
     for recording in recordings:
         if sizes := attempt(f"{recording.name} in DuckDB and Parquet", lambda: in_duckdb(folder, recording.arrow())):
-            found[recording.name] |= {"DuckDB": sizes[0] / recording.values, "Parquet, zstd": sizes[1] / recording.values}
+            own, parquet = (size / recording.values for size in sizes)
+            found[recording.name] |= {"DuckDB": own, "Parquet, zstd": parquet}
         if "victoria" in ready:
             size = attempt(
                 f"{recording.name} in VictoriaMetrics", lambda: in_victoria(ready["victoria"], folder / "v", recording)

@@ -2,6 +2,7 @@
 
 BEGIN, END = "<!-- peers: begin, written by `make bench-peers` -->", "<!-- peers: end -->"
 SMALL = ("1/1", "1/4", "1/64", "100/4")
+RATES = ("rows_per_s", "rows_per_cpu")
 QUESTIONS = ("latest", "window 1 h", "window all", "sum")
 
 
@@ -81,7 +82,7 @@ def small(found):
         cells = []
         for key in SMALL:
             it = figures["small"].get(key)
-            cells.append(f"{number(it['rows_per_s'])} / {number(it['rows_per_cpu'])} / {short(it['p50_ms'])}" if it else "-")
+            cells.append(" / ".join([*(number(it[at]) for at in RATES), short(it["p50_ms"])]) if it else "-")
         rows.append([figures["name"], *cells])
     return table(["system", "1 row, 1 client", "1 row, 4 clients", "1 row, 64 clients", "100 rows, 4 clients"], rows)
 
@@ -90,7 +91,8 @@ def questions(found):
     rows = []
     for figures in found:
         asked = figures["queries"]
-        rows.append([figures["name"], *(f"{short(asked[it]['p50_ms'])} / {short(asked[it]['cpu_ms'])}" for it in QUESTIONS)])
+        cells = [f"{short(asked[it]['p50_ms'])} / {short(asked[it]['cpu_ms'])}" for it in QUESTIONS]
+        rows.append([figures["name"], *cells])
     return table(["system", "latest", "one series, 1 h", "one series, all hours (at most 12)", "sum"], rows)
 
 
@@ -117,15 +119,15 @@ def markdown(run):
             said = ", ".join(f"{it['name']} {number(it['bulk']['rows'])}" for it in short_of)
             text += [f"Of fewer rows, where the time for batches was over first: {said}.", ""]
         if restless := [it["name"] for it in found if not it["bulk"].get("rests", True)]:
-            text += [f"Still at work a minute later, so with less than all of their CPU time: {', '.join(restless)}.", ""]
+            text += [f"Still at work a minute later, and not measured until they rest: {', '.join(restless)}.", ""]
         text += ["Small requests; rows/s / rows per CPU second / p50 in ms:", "", *small(found)]
         text += ["Queries; p50 in ms / CPU ms a query:", "", *questions(found)]
     for figures in found:
         if "statement" in figures:
             it = figures["statement"]
             text += [
-                f"{figures['name']} in one statement: {number(it['rows_per_s'])} rows/s, {number(it['rows_per_cpu'])} rows "
-                "per CPU second, its checkpoint included; the queries and bytes are of that table.",
+                f"{figures['name']} in one statement: {number(it['rows_per_s'])} rows/s, {number(it['rows_per_cpu'])} "
+                "rows per CPU second, its checkpoint included; the queries and bytes are of that table.",
                 "",
             ]
     if run["recordings"]:
@@ -133,9 +135,11 @@ def markdown(run):
     if found:
         text += ["Settings: " + "; ".join(f"{it['name']}: {it['settings']}" for it in found) + ".", ""]
         cpu = [it["bulk"]["client_cpu"] / it["bulk"]["seconds"] for it in found if "client_cpu" in it["bulk"]]
-        small_cpu = [it["client_cpu"] / it["seconds"] for of in found for it in of["small"].values() if "client_cpu" in it]
+        requests = [it for figures in found for it in figures["small"].values()]
+        small_cpu = [it["client_cpu"] / it["seconds"] for it in requests if "client_cpu" in it]
         if cpu and small_cpu:
-            text += [f"The sender took at most {max(cpu):.1%} of a core for batches, {max(small_cpu):.0%} for small requests.", ""]
+            said = f"The sender took at most {max(cpu):.1%} of a core for batches"
+            text += [f"{said}, {max(small_cpu):.0%} for small requests.", ""]
     text += [f"Not measured: {it}." for it in run["skipped"]]
     return "\n".join(text).rstrip() + "\n"
 

@@ -125,7 +125,7 @@ class Server:
         return self.ask("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
 
     def settle(self, merges):
-        """Brings what is written into its final form, waiting `rest` seconds for it if asked to. Whether it came to rest."""
+        """Brings what is written into its final form, with the wait `rest` if asked to. Whether it came to rest."""
         return measure.wait_idle(self.pid, at_least=self.rest if merges else 0, quiet=2 if merges else 1)
 
     def stored(self):
@@ -186,7 +186,8 @@ class Sonde(Server):
         return measure.size(self.folder / "data/chunks")
 
     def latest(self):
-        return self.sql(f"SELECT hostname, {', '.join(f'last({it}, time)' for it in FIELDS)} FROM cpu GROUP BY hostname")
+        newest = ", ".join(f"last({it}, time)" for it in FIELDS)
+        return self.sql(f"SELECT hostname, {newest} FROM cpu GROUP BY hostname")
 
     def window(self, host, start, end):
         return self.sql(
@@ -234,8 +235,8 @@ class QuestDb(Server):
     def settle(self, merges):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            rows = json.loads(self.query("SELECT writerTxn, sequencerTxn FROM wal_tables() WHERE name = 'cpu'"))["dataset"]
-            if rows and rows[0][0] == rows[0][1]:
+            answer = self.query("SELECT writerTxn, sequencerTxn FROM wal_tables() WHERE name = 'cpu'")
+            if any(applied == written for applied, written in json.loads(answer)["dataset"]):
                 return super().settle(merges)
             time.sleep(0.05)
         return False
