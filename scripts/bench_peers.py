@@ -44,8 +44,8 @@ def arguments():
     parsed.only = parsed.only.split(",")
     if unknown := set(parsed.only) - set(SYSTEMS):
         parser.error(f"no such system: {', '.join(sorted(unknown))}")
-    if not 0.05 <= (parsed.hours or 1) <= 23:
-        parser.error("--hours is from 0.05 to 23")
+    if not 0.05 <= (parsed.hours or 1) <= 12:
+        parser.error("--hours is from 0.05 to 12")
     return parsed
 
 

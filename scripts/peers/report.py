@@ -7,7 +7,13 @@ QUESTIONS = ("latest", "window 1 h", "window all", "sum")
 
 
 def flags(arguments):
-    """What was asked for, as `make` takes it, without the paths of one machine."""
+    """What was asked for, as `make` takes it, without the paths of one machine.
+
+    >>> flags(["--cache", "c", "--sonde=s", "--quick", "--recordings", "r", "--only", "sonde,duckdb", "--write"])
+    ['PEERS_ARGS="--quick --recordings DIR --only sonde,duckdb"']
+    >>> flags(["--cache", "c", "--sonde", "s"])
+    []
+    """
     kept, skip = [], False
     for argument in arguments:
         name = argument.split("=")[0]
@@ -26,7 +32,11 @@ def number(value, digits=0):
 
 
 def short(value):
-    """Milliseconds or bytes with three digits that count."""
+    """Milliseconds with three digits that count.
+
+    >>> short(1234.5), short(12.34), short(0.056), short(None)
+    ('1,234', '12.3', '0.06', '-')
+    """
     if value is None:
         return "-"
     return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)
@@ -145,7 +155,16 @@ def markdown(run):
 
 
 def put(path, text):
-    """Replaces what stands between the marks."""
+    """Replaces what stands between the marks.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "page.md"
+    ...     _ = path.write_text(f"before\\n{BEGIN}\\nold\\n{END}\\nafter\\n")
+    ...     put(path, "new\\n")
+    ...     path.read_text() == f"before\\n{BEGIN}\\n\\nnew\\n\\n{END}\\nafter\\n"
+    True
+    """
     document = path.read_text()
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
