@@ -53,6 +53,15 @@ class Server:
         return {}
 
     def start(self):
+        """Starts it and waits until it can be written to; a start that fails or is broken off leaves no process."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self):
         self.port = free_port()
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
@@ -70,7 +79,6 @@ class Server:
                 raise Failed(f"{self.name} did not start, its log ends with: {tail}")
             time.sleep(0.05)
         self.prepare()
-        return self
 
     def accepts(self):
         try:
