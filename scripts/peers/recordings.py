@@ -15,7 +15,6 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
 
-import measure
 from systems import Failed
 
 DAY = 1_704_067_200  # 2024-01-01T00:00:00Z, where recordings without a date, or with one before 2000, begin
@@ -139,29 +138,27 @@ def read(directory):
     return found
 
 
-def in_sonde(make, folder, recordings):
-    """Both profiles of all recordings, after COMPACT TABLE, by what the server says of its chunks."""
+def in_sonde(make, folder, recording):
+    """Both profiles, after COMPACT TABLE, by what the server says of its chunks."""
+    types = zip(recording.columns, recording.floats)
+    columns = ", ".join(f"{name} {'DOUBLE' if is_float else 'BIGINT'}" for name, is_float in types)
     found = {}
     with make(folder).start() as server:
-        for number, recording in enumerate(recordings):
-            for profile in ("fast", "dense"):
-                table = f"{profile}{number}"
-                types = zip(recording.columns, recording.floats)
-                columns = ", ".join(f"{name} {'DOUBLE' if is_float else 'BIGINT'}" for name, is_float in types)
-                made = f"CREATE TABLE {table} (time TIMESTAMP, series STRING TAG, {columns})"
-                server.sql(f"{made} WITH (profile = '{profile}')")
-                # Two flushes of every other row: compaction rewrites what has at least two chunks a partition.
-                for rows in (recording.rows[::2], recording.rows[1::2]):
-                    for body in recording.lines(table, rows):
-                        server.ask("POST", server.write_path, body, {"Authorization": f"Bearer {server.token}"})
-                    server.sql(f"FLUSH TABLE {table}")
-                server.sql(f"COMPACT TABLE {table}")
-                chunks = f"system.chunks WHERE \"table\" = 'public.{table}'"
-                answer = server.sql(f"SELECT sum(rows), sum(bytes) FROM {chunks}")
-                rows, stored = json.loads(answer)["rows"][0]
-                if not rows or not 0.99 * len(recording.rows) <= rows <= len(recording.rows):
-                    raise Failed(f"SondeDB has {rows} rows of {recording.name}, and was sent {len(recording.rows)}")
-                found.setdefault(recording.name, {})[f"SondeDB, {profile}"] = stored / recording.values
+        for table in ("fast", "dense"):
+            made = f"CREATE TABLE {table} (time TIMESTAMP, series STRING TAG, {columns})"
+            server.sql(f"{made} WITH (profile = '{table}')")
+            # Two flushes of every other row: compaction rewrites what has at least two chunks a partition.
+            for rows in (recording.rows[::2], recording.rows[1::2]):
+                for body in recording.lines(table, rows):
+                    server.ask("POST", server.write_path, body, {"Authorization": f"Bearer {server.token}"})
+                server.sql(f"FLUSH TABLE {table}")
+            server.sql(f"COMPACT TABLE {table}")
+            chunks = f"system.chunks WHERE \"table\" = 'public.{table}'"
+            rows, stored = json.loads(server.sql(f"SELECT sum(rows), sum(bytes) FROM {chunks}"))["rows"][0]
+            # A point that a recording has twice is one row.
+            if not rows or not 0.99 * len(recording.rows) <= rows <= len(recording.rows):
+                raise Failed(f"SondeDB has {rows} rows of {recording.name}, and was sent {len(recording.rows)}")
+            found[f"SondeDB, {table}"] = stored / recording.values
     return found
 
 
@@ -171,20 +168,20 @@ def in_victoria(make, folder, recording):
         for body in recording.lines("recording", recording.rows):
             server.ask("POST", server.write_path, body)
         server.settle(merges=True)
-        return server.stored() / recording.values
+        return {"VictoriaMetrics": server.stored() / recording.values}
 
 
-def in_duckdb(folder, table):
+def in_files(folder, recording):
     """DuckDB's file, and the smaller of two ways to write Parquet, each with what it takes."""
     import duckdb
     import pyarrow.parquet as parquet
 
+    table = recording.arrow()
     path = folder / "recording.duckdb"
     with duckdb.connect(str(path)) as database:
         database.register("recording", table)
         database.execute("CREATE TABLE kept AS SELECT * FROM recording")
         database.execute("CHECKPOINT")
-    own = path.stat().st_size
     plain, delta = folder / "plain.parquet", folder / "delta.parquet"
     parquet.write_table(table, plain, compression="zstd", row_group_size=1 << 20)
     floats = {it.name for it in table.schema if str(it.type) == "double"}
@@ -196,7 +193,8 @@ def in_duckdb(folder, table):
     parquet.write_table(
         table, delta, compression="zstd", use_dictionary=["series"], column_encoding=encodings, row_group_size=1 << 20
     )
-    return own, min(measure.size(folder, "plain.parquet"), measure.size(folder, "delta.parquet"))
+    smaller = min(plain.stat().st_size, delta.stat().st_size)
+    return {"DuckDB": path.stat().st_size / recording.values, "Parquet, zstd": smaller / recording.values}
 
 
 def measure_all(directory, most, work, ready, end, skips):
@@ -204,38 +202,26 @@ def measure_all(directory, most, work, ready, end, skips):
     if not Path(directory).is_dir():
         skips.add("recordings", f"{directory} is no directory")
         return {}
-    found = {}
     recordings = [it for it in read(directory) if it.values <= most]
     if not recordings:
         skips.add("recordings", f"{directory} holds none that this knows")
-    folder = work / "recordings"
-
-    def attempt(what, store):
-        if time.monotonic() > end:
-            skips.add(what, "the time is over")
-            return None
-        folder.mkdir()
-        try:
-            return store()
-        except (Failed, OSError, ValueError, KeyError, IndexError) as error:
-            skips.add(what, f"failed: {error!r}")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
+    folder, found = work / "recordings", {}
+    stores = {"DuckDB and Parquet": in_files}
+    if "sonde" in ready:
+        stores["SondeDB"] = lambda to, recording: in_sonde(ready["sonde"], to / "data", recording)
+    if "victoria" in ready:
+        stores["VictoriaMetrics"] = lambda to, recording: in_victoria(ready["victoria"], to / "data", recording)
     for recording in recordings:
-        found[recording.name] = {"values": recording.values}
-    if "sonde" in ready and recordings:
-        sizes = attempt("recordings in SondeDB", lambda: in_sonde(ready["sonde"], folder / "s", recordings))
-        for name, of_profiles in (sizes or {}).items():
-            found[name] |= of_profiles
-    for recording in recordings:
-        if sizes := attempt(f"{recording.name} in DuckDB and Parquet", lambda: in_duckdb(folder, recording.arrow())):
-            own, parquet = (size / recording.values for size in sizes)
-            found[recording.name] |= {"DuckDB": own, "Parquet, zstd": parquet}
-        if "victoria" in ready:
-            size = attempt(
-                f"{recording.name} in VictoriaMetrics", lambda: in_victoria(ready["victoria"], folder / "v", recording)
-            )
-            if size is not None:
-                found[recording.name]["VictoriaMetrics"] = size
+        sizes = found[recording.name] = {"values": recording.values}
+        for name, store in stores.items():
+            if time.monotonic() > end:
+                skips.add(f"{recording.name} in {name}", "the time is over")
+                continue
+            folder.mkdir()
+            try:
+                sizes |= store(folder, recording)
+            except (Failed, OSError, ValueError, KeyError, IndexError) as error:
+                skips.add(f"{recording.name} in {name}", f"failed: {error!r}")
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     return found

@@ -150,7 +150,8 @@ def markdown(run):
         if cpu and small_cpu:
             said = f"The sender took at most {max(cpu):.1%} of a core for batches"
             text += [f"{said}, {max(small_cpu):.0%} for small requests.", ""]
-    text += [f"Not measured: {it}." for it in run["skipped"]]
+    if run["skipped"]:
+        text += ["Not measured:", "", *(f"- {it}" for it in run["skipped"])]
     return "\n".join(text).rstrip() + "\n"
 
 

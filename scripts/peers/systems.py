@@ -345,7 +345,7 @@ bind-address = "127.0.0.1:{rpc}"
 
 
 class InfluxDb(Server):
-    name = "InfluxDB 1.6"
+    name = "InfluxDB"
     settings = "snapshot after 5 s and full compaction after 10 s without writes, query log and monitor off"
     acknowledges = "after fsync of its log"
     write_path = "/write?db=bench&precision=ns"
