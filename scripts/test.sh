@@ -15,7 +15,7 @@ step_fmt() { cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.tom
 title_deps="licences, sources, duplicate versions, declared Rust versions"
 step_deps() {
     if command -v python3 >/dev/null; then
-        PYTHONDONTWRITEBYTECODE=1 python3 -m doctest scripts/check_deps.py
+        PYTHONDONTWRITEBYTECODE=1 python3 -m doctest scripts/check_deps.py scripts/peers/report.py
         python3 scripts/check_deps.py
     else
         skip 1 "dependency rules: python3 is missing (apt-get install python3)"
