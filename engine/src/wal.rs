@@ -233,6 +233,11 @@ pub(crate) fn recover(
         let cut = storage.open(&path).and_then(|mut file| file.set_len(offset));
         cut.map_err(|error| Error::io("cut", &path, &error))?;
     }
+    // What a process that died had written and not synced may be in the system's memory only.
+    if let Some(last) = log.segments.last() {
+        let synced = storage.open(&last.path).and_then(|mut file| file.sync());
+        synced.map_err(|error| Error::io("sync", &last.path, &error))?;
+    }
     for path in unneeded {
         storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;
     }

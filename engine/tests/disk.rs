@@ -10,6 +10,7 @@ use sonde_engine::{
 use crate::crash::History;
 use crate::data::{DAY, START, Value, column, create, message, put, read_all, rec, write};
 use crate::faults::{Fault, Faulty};
+use crate::power::every;
 use crate::store::{Store, files};
 
 fn row(device: &str, i: i64) -> crate::data::Rec {
@@ -32,10 +33,10 @@ fn one_failure_anywhere() {
     };
     assert!(total > 60, "{total} operations");
     let mut latched = 0;
-    for at in 0..total {
+    for at in (0..total).step_by(every(2)) {
         let store = Store::volatile(2048);
         let disk = Faulty::new(Fault::Once(at));
-        let mut history = History::default();
+        let mut history = History::on(&disk);
         // An error while opening is an error of opening, and the next attempt works.
         let engine =
             store.open_on(Arc::new(disk.clone())).or_else(|_| store.open_on(Arc::new(disk.clone()))).unwrap();

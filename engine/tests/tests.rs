@@ -26,6 +26,7 @@ mod doctor;
 mod files;
 mod layers;
 mod log;
+mod power;
 mod recovery;
 mod torture;
 mod types;
