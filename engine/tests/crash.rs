@@ -394,12 +394,17 @@ fn nothing_that_was_not_synced_reaches_the_disk() {
 
 #[test]
 fn half_of_what_was_not_synced_reaches_the_disk() {
-    crash_everywhere(every(2), |_| Reached::Half);
+    crash_everywhere(every(3), |_| Reached::Half);
 }
 
 #[test]
 fn all_that_was_not_synced_reaches_the_disk() {
-    crash_everywhere(every(2), |_| Reached::All);
+    crash_everywhere(every(3), |_| Reached::All);
+}
+
+#[test]
+fn names_reach_the_disk_before_the_bytes() {
+    crash_everywhere(1, |_| Reached::Names);
 }
 
 #[test]

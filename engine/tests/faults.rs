@@ -28,6 +28,8 @@ pub(crate) enum Reached {
     /// The first half of all bytes, and every other name.
     Half,
     All,
+    /// Every name, and no bytes: a file may be there and empty.
+    Names,
     /// Any sectors and names, by this seed.
     Some(u64),
 }
@@ -311,7 +313,7 @@ impl Cache {
             let stays = match reached {
                 Reached::Nothing => false,
                 Reached::Half => i % 2 == 0,
-                Reached::All => true,
+                Reached::All | Reached::Names => true,
                 Reached::Some(_) => random.one_in(2),
             };
             match before {
@@ -348,7 +350,7 @@ impl Unsynced {
                     from = to;
                 }
             }
-            Reached::Nothing | Reached::Some(_) => {
+            Reached::Nothing | Reached::Names | Reached::Some(_) => {
                 restore(0, len);
                 if self.file_len < self.offset + len as u64 {
                     self.file.set_len(self.file_len).unwrap();
