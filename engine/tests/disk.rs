@@ -85,6 +85,7 @@ fn no_space_for_a_segment_refuses_and_recovers() {
     disk.set(Fault::Full);
     let refused = write(&engine, &message("t", &[big("refused", 1, 5000)])).unwrap_err();
     assert!(matches!(refused, Error::Full(_)) && refused.is_transient(), "{refused}");
+    assert!(matches!(write(&engine, &message("t", &[big("refused too", 1, 5000)])), Err(Error::Full(_))));
     engine.health().unwrap();
     assert_eq!(read_all(&engine, "t"), [row("a", 0)]);
     // What still fits the segment goes on: a change of the catalog, then rows of the series that the refused batch
