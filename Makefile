@@ -1,8 +1,10 @@
 # Thin on purpose: what a target does is in the script that it names. `scripts/env.sh` sets the target directory.
 # DEMO_ARGS passes flags on: make demo DEMO_ARGS="--once --json"
 DEMO_ARGS ?=
+# SOAK_ARGS too: make soak SOAK_ARGS="--minutes 5"
+SOAK_ARGS ?=
 
-.PHONY: demo test lint bench fuzz mutants torture interop help
+.PHONY: demo test lint bench fuzz mutants torture soak interop help
 .DEFAULT_GOAL := help
 
 demo:     ## build and run the main job on real recordings
@@ -20,11 +22,14 @@ bench:    ## all benchmarks, with machine and commit
 fuzz:     ## every fuzz target for two minutes
 	@scripts/fuzz.sh
 
-mutants:  ## planted mutants of the storage format, each of which a test must catch
+mutants:  ## planted mutants of storage format and engine, each of which a test must catch
 	@python3 scripts/mutants.py
 
-torture:  ## kill -9 under load, many times
-	@scripts/client_tests.sh --torture
+torture:  ## crashes at every place, kill -9 and power cuts under load, many times
+	@scripts/torture.sh
+
+soak:     ## a mixed load for half an hour: what grows?
+	@scripts/client_tests.sh --soak $(SOAK_ARGS)
 
 interop:  ## every test with clients of other ecosystems, none of them skipped
 	@scripts/client_tests.sh --require

@@ -277,7 +277,8 @@ def check(server, writer):
 
 def files(server):
     """Names in the parts of the data directory."""
-    return {part: {path.name for path in (server.data_dir / part).iterdir()} for part in ("wal", "chunks", "manifest", "state")}
+    parts = ("wal", "chunks", "manifest", "state")
+    return {part: {path.name for path in (server.data_dir / part).iterdir()} for part in parts}
 
 
 def check_files(server):

@@ -201,7 +201,8 @@ def verdict(samples):
 
 
 def soak(server, minutes):
-    server.sql("CREATE TABLE feed (time TIMESTAMP, n BIGINT) WITH (partition = '1 minute', retention = '2 minutes')")
+    options = "partition = '1 minute', retention = '2 minutes'"
+    server.sql(f"CREATE TABLE feed (time TIMESTAMP, topic STRING TAG, n BIGINT) WITH ({options})")
     recorder, changer = Recorder(server), Changer(server, 7)
     changer.create()
     publishers = [PacedPublisher(server, 1, "feed"), PacedPublisher(server, 2, "feed")]
@@ -234,6 +235,8 @@ def soak(server, minutes):
     wait_until(lambda: len(counted.acknowledged) > 1000, "acknowledgements after the load")
     counted.finish()
     check(server, counted)
+    [[dead]] = server.sql("SELECT count(*) FROM system.dead_letters")
+    assert dead == 0, f"{dead} dead letters"
     [[kept]] = server.sql(f"SELECT count(*) FROM {changer.table}")
     assert kept <= KEYS
     done = {
