@@ -7,9 +7,9 @@
     scripts/mutants.py --check          plants nothing: only whether each still fits the sources
 
 The copy lies in a temporary directory, builds in $CARGO_TARGET_DIR/mutants, and must pass its tests as it is. A mutant
-that keeps the tests from coming to an end in time is caught, one that does not compile is a mistake in the list, and so is
-one whose `test` names no test. Exits with 1 where a mutant survives, or a text that it replaces is not in its file exactly
-once.
+that keeps the tests from coming to an end in time is caught; one that does not compile is a mistake in the list, and so
+is one whose `test` names no test. Exits with 1 where a mutant survives, or a text that it replaces is not in its file
+exactly once.
 """
 
 import argparse

@@ -10,6 +10,8 @@ import json
 import os
 import random
 import threading
+from collections import Counter
+from functools import partial
 
 from paho_client import ANSWER_SECONDS, V311, mqtt
 from support import TIME_S, unique, wait_until
@@ -273,6 +275,73 @@ def check(server, writer):
     twice = sorted(n for n, following in zip(rows, rows[1:], strict=False) if n == following)
     assert not twice, f"{writer.table}: {len(twice)} rows are there twice, the first are {twice[:10]}"
     return stored
+
+
+class Load:
+    """All of them at work on one server, by a seed."""
+
+    # Checks read every row: a long run takes new tables after so many of them.
+    CYCLES = 40
+
+    def __init__(self, server, seed):
+        self.server, self.seeds = server, random.Random(seed)
+        self.done, self.cycles = Counter(), 0
+        self._begin()
+
+    def _begin(self):
+        server = self.server
+        # At QoS 1 a message that comes twice states its time, so it is the same point; at QoS 2 it must not come twice.
+        self.writers = [Publisher(server, 1, timed=True), Publisher(server, 2, timed=False), HttpWriter(server)]
+        self.changer = Changer(server, self.seeds.randrange(1 << 32))
+        self.changer.create()
+        self.tables = [writer.table for writer in (*self.writers, self.changer)]
+        administrator = Administrator(server, self.tables, self.seeds.randrange(1 << 32))
+        self.everybody = [*self.writers, self.changer, administrator]
+
+    def start(self):
+        """Returns once each has had an answer."""
+        before = [len(writer.acknowledged) for writer in self.everybody]
+        for writer in self.everybody:
+            writer.connect()
+        for writer, count in zip(self.everybody, before, strict=True):
+            wait_until(partial(goes_on, writer, count), f"{writer.table}: an acknowledgement")
+
+    def mark(self):
+        for writer in self.everybody:
+            writer.mark()
+
+    def wait_closed(self):
+        for writer in self.everybody:
+            writer.wait_closed()
+
+    def check(self):
+        """What was acknowledged is there, whatever else."""
+        for writer in self.writers:
+            check(self.server, writer)
+        self.changer.check()
+        self.cycles += 1
+        if self.cycles % self.CYCLES == 0:
+            self.start()
+            self.finish()
+            for table in self.tables:
+                self.server.sql(f"DROP TABLE {table}")
+            self._begin()
+
+    def finish(self):
+        """Comes to an end; everything that was sent is there, and nothing else."""
+        for writer in self.everybody:
+            writer.finish()
+        self.check_all()
+        for writer in self.writers:
+            self.done["rows"] += len(writer.acknowledged)
+            self.done["uncertain rows"] += len(writer.uncertain)
+        self.done["changes"] += len(self.changer.acknowledged)
+
+    def check_all(self):
+        for writer in self.writers:
+            stored, sent = check(self.server, writer), set(range(writer.sent))
+            assert sent - writer.uncertain <= stored <= sent, writer.table
+        self.changer.check()
 
 
 def files(server):

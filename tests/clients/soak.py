@@ -5,9 +5,10 @@
     make soak SOAK_ARGS="--minutes 5"
     SONDE_BIN=target/debug/sonde python tests/clients/soak.py --minutes 5 --samples samples.csv
 
-Devices publish at QoS 1 and 2, HTTP clients write batches, change and delete rows, queries run, an administrator flushes,
-compacts and cools, retention drops what is older than two minutes. Every second is a sample. The verdict compares the last
-third with the middle one; the first is for caches to fill. Exits with 1 where something grew, or an answer was wrong.
+Devices publish at QoS 1 and 2, HTTP clients write batches, change and delete rows, queries run, an administrator
+flushes, compacts and cools, retention drops what is older than two minutes. Every second is a sample. The verdict
+compares the last third with the middle one; the first is for caches to fill. Exits with 1 where something grew, or an
+answer was wrong.
 """
 
 import argparse
@@ -273,7 +274,8 @@ def main():
     table, grown = verdict(samples)
     errors = [line for line in log.splitlines() if " ERROR " in line]
     print(f"{arguments.minutes:g} minutes, {len(samples)} samples, memory.limit = {LIMIT} MiB: ", end="")
-    print(", ".join(f"{what}: {count:,}" if isinstance(count, int) else f"{what}: {count}" for what, count in done.items()))
+    counts = {what: f"{count:,}" if isinstance(count, int) else count for what, count in done.items()}
+    print(", ".join(f"{what}: {count}" for what, count in counts.items()))
     print(f"\n{table}\n")
     for line in errors[:10]:
         print(f"the server said: {line}")

@@ -8,12 +8,11 @@ import json
 import os
 import random
 import time
-from functools import partial
 
 import pytest
-from load import Administrator, Changer, HttpWriter, Publisher, check, check_files, descriptors, goes_on
+from load import Load, check_files, descriptors
 from paho_client import Client
-from support import TIME_S, wait_until
+from support import TIME_S
 
 CYCLES = int(os.environ.get("SONDE_TORTURE_CYCLES", 5))
 SEED = int(os.environ.get("SONDE_TORTURE_SEED", 0)) or random.randrange(1, 1 << 32)
@@ -27,46 +26,28 @@ def test_kill9_under_load(make_server):
     print(f"SONDE_TORTURE_SEED={SEED}")
     moments = random.Random(SEED)
     server = make_server()
-    # At QoS 1 a message that comes twice states its time, so it is the same point; at QoS 2 it must not come twice.
-    writers = [Publisher(server, 1, timed=True), Publisher(server, 2, timed=False), HttpWriter(server)]
-    changer = Changer(server, SEED)
-    changer.create()
-    tables = [writer.table for writer in (*writers, changer)]
-    everybody = [*writers, changer, Administrator(server, tables, SEED)]
-    first_descriptors, began = descriptors(server), time.monotonic()
+    load = Load(server, SEED)
+    first, began = descriptors(server), time.monotonic()
     for cycle in range(CYCLES):
-        before = [len(writer.acknowledged) for writer in everybody]
-        for writer in everybody:
-            writer.connect()
-        for writer, count in zip(everybody, before, strict=True):
-            wait_until(partial(goes_on, writer, count), f"{writer.table}: an acknowledgement")
+        load.start()
         time.sleep(moments.uniform(0, 1))  # waits for nothing: the moment of the kill
         server.kill9()
-        for writer in everybody:
-            writer.wait_closed()
+        load.wait_closed()
         server.restart()
-        for writer in writers:
-            check(server, writer)
-        changer.check()
-        # Each takes a moment of the server's background work: not behind every kill of a long run.
+        load.check()
+        # Takes a moment of the server's background work: not behind every kill of a long run.
         if cycle % max(1, CYCLES // 50) == 0:
             check_files(server)
         opened = descriptors(server)
-        assert opened < first_descriptors + EXTRA_DESCRIPTORS, f"cycle {cycle}: {opened} descriptors"
+        assert opened < first + EXTRA_DESCRIPTORS, f"cycle {cycle}: {opened} descriptors"
     print(f"{CYCLES} kills, {(time.monotonic() - began) / CYCLES:.2f} s each")
 
-    for writer in everybody:
-        writer.connect()
-    for writer in everybody:
-        writer.finish()
-    changer.check()
+    load.start()
+    load.finish()
     for end in (server.restart, server.stop):  # a clean stop loses nothing either
-        for writer in writers:
-            assert check(server, writer) == set(range(writer.sent))
-        changer.check()
+        load.check_all()
         end()
-    print(", ".join(f"{writer.table}: {len(writer.acknowledged)} rows" for writer in writers))
-    print(f"{changer.table}: {len(changer.acknowledged)} statements")
+    print(dict(load.done))
 
 
 @pytest.mark.parametrize("door", ["mqtt", "http"])

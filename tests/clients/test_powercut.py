@@ -1,9 +1,9 @@
-"""The power goes under load, again and again, on ext4 and XFS: every acknowledged row is there after the restart, no QoS 2
-message is there twice, what was deleted stays deleted, and the server starts by itself.
+"""The power goes under load, again and again, on ext4 and XFS: every acknowledged row is there after the restart, no
+QoS 2 message is there twice, what was deleted stays deleted, and the server starts by itself.
 
 The file system is stopped as by a power cut (`filesystem.py`), the server killed, the file system mounted again. Needs
-root and loop devices. SONDE_TORTURE_CYCLES sets the number of cuts on each file system, SONDE_TORTURE_SEED repeats their
-moments.
+root and loop devices. SONDE_TORTURE_CYCLES sets the number of cuts on each file system, SONDE_TORTURE_SEED repeats
+their moments.
 """
 
 import os
@@ -11,13 +11,12 @@ import random
 import shutil
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from filesystem import CUTS, filesystem
-from load import Administrator, Changer, HttpWriter, Publisher, check, check_files, goes_on
-from support import Server, wait_until
+from load import Load, check_files
+from support import Server
 
 CYCLES = int(os.environ.get("SONDE_TORTURE_CYCLES", 3))
 SEED = int(os.environ.get("SONDE_TORTURE_SEED", 0)) or random.randrange(1, 1 << 32)
@@ -51,10 +50,7 @@ def test_powercut_under_load(binary, workshop, kind):
 
 
 def run(server, disk, moments):
-    writers = [Publisher(server, 1, timed=True), Publisher(server, 2, timed=False), HttpWriter(server)]
-    changer = Changer(server, SEED)
-    changer.create()
-    everybody = [*writers, changer, Administrator(server, [writer.table for writer in (*writers, changer)], SEED)]
+    load = Load(server, SEED)
     began, spent = time.monotonic(), {"load": 0.0, "cut": 0.0, "start": 0.0, "check": 0.0}
     for cycle in range(CYCLES):
         clock = time.monotonic()
@@ -64,28 +60,20 @@ def run(server, disk, moments):
             spent[what] += time.monotonic() - clock
             clock = time.monotonic()
 
-        before = [len(writer.acknowledged) for writer in everybody]
-        for writer in everybody:
-            writer.connect()
-        for writer, count in zip(everybody, before, strict=True):
-            wait_until(partial(goes_on, writer, count), f"{writer.table}: an acknowledgement")
+        load.start()
         time.sleep(moments.uniform(0, 0.5))  # waits for nothing: the moment of the cut
         how = moments.choice(list(CUTS))
         # What is acknowledged from here on may come from a machine that is going down.
-        for writer in everybody:
-            writer.mark()
+        load.mark()
         passed("load")
         disk.cut_power(CUTS[how])
         server.kill9()
-        for writer in everybody:
-            writer.wait_closed()
+        load.wait_closed()
         disk.remount()
         passed("cut")
         server.start()
         passed("start")
-        for writer in writers:
-            check(server, writer)
-        changer.check()
+        load.check()
         if cycle % max(1, CYCLES // 50) == 0:
             check_files(server)
         passed("check")
@@ -93,13 +81,7 @@ def run(server, disk, moments):
     print(f"{disk.kind}: {CYCLES} cuts, {seconds / CYCLES:.2f} s each: ", end="")
     print(", ".join(f"{what} {part / CYCLES:.2f} s" for what, part in spent.items()))
 
-    for writer in everybody:
-        writer.connect()
-    for writer in everybody:
-        writer.finish()
-    for writer in writers:
-        stored = check(server, writer)
-        assert set(range(writer.sent)) - writer.uncertain <= stored <= set(range(writer.sent))
-        print(f"{writer.table}: {len(writer.acknowledged)} rows, {len(writer.uncertain)} uncertain")
-    changer.check()
+    load.start()
+    load.finish()
+    print(dict(load.done))
     server.stop()

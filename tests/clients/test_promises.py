@@ -68,7 +68,8 @@ def test_promise_2_a_point_is_folded_field_by_field_the_newest_wins(make_server)
     """Absent keeps, NULL replaces, a redelivery is the same point; in memory, in chunks, after restarts, and cold."""
     server = make_server()
     table, time = "folded", "2024-02-23T14:53:20Z"
-    server.sql(f"CREATE TABLE {table} (time TIMESTAMP, topic STRING TAG, device STRING TAG, a DOUBLE, b DOUBLE, c STRING)")
+    columns = "topic STRING TAG, device STRING TAG, a DOUBLE, b DOUBLE, c STRING"
+    server.sql(f"CREATE TABLE {table} (time TIMESTAMP, {columns})")
 
     def put(**fields):
         server.write(table, [{"device": "d1", "ts": TIME_S * 1000, **fields}])
