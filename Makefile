@@ -3,8 +3,10 @@
 DEMO_ARGS ?=
 # PEERS_ARGS likewise: make bench-peers PEERS_ARGS="--quick"
 PEERS_ARGS ?=
+# SOAK_ARGS too: make soak SOAK_ARGS="--minutes 5"
+SOAK_ARGS ?=
 
-.PHONY: demo test lint bench bench-peers fuzz mutants torture interop help
+.PHONY: demo test lint bench bench-peers fuzz mutants torture soak interop help
 .DEFAULT_GOAL := help
 
 demo:     ## build and run the main job on real recordings
@@ -25,11 +27,14 @@ bench-peers: ## SondeDB and other databases in one run; needs Java, Maven, Go an
 fuzz:     ## every fuzz target for two minutes
 	@scripts/fuzz.sh
 
-mutants:  ## planted mutants of the storage format, each of which a test must catch
+mutants:  ## planted mutants of storage format and engine, each of which a test must catch
 	@python3 scripts/mutants.py
 
-torture:  ## kill -9 under load, many times
-	@scripts/client_tests.sh --torture
+torture:  ## crashes at every place, kill -9 and power cuts under load, many times
+	@scripts/torture.sh
+
+soak:     ## a mixed load for half an hour: what grows?
+	@scripts/client_tests.sh --soak $(SOAK_ARGS)
 
 interop:  ## every test with clients of other ecosystems, none of them skipped
 	@scripts/client_tests.sh --require

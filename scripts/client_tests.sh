@@ -3,13 +3,15 @@
 # and of the golden files with the reader in Python.
 #   scripts/client_tests.sh              a client that cannot be had skips its tests, counted
 #   scripts/client_tests.sh --require    ... fails
-#   scripts/client_tests.sh --torture    only kill -9 under load, SONDE_TORTURE_CYCLES times (100)
+#   scripts/client_tests.sh --torture    only kill -9 and power cuts under load, SONDE_TORTURE_CYCLES times each (100)
+#   scripts/client_tests.sh --soak       no test, but tests/clients/soak.py, which takes the further arguments
 # Further arguments go to pytest. SONDE_BIN names a binary to test instead of building one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 
 required=false
+soak=false
 case "${1:-}" in
     --require)
         required=true
@@ -19,7 +21,12 @@ case "${1:-}" in
         required=true
         shift
         export SONDE_TORTURE_CYCLES=${SONDE_TORTURE_CYCLES:-100}
-        set -- -k kill9 "$@"
+        set -- -k "kill9 or powercut" "$@"
+        ;;
+    --soak)
+        required=true
+        soak=true
+        shift
         ;;
 esac
 
@@ -50,10 +57,10 @@ if [ ! -e "$venv/ready" ]; then
 fi
 
 # On a CI machine of our own we may install; on anybody's machine those tests are skipped with a reason.
-if ! command -v mosquitto_pub >/dev/null && [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if { ! command -v mosquitto_pub || ! command -v mkfs.xfs; } >/dev/null && [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto-clients; } >/dev/null 2>&1 ||
-        echo "mosquitto-clients cannot be installed here" >&2
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto-clients xfsprogs; } >/dev/null 2>&1 ||
+        echo "mosquitto-clients and xfsprogs cannot be installed here" >&2
 fi
 
 log=$(mktemp)
@@ -66,6 +73,10 @@ if [ -z "${SONDE_BIN:-}" ]; then
     ln -f "$CARGO_TARGET_DIR/debug/sonde" "$SONDE_BIN"
 fi
 export SONDE_BIN PYTHONDONTWRITEBYTECODE=1
+if $soak; then
+    "$venv/bin/python" tests/clients/soak.py "$@"
+    exit
+fi
 
 status=0
 "$venv/bin/python" -m pytest -p no:cacheprovider -rfEs --durations=5 tests/clients tests/format "$@" 2>&1 | tee "$log" || status=$?

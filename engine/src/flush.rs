@@ -89,12 +89,13 @@ pub(crate) fn write_chunk(
     let writer = ChunkWriter::new(id, table, range, seq, profile);
     let mut build = Build::new(Arc::clone(context), merge, writer);
     let written = inner.storage.write_whole(&path, &mut build);
-    if let Some(error) = build.error.take() {
-        // The file ends where reading failed; should it stay, the next start removes it.
-        let _ = inner.storage.remove(&path);
-        return Err(error);
-    }
-    let bytes = written.map_err(|error| Error::io("write", &path, &error))?;
+    let written = match (build.error.take(), written) {
+        (Some(error), _) => Err(error),
+        (None, written) => written.map_err(|error| Error::io("write", &path, &error)),
+    };
+    // A file that ends where reading failed, or of which nobody knows whether it is durable: should it stay, the next
+    // start removes it.
+    let bytes = written.inspect_err(|_| drop(inner.storage.remove(&path)))?;
     let Some(done) = build.done else {
         // Nothing was written but an empty file's head: the partition has no row.
         inner.storage.remove(&path).map_err(|error| Error::io("remove", &path, &error))?;

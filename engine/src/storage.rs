@@ -6,21 +6,24 @@
 //!   is being written only whole frames are looked at.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sonde_storage_format::path::TMP_SUFFIX;
 
-/// The file operations that the engine needs.
+/// The file operations that the engine needs. What a file system does in one step is for whoever implements it to give;
+/// what takes several, so that it survives a loss of power, is composed of these here.
 pub trait Storage: Send + Sync + std::fmt::Debug {
-    /// Creates a file of `len` zero bytes whose space is reserved, durable under its name.
-    fn create(&self, path: &Path, len: u64) -> io::Result<Box<dyn LogFile>>;
+    /// Creates an empty file that is not there yet. It has its name for good once its directory is synced.
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn LogFile>>;
     /// Opens a file for appending at offsets.
     fn open(&self, path: &Path) -> io::Result<Box<dyn LogFile>>;
-    /// Writes a file as a whole from its parts, durable under its name when this returns.
-    fn write_whole(&self, path: &Path, parts: &mut dyn Iterator<Item = Vec<u8>>) -> io::Result<u64>;
+    /// Gives a file another name, in place of the file that has it; for good once the directory is synced.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Returns once the names in a directory are on stable storage.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Reads a file as a whole.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// Maps a sealed file.
@@ -29,10 +32,54 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, which is created if it is missing.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Creates a file of `len` zero bytes whose space is reserved, durable under its name.
+    fn create(&self, path: &Path, len: u64) -> io::Result<Box<dyn LogFile>> {
+        let mut file = self.create_new(path)?;
+        if let Err(error) = file.reserve(len) {
+            drop(file);
+            self.remove(path)?;
+            return Err(error);
+        }
+        file.sync()?;
+        self.sync_dir(parent(path))?;
+        Ok(file)
+    }
+
+    /// Writes a file as a whole from its parts, durable under its name when this returns.
+    fn write_whole(&self, path: &Path, parts: &mut dyn Iterator<Item = Vec<u8>>) -> io::Result<u64> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(TMP_SUFFIX);
+        let tmp = PathBuf::from(name);
+        let write = || -> io::Result<u64> {
+            let mut file = match self.create_new(&tmp) {
+                // Left by an attempt that failed.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.remove(&tmp)?;
+                    self.create_new(&tmp)?
+                }
+                created => created?,
+            };
+            let mut len = 0;
+            for part in parts {
+                file.write_at(&part, len)?;
+                len += part.len() as u64;
+            }
+            file.sync()?;
+            self.rename(&tmp, path)?;
+            self.sync_dir(parent(path))?;
+            Ok(len)
+        };
+        // The next start removes it too, should this fail.
+        let written = write();
+        written.inspect_err(|_| drop(self.remove(&tmp)))
+    }
 }
 
 /// A file that is written at offsets and synced.
 pub trait LogFile: Send + std::fmt::Debug {
+    /// Reserves the space of the first `len` bytes, which read as zeroes.
+    fn reserve(&mut self, len: u64) -> io::Result<()>;
     /// Writes all bytes at the offset.
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Returns once everything written is on stable storage.
@@ -60,13 +107,18 @@ pub struct LocalStorage;
 #[derive(Debug)]
 struct LocalFile(File);
 
-fn sync_parent(path: &Path) -> io::Result<()> {
+/// The directory that a file's name is in.
+fn parent(path: &Path) -> &Path {
     match path.parent() {
         // A relative path's parent may be empty: the working directory.
-        Some(dir) if dir.as_os_str().is_empty() => File::open(".")?.sync_all(),
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
+        Some(dir) if dir.as_os_str().is_empty() => Path::new("."),
+        Some(dir) => dir,
+        None => path,
     }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    LocalStorage.sync_dir(parent(path))
 }
 
 /// Creates a directory and those in it, durable under their names.
@@ -109,52 +161,20 @@ pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
 }
 
 impl Storage for LocalStorage {
-    fn create(&self, path: &Path, len: u64) -> io::Result<Box<dyn LogFile>> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        if len > 0 {
-            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len) {
-                Ok(()) => {}
-                // A file system without preallocation still works, only without the reserve.
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(len)?,
-                Err(error) => {
-                    drop(file);
-                    std::fs::remove_file(path)?;
-                    return Err(error.into());
-                }
-            }
-        }
-        file.sync_all()?;
-        sync_parent(path)?;
-        Ok(Box::new(LocalFile(file)))
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn LogFile>> {
+        Ok(Box::new(LocalFile(OpenOptions::new().read(true).write(true).create_new(true).open(path)?)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn LogFile>> {
         Ok(Box::new(LocalFile(OpenOptions::new().read(true).write(true).open(path)?)))
     }
 
-    fn write_whole(&self, path: &Path, parts: &mut dyn Iterator<Item = Vec<u8>>) -> io::Result<u64> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(TMP_SUFFIX);
-        let tmp = PathBuf::from(name);
-        let write = |len: &mut u64| -> io::Result<()> {
-            let mut file = File::create(&tmp)?;
-            for part in parts {
-                file.write_all(&part)?;
-                *len += part.len() as u64;
-            }
-            file.sync_all()?;
-            std::fs::rename(&tmp, path)?;
-            sync_parent(path)
-        };
-        let mut len = 0;
-        match { write }(&mut len) {
-            Ok(()) => Ok(len),
-            Err(error) => {
-                // The next start removes it too, should this fail.
-                let _ = std::fs::remove_file(&tmp);
-                Err(error)
-            }
-        }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
@@ -192,6 +212,18 @@ impl Storage for LocalStorage {
 }
 
 impl LogFile for LocalFile {
+    fn reserve(&mut self, len: u64) -> io::Result<()> {
+        // The system refuses to reserve nothing.
+        if len == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, len) {
+            // A file system without preallocation still works, only without the reserve.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.0.set_len(len),
+            reserved => Ok(reserved?),
+        }
+    }
+
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
     }

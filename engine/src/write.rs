@@ -437,6 +437,8 @@ impl Writer {
             return;
         }
         let last = version.masks_of(table).pop().filter(|last| last.seq > self.frozen_to);
+        // What came behind the last one and is no longer hidden by it would be by both.
+        let last = last.filter(|last| !self.active.has_since(table, last.seq, last));
         let joined = last.as_ref().and_then(|last| last.joined(&mask));
         let replaced = last.filter(|_| joined.is_some());
         let mask = Arc::new(joined.unwrap_or(mask));

@@ -167,6 +167,25 @@ fn rows_that_are_due_do_not_stay_in_memory() {
     assert_eq!((read_all(&engine, "kept"), engine.chunks().len()), (vec![row(1)], 1));
 }
 
+/// Rows that came since the flush are no part of what goes, so the position is not theirs.
+#[test]
+fn a_cold_day_covers_what_is_flushed_and_no_more() {
+    let store = Store::new();
+    let clock = Manual::at(START + 3 * DAY);
+    let engine = store.open_by(&clock);
+    let options = TableOptions { cold_after: DAY, ..TableOptions::default() };
+    create_with(&engine, "t", TableKind::Points, options);
+    let flushed = put(&engine, "t", &[row(1)]);
+    engine.flush().unwrap();
+    let today = rec(&[("device", "d")], clock.now_nanos(), &[("i", Value::Int(2))]);
+    let later = put(&engine, "t", std::slice::from_ref(&today));
+    clock.go_on(2 * MINUTE);
+    wait_until("cooling", || engine.cold_files().len() == 1);
+    let position = engine.cold_files()[0].position;
+    assert!(flushed.last <= position && position < later.first, "{position:?} {later:?}");
+    assert_eq!(read_all(&store.restart(engine), "t"), [row(1), today]);
+}
+
 #[test]
 fn a_table_over_its_budget_loses_its_oldest_rows_and_counts_them() {
     let store = Store::new();

@@ -169,25 +169,33 @@ pub(crate) fn delete_range(engine: &Engine, name: &str, query: &Query) -> Result
 
 /// The points whose rows pass, as a snapshot that is fenced off has them.
 pub(crate) fn choose(engine: &Engine, name: &str, wanted: impl Fn(&Rec) -> bool) -> (Points, Vec<Rec>) {
-    let snapshot = engine.fence().unwrap();
-    let table = snapshot.catalog().require_table("public", name).unwrap();
+    try_choose(engine, name, wanted).unwrap()
+}
+
+pub(crate) fn try_choose(
+    engine: &Engine,
+    name: &str,
+    wanted: impl Fn(&Rec) -> bool,
+) -> Result<(Points, Vec<Rec>)> {
+    let snapshot = engine.fence()?;
+    let table = snapshot.catalog().require_table("public", name)?;
     let of_role = |role| table.def().columns.iter().filter(move |column| column.role == role);
     let ids = |role| of_role(role).map(|column| column.id);
     let columns: Vec<_> =
         ids(ColumnRole::Time).chain(ids(ColumnRole::Tag)).chain(ids(ColumnRole::Field)).collect();
     let keys: Vec<usize> = (0..1 + table.tags().count()).collect();
     let (mut points, mut rows) = (Points::new(table, &snapshot), Vec::new());
-    let scan = engine.scan(&snapshot, &ScanRequest::all(Arc::clone(table), columns)).unwrap();
+    let scan = engine.scan(&snapshot, &ScanRequest::all(Arc::clone(table), columns))?;
     for batch in scan.open(0, 1) {
-        let batch = batch.unwrap();
+        let batch = batch?;
         let read = decode(table, &batch);
         let picked: BooleanArray = read.iter().map(|row| Some(wanted(row))).collect();
         let batch = filter_record_batch(&batch, &picked).unwrap().project(&keys).unwrap();
-        points.push(table, &batch).unwrap();
+        points.push(table, &batch)?;
         rows.extend(read.into_iter().filter(|row| wanted(row)));
     }
     assert_eq!(points.len(), rows.len());
-    (points, rows)
+    Ok((points, rows))
 }
 
 /// Writes new values of points that were chosen.

@@ -175,6 +175,27 @@ fn deletes_between_two_flushes_are_one() {
     assert_eq!(read_all(&engine, "t"), odd);
 }
 
+/// The second delete became one tombstone with the first, of its position, and took what was written between them.
+#[test]
+fn what_is_written_between_two_deletes_stays() {
+    let store = Store::new();
+    let engine = store.open();
+    create(&engine, "t", DAY);
+    put(&engine, "t", &[point("a", 0, 1), point("b", 0, 1), point("c", 0, 1)]);
+    engine.flush().unwrap();
+    delete_range(&engine, "t", &device("a", 0, 1)).unwrap();
+    put(&engine, "t", &[point("a", 0, 2)]);
+    delete_range(&engine, "t", &device("b", 0, 1)).unwrap();
+    let left = [point("a", 0, 2), point("c", 0, 1)];
+    assert_eq!(read_all(&engine, "t"), left);
+    let engine = store.restart(engine);
+    assert_eq!(read_all(&engine, "t"), left);
+    engine.flush().unwrap();
+    assert_eq!(read_all(&engine, "t"), left);
+    engine.compact(table(&engine, "t").id()).unwrap();
+    assert_eq!(read_all(&store.reopen(engine), "t"), left);
+}
+
 #[test]
 fn points_are_chosen_by_value_and_change_together() {
     let store = Store::new();

@@ -63,6 +63,17 @@ impl Store {
         Self { root, options }
     }
 
+    /// A copy of both directories.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::volatile(self.options.segment_bytes);
+        for path in files_below(self.root.path()) {
+            let to = copy.root.path().join(path.strip_prefix(self.root.path()).unwrap());
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(path, to).unwrap();
+        }
+        copy
+    }
+
     pub(crate) fn open(&self) -> Engine {
         self.try_open().unwrap()
     }
