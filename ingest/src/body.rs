@@ -217,6 +217,7 @@ fn target<'t>(body: &'t Body, table: &'t str, arrival: Timestamp) -> Target<'t> 
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::cell::Cell;
+    use std::sync::Arc;
 
     use sonde_engine::Options;
 

@@ -96,7 +96,7 @@ fn sources(engine: &Engine, _running: &Running) -> Result<RecordBatch> {
     rows.finish()
 }
 
-const TABLES: [(&str, Kind); 9] = [
+const TABLES: [(&str, Kind); 10] = [
     ("database", Kind::Text),
     ("name", Kind::Text),
     ("kind", Kind::Text),
