@@ -34,6 +34,7 @@ class Publisher:
         self.server, self.qos, self.timed = server, qos, timed
         self.table = unique(f"qos{qos}_")
         self.acknowledged, self.uncertain, self.unacknowledged = set(), set(), {}
+        self.doubtful = set()
         self.sent, self.stopping, self.marked = 0, False, False
         self.paho = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2,
@@ -67,7 +68,8 @@ class Publisher:
         self.sent += 1
 
     def _on_publish(self, _client, _userdata, mid, _code, _properties):
-        (self.uncertain if self.marked else self.acknowledged).add(self.unacknowledged.pop(mid))
+        number = self.unacknowledged.pop(mid)
+        (self.uncertain if self.marked or number in self.doubtful else self.acknowledged).add(number)
         if not self.stopping:
             self._send()
 
@@ -81,6 +83,10 @@ class Publisher:
     def wait_closed(self):
         assert self._closed.wait(ANSWER_SECONDS), f"{self.table}: still connected"
         self.paho.loop_stop()
+        if self.marked and self.qos == 2:
+            # The PUBREC, which stands for the row, may have come behind the mark. The client does not send such a message
+            # again, and a server that lost it answers the PUBREL of the next connection all the same.
+            self.doubtful.update(self.unacknowledged.values())
 
     def finish(self):
         """Everything sent becomes acknowledged."""

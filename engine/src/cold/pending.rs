@@ -13,6 +13,7 @@ use std::sync::Arc;
 use object_store::{ObjectStoreExt, path::Path as ObjectPath};
 use sonde_storage_format::{ColdFile, State};
 
+use crate::cold::write::sync_directory_of;
 use crate::cold::{ColdOptions, store_error};
 use crate::engine::Inner;
 use crate::error::Result;
@@ -69,14 +70,20 @@ fn named(inner: &Inner, open: &BTreeSet<String>) -> Result<BTreeSet<String>> {
     Ok(files.map(|file| file.path.clone()).collect())
 }
 
-/// Deletes an object; one that is not there is as good as deleted.
+/// Deletes an object for good; one that is not there is as good as deleted.
 fn delete(cold: &ColdOptions, path: &str) -> Result<()> {
-    match cold.runtime.block_on(cold.store.delete(&ObjectPath::from(path))) {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+    let object = ObjectPath::from(path);
+    match cold.runtime.block_on(cold.store.delete(&object)) {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => {
             let error = store_error(error);
             tracing::warn!(path, %error, "cannot delete a file of the cold tier");
-            Err(error)
+            return Err(error);
         }
+    }
+    // Else a loss of power brings it back once its record is gone.
+    match &cold.directory {
+        Some(root) => sync_directory_of(root, object.as_ref()),
+        None => Ok(()),
     }
 }

@@ -149,3 +149,13 @@ fn sync_upwards(root: &Path, path: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// Makes it durable that a file of a local store is gone.
+pub(crate) fn sync_directory_of(root: &Path, path: &str) -> Result<()> {
+    let file = root.join(path);
+    let dir = file.parent().unwrap_or(root);
+    match std::fs::File::open(dir).and_then(|dir| dir.sync_all()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("sync", dir, &error)),
+        _ => Ok(()),
+    }
+}
