@@ -238,7 +238,7 @@ fn options_that_are_not_set_are_left_out() {
         durability: Durability::Buffered,
     };
     assert_eq!(decode_options(&all), options(set));
-    for (options, pairs) in [(bare, 1), (set, 6)] {
+    for (options, pairs) in [(bare, 1), (set, 8)] {
         // Change, table, count, pairs.
         assert_eq!(encode(&[CatalogChange::SetOptions { table, options }]).len(), 1 + 4 + 1 + 9 * pairs);
     }
@@ -252,7 +252,7 @@ fn options_that_no_writer_makes_are_refused() {
         (&[(2, 5), (1, 9)], "ids that descend"),
         (&[(1, 9), (1, 9)], "an option twice"),
         (&[(0, 1), (1, 9)], "an unknown option"),
-        (&[(1, 9), (7, 1)], "an unknown option"),
+        (&[(1, 9), (9, 1)], "an unknown option"),
         (&[(1, 9), (6, 2)], "automatic is 1"),
         (&[(6, 1)], "no partition"),
         (&[(1, 9), (5, 2)], "an unknown profile"),

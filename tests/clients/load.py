@@ -362,7 +362,7 @@ def check_files(server):
     def strangers():
         found = files(server)
         known = {f"{int(id):016x}.chunk" for (id,) in server.sql("SELECT id FROM system.chunks")}
-        [[segments]] = server.sql("SELECT segments FROM system.wal")
+        [[segments]] = server.sql("SELECT count(*) FROM system.wal")
         cold = {path.name for path in (server.data_dir / "cold").rglob("*.parquet")}
         tiers = {path.rsplit("/", 1)[-1] for (path,) in server.sql("SELECT path FROM system.tiers")}
         return {

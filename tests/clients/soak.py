@@ -161,7 +161,7 @@ def sample(server, asker, publishers, began):
     anonymous = int(status.split("RssAnon:")[1].split()[0]) / 1024
     files = [path for path in server.data_dir.rglob("*") if path.is_file()]
     clock = time.monotonic()
-    [[last, flushed]] = server.sql("SELECT last, flushed_to FROM system.wal")
+    [[last, flushed]] = server.sql("SELECT max(last), max(flushed_to) FROM system.wal")
     return {
         "second": round(time.monotonic() - began, 1),
         "anonymous MiB": round(anonymous, 1),
