@@ -234,10 +234,11 @@ fn merge(inner: &Arc<Inner>, table: &Arc<Table>, plan: &Plan, profile: Profile) 
     let mut merged = Vec::with_capacity(plan.ranges.len());
     for range in &plan.ranges {
         let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), *range, masks.clone()));
-        let source = |chunk: &Arc<Chunk>| Source::Chunk(ChunkSource::new(&context, chunk, false));
         let has_rows =
             |chunk: &&Arc<Chunk>| chunk.meta.times.0 < range.end && range.start <= chunk.meta.times.1;
-        let sources = plan.chunks.iter().filter(has_rows).map(source).collect();
+        let chunks: Vec<&Arc<Chunk>> = plan.chunks.iter().filter(has_rows).collect();
+        let source = |chunk: &&Arc<Chunk>| Source::Chunk(ChunkSource::merged(&context, chunk, chunks.len()));
+        let sources = chunks.iter().map(source).collect();
         let merge = Merge::newest_wins(Arc::clone(&context), sources);
         merged.extend(write_chunk(inner, &context, *range, seq, profile, merge)?);
     }

@@ -56,6 +56,12 @@ impl OpenChunk {
         Ok(Self { path: path.to_path_buf(), bytes, series, columns, starts, used, kept, obsolete })
     }
 
+    /// The error for a chunk that is not what its checksums vouch for.
+    pub(crate) fn wrong(&self, expected: &'static str) -> Error {
+        let source = FormatError::Invalid { structure: "chunk", offset: 0, expected, found: 0 };
+        Error::Corrupt { path: self.path.clone(), source }
+    }
+
     /// Its file is to go: it is not worth keeping open.
     pub(crate) fn retire(&self) {
         self.obsolete.store(true, Ordering::Relaxed);

@@ -194,8 +194,7 @@ class Sonde(Server):
         return measure.size(self.folder / "data/chunks")
 
     def latest(self):
-        newest = ", ".join(f"last({it}, time)" for it in FIELDS)
-        return self.sql(f"SELECT hostname, {newest} FROM cpu GROUP BY hostname")
+        return self.sql(f"SELECT hostname, {', '.join(FIELDS)} FROM latest(cpu)")
 
     def window(self, host, start, end):
         return self.sql(

@@ -240,7 +240,7 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
     let mut day = day_of(chunk.meta.times.0);
     loop {
         let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day, masks.clone()));
-        let source = Source::Chunk(ChunkSource::new(&context, chunk, false));
+        let source = Source::Chunk(ChunkSource::merged(&context, chunk, 1));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
         let range = chunk.meta.range.intersect(&day);
         parts.extend(write_chunk(inner, &context, range, chunk.meta.seq, Profile::Fast, merge)?);

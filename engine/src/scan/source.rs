@@ -9,6 +9,7 @@ use sonde_storage_format::{Column, ColumnId, PageMeta, PhysicalType, Timestamp, 
 use crate::cold::read::ColdSource;
 use crate::engine::Inner;
 use crate::error::Result;
+use crate::limits::MERGE_BYTES;
 use crate::mask::{Mask, hide};
 use crate::memtable::PartitionBlocks;
 use crate::open_chunk::OpenChunk;
@@ -40,11 +41,11 @@ impl Source {
 
 /// Opens the layers of a group, oldest first.
 pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group) -> Result<Vec<Source>> {
-    let alone = group.layers.len() == 1;
+    let layers = group.layers.len();
     let source = |layer: &Layer| {
         Ok(match layer {
             Layer::Memory(partition) => Source::Memory(Some(Box::new(sort_blocks(context, partition)))),
-            Layer::Chunk(chunk) => Source::Chunk(ChunkSource::kept(inner, context, chunk, alone)?),
+            Layer::Chunk(chunk) => Source::Chunk(ChunkSource::kept(inner, context, chunk, layers)?),
             Layer::Cold(file) => Source::Cold(Box::new(ColdSource::open(inner, context, file)?)),
         })
     };
@@ -119,28 +120,50 @@ pub(crate) struct ChunkSource {
     open: Option<Arc<OpenChunk>>,
     /// No other source overlaps: a page's value range may rule its rows out.
     alone: bool,
+    /// The row group that is read next.
     group: usize,
+    /// What is wanted of the one before and not read yet, last first.
+    left: Vec<Run>,
+    /// Rows of one window.
+    window_rows: usize,
     /// What is hidden of its rows.
     masks: Vec<Arc<Mask>>,
 }
 
+/// Rows of a window of one of `inputs` sources, so that the windows of all of them stay within a bound.
+fn window_rows(context: &ScanContext, inputs: usize) -> usize {
+    // Eight bytes a field, and as many again for texts and copies; series and time.
+    let row = 16 * (1 + context.fields.len());
+    if inputs > 1 { (MERGE_BYTES / inputs / row).max(VECTOR_VALUES) } else { usize::MAX }
+}
+
 /// The rows of a row group that one series has, and its rank.
+#[derive(Debug)]
 struct Run {
     rank: u32,
     rows: Range<usize>,
 }
 
 impl ChunkSource {
-    pub(crate) fn new(context: &Arc<ScanContext>, chunk: &Arc<Chunk>, alone: bool) -> Self {
-        let masks = context.masks_of(chunk.covers(), chunk.meta.times);
-        Self { context: Arc::clone(context), chunk: Arc::clone(chunk), open: None, alone, group: 0, masks }
+    /// Of a chunk that is merged with others, `inputs` in all.
+    pub(crate) fn merged(context: &Arc<ScanContext>, chunk: &Arc<Chunk>, inputs: usize) -> Self {
+        Self {
+            context: Arc::clone(context),
+            chunk: Arc::clone(chunk),
+            open: None,
+            alone: false,
+            group: 0,
+            left: Vec::new(),
+            window_rows: window_rows(context, inputs),
+            masks: context.masks_of(chunk.covers(), chunk.meta.times),
+        }
     }
 
     /// Of a chunk that stays open for the next scan.
-    fn kept(inner: &Inner, context: &Arc<ScanContext>, chunk: &Arc<Chunk>, alone: bool) -> Result<Self> {
+    fn kept(inner: &Inner, context: &Arc<ScanContext>, chunk: &Arc<Chunk>, inputs: usize) -> Result<Self> {
         let open = chunk.open()?;
         inner.open_chunks.keep(&open);
-        Ok(Self { open: Some(open), ..Self::new(context, chunk, alone) })
+        Ok(Self { open: Some(open), alone: inputs == 1, ..Self::merged(context, chunk, inputs) })
     }
 
     fn next_window(&mut self) -> Result<Option<Window>> {
@@ -149,52 +172,70 @@ impl ChunkSource {
             None => Arc::clone(self.open.insert(self.chunk.open()?)),
         };
         let groups = open.columns.first().map_or(0, |time| time.pages.len());
-        while self.group < groups {
-            let group = self.group;
-            self.group += 1;
-            if let Some(window) = self.read_group(&open, group)? {
-                return Ok(Some(hide(window, &self.context.order, &self.masks)));
+        while self.left.is_empty() {
+            if self.group == groups {
+                return Ok(None);
             }
+            self.left = self.wanted_of(&open, self.group)?;
+            self.left.reverse();
+            self.group += 1;
         }
-        Ok(None)
+        let runs = self.take_runs();
+        let window = self.read(&open, self.group - 1, &runs)?;
+        Ok(Some(hide(window, &self.context.order, &self.masks)))
     }
 
-    fn read_group(&self, open: &OpenChunk, group: usize) -> Result<Option<Window>> {
-        let Some(time_page) = open.columns.first().and_then(|time| time.pages.get(group).copied().flatten())
-        else {
-            return Ok(None);
-        };
+    /// The next runs of the row group, as many rows as a window has.
+    fn take_runs(&mut self) -> Vec<Run> {
+        let mut room = self.window_rows;
+        let mut runs = Vec::new();
+        while let Some(run) = self.left.last_mut().filter(|_| room > 0) {
+            let rows = run.rows.start..run.rows.end.min(run.rows.start.saturating_add(room));
+            run.rows.start = rows.end;
+            room -= rows.len();
+            runs.push(Run { rank: run.rank, rows });
+            if run.rows.is_empty() {
+                self.left.pop();
+            }
+        }
+        runs
+    }
+
+    /// The rows of a row group that the scan wants.
+    fn wanted_of(&self, open: &OpenChunk, group: usize) -> Result<Vec<Run>> {
+        let Some(time_page) = time_page(open, group) else { return Ok(Vec::new()) };
         let (first, last) = time_page.stats.range.unwrap_or_default();
         let (first, last) =
             (Timestamp::from_nanos(first.cast_signed()), Timestamp::from_nanos(last.cast_signed()));
         let time = self.context.time;
         if last < time.start || first >= time.end || (self.alone && self.ruled_out(open, group)) {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let rows = time_page.stats.rows as usize;
         let mut runs = self.runs(open, group, rows);
-        if runs.is_empty() {
-            return Ok(None);
-        }
-        if first < time.start || last >= time.end {
+        if !runs.is_empty() && (first < time.start || last >= time.end) {
             self.cut_to_time(open, &time_page, &mut runs)?;
         }
-        let wanted: usize = runs.iter().map(|run| run.rows.len()).sum();
-        if wanted == 0 {
-            return Ok(None);
-        }
-        let wanted = Wanted::of(&runs);
+        Ok(runs)
+    }
+
+    fn read(&self, open: &OpenChunk, group: usize, runs: &[Run]) -> Result<Window> {
+        let wanted = Wanted::of(runs);
         let mut columns = Vec::with_capacity(self.context.fields.len());
         for (id, kind) in self.context.fields.iter().zip(kinds(&self.context)) {
             columns.push(read_column(open, group, *id, kind, &wanted)?);
         }
         if self.alone && !self.context.needs_points && self.masks.is_empty() {
-            return Ok(Some(Window::of_fields(wanted.rows, columns)));
+            return Ok(Window::of_fields(wanted.rows, columns));
         }
         let mut ranks = Vec::with_capacity(wanted.rows);
         runs.iter().for_each(|run| ranks.resize(ranks.len() + run.rows.len(), run.rank));
-        let Values::Int(times) = wanted.read(open, &time_page)?.values else { return Ok(None) };
-        Ok(Some(Window::new(ranks, times, columns)))
+        let times = match time_page(open, group) {
+            Some(page) => wanted.read(open, &page)?.values,
+            None => Values::Int(Vec::new()),
+        };
+        let Values::Int(times) = times else { return Err(open.wrong("times that are integers")) };
+        Ok(Window::new(ranks, times, columns))
     }
 
     /// Leaves of each run the rows inside the wanted time.
@@ -248,6 +289,10 @@ impl ChunkSource {
             high < wanted.low && (page.stats.nans == 0 || wanted.high.is_finite()) || low > wanted.high
         })
     }
+}
+
+fn time_page(open: &OpenChunk, group: usize) -> Option<PageMeta> {
+    open.columns.first().and_then(|time| time.pages.get(group).copied().flatten())
 }
 
 fn read_column(
