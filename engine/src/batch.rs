@@ -254,7 +254,7 @@ impl WriteBatchBuilder {
 
     /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column
     /// or the row its batch. A row of a new series is refused where the table has as many as it may: its
-    /// `max_series`; where it has none, this one, or [`TABLE_SERIES`]. Batches that are built at the same moment do not
+    /// `max_series`; where it has none, this one, or [`TABLE_SERIES`](crate::limits::TABLE_SERIES). Batches that are built at the same moment do not
     /// see each other's series, and may exceed the limit by them. Returns the row's series, for more rows of it.
     pub fn row(
         &mut self,

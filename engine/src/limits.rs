@@ -85,7 +85,7 @@ pub const CHUNK_ROWS: u64 = 64 << 20;
 /// Bytes of strings in one row group of a chunk; far below what a page and 32-bit offsets hold.
 pub const GROUP_TEXT_BYTES: usize = 32 << 20;
 /// About the bytes of the windows of all sources of one merge, unless each has but a vector of rows.
-pub const MERGE_BYTES: usize = 32 << 20;
+pub const MERGE_BYTES: usize = 16 << 20;
 /// Rows of a record batch that a scan hands out.
 pub const BATCH_ROWS: usize = 8192;
 /// Bytes of the manifest before it is rewritten as a snapshot; twice its snapshot's, where that is more.
