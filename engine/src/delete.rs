@@ -1,4 +1,4 @@
-//! DELETE and UPDATE: what callers ask for.
+//! DELETE and UPDATE: what callers ask for, and what the writer does about it.
 //!
 //! # Invariants
 //! - A deletion is one commit: durable, then seen by every later snapshot, hot and cold.
@@ -12,18 +12,20 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::TimestampNanosecondType;
 use arrow::record_batch::RecordBatch;
 use sonde_storage_format::{
-    SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp, Tombstone, TombstonePart,
+    Durability, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp, Tombstone,
+    TombstonePart,
 };
 
 use crate::batch::WriteBatch;
 use crate::catalog::Table;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::limits::CHANGE_POINTS;
+use crate::limits::{CHANGE_POINTS, MASKS};
 use crate::mask::Mask;
 use crate::receipt::Receipt;
 use crate::scan::{Snapshot, TagFilter, prune};
-use crate::write::Command;
+use crate::version::Chunk;
+use crate::write::{Command, Writer};
 
 /// Points of a table that a change is to touch, as one snapshot has them.
 #[derive(Clone, Debug)]
@@ -175,5 +177,77 @@ impl Engine {
         self.queue(&batch);
         self.send(Command::Update(batch, points, reply))?;
         receipt.wait()
+    }
+}
+
+impl Writer {
+    /// Makes a tombstone durable, then everybody's.
+    pub(crate) fn commit_deletion(&mut self, deletion: &Deletion) -> Result<SeqRange> {
+        self.inner.health.check()?;
+        let table = deletion.table();
+        if self.inner.catalog.load().table_by_id(table).is_none() {
+            return Err(Error::Conflict(format!("table {table} was dropped meanwhile")));
+        }
+        if let Deletion::Points(points) = deletion {
+            self.refuse_changed(points, false)?;
+        }
+        let masks = self.inner.versions.current().masks_of(table);
+        if masks.len() >= MASKS {
+            let why =
+                "until compaction has removed what they hide, no more is deleted; COMPACT TABLE does it now";
+            return Err(Error::Full(format!("{MASKS} deletes of table {table} wait: {why}")));
+        }
+        let seq = SeqRange { first: self.next_seq, last: self.next_seq };
+        let tombstone = Tombstone { table, seq: seq.last, parts: deletion.parts() };
+        let mut records = self.records();
+        records.tombstone(&tombstone);
+        self.append(records, seq.last.plus(1), Durability::Fsync)?;
+        let mask = Mask::new(tombstone, self.inner.clock.now());
+        self.active.hide(table, &mask);
+        self.deleted.insert(table, seq.last);
+        self.keep_mask(table, mask);
+        self.inner.publish(seq.last, &self.active);
+        Ok(seq)
+    }
+
+    /// Keeps a mask for the sources that need it, as one with the last where none of them lies between.
+    fn keep_mask(&self, table: TableId, mask: Mask) {
+        let version = self.inner.versions.current();
+        if !version.needs(table, &mask) {
+            return;
+        }
+        let last = version.masks_of(table).pop().filter(|last| last.seq > self.frozen_to);
+        // What came behind the last one and is no longer hidden by it would be by both.
+        let last = last.filter(|last| !self.active.has_since(table, last.seq, last));
+        let joined = last.as_ref().and_then(|last| last.joined(&mask));
+        let replaced = last.filter(|_| joined.is_some());
+        let mask = Arc::new(joined.unwrap_or(mask));
+        self.inner.state.apply(mask.state(table, true));
+        if let Some(last) = &replaced {
+            self.inner.state.apply(last.state(table, false));
+        }
+        self.inner.versions.set_masks(table, |masks| {
+            masks.retain(|known| replaced.as_ref().is_none_or(|last| known.seq != last.seq));
+            masks.push(Arc::clone(&mask));
+        });
+    }
+
+    /// Fails where one of the points was written since they were read or, if that matters, rows of the table deleted.
+    pub(crate) fn refuse_changed(&self, points: &Points, deletes_matter: bool) -> Result<()> {
+        let (table, read_at, mask) = (points.table, points.read_at, points.mask());
+        let version = self.inner.versions.current();
+        let memtables = version.frozen.iter().map(Arc::as_ref).chain([&self.active]);
+        let chunks = version.files.get(&table).into_iter().flat_map(|files| files.chunks());
+        let flushed = |chunk: &Arc<Chunk>| {
+            chunk.meta.seq.last > read_at && mask.reaches(chunk.meta.times.0, chunk.meta.times.1)
+        };
+        let deleted = self.deleted.get(&table).is_some_and(|seq| *seq > read_at);
+        if memtables.into_iter().any(|memtable| memtable.has_since(table, read_at, &mask))
+            || chunks.into_iter().any(flushed)
+            || (deletes_matter && deleted)
+        {
+            return Err(Error::Conflict("rows of the statement were changed meanwhile".into()));
+        }
+        Ok(())
     }
 }

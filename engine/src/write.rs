@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
 use sonde_storage_format::{
     CatalogChange, ColumnId, Durability, Object, ObjectKind, PhysicalType, RowsRecord, SeqNo, SeqRange,
-    SeriesRecord, State, TableId, TableOptions, Timestamp, Tombstone, WalWriter,
+    SeriesRecord, State, TableId, TableOptions, Timestamp, WalWriter,
 };
 
 use crate::batch::WriteBatch;
@@ -31,15 +31,14 @@ use crate::health::Watch;
 use crate::jobs::Job;
 use crate::limits::{
     BATCH_BYTES, BUFFERED_AGE, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES,
-    GROUP_BYTES, MASKS, MEMTABLE_BYTES,
+    GROUP_BYTES, MEMTABLE_BYTES,
 };
-use crate::mask::{Mask, TOMBSTONES};
+use crate::mask::TOMBSTONES;
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
 use crate::retention::has_due_rows;
 use crate::scan::Snapshot;
 use crate::state::{CURSORS, cursor_key};
-use crate::version::Chunk;
 use crate::wal::Log;
 use crate::widen;
 
@@ -111,10 +110,10 @@ struct Waiting {
 
 /// The writer thread.
 pub(crate) struct Writer {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     log: Log,
-    active: Memtable,
-    next_seq: SeqNo,
+    pub(crate) active: Memtable,
+    pub(crate) next_seq: SeqNo,
     /// Series that have a handle and are not in the log yet.
     unlogged: Vec<SeriesRecord>,
     /// Bytes logged since the memtable was frozen last.
@@ -122,9 +121,9 @@ pub(crate) struct Writer {
     /// When the first row of the memtable came, or was recovered.
     first_row: Option<Timestamp>,
     /// Where the memtable was frozen last: no other source has rows behind it.
-    frozen_to: SeqNo,
+    pub(crate) frozen_to: SeqNo,
     /// The last deletion of each table since the start.
-    deleted: BTreeMap<TableId, SeqNo>,
+    pub(crate) deleted: BTreeMap<TableId, SeqNo>,
     /// When what is acknowledged and not on stable storage has to be there; none where everything is.
     sync_by: Option<Instant>,
     /// The clock as the log stated it last.
@@ -337,14 +336,19 @@ impl Writer {
     }
 
     /// The start of every frame: the series that earlier ones failed to log, or that this one brings.
-    fn records(&self) -> WalWriter {
+    pub(crate) fn records(&self) -> WalWriter {
         let mut records = WalWriter::new();
         self.unlogged.iter().for_each(|series| records.series(series));
         records
     }
 
     /// Makes one frame, begun with `records`, as durable as asked. Running out of disk before its first byte refuses it; any later error latches.
-    fn append(&mut self, mut records: WalWriter, next: SeqNo, durability: Durability) -> Result<()> {
+    pub(crate) fn append(
+        &mut self,
+        mut records: WalWriter,
+        next: SeqNo,
+        durability: Durability,
+    ) -> Result<()> {
         let now = self.inner.clock.now();
         let mark = clock::mark(self.marked, now);
         mark.iter().for_each(|mark| records.state(mark));
@@ -399,76 +403,6 @@ impl Writer {
         }
         self.inner.publish(seq.last, &self.active);
         Ok(seq)
-    }
-
-    /// Makes a tombstone durable, then everybody's.
-    fn commit_deletion(&mut self, deletion: &Deletion) -> Result<SeqRange> {
-        self.inner.health.check()?;
-        let table = deletion.table();
-        if self.inner.catalog.load().table_by_id(table).is_none() {
-            return Err(Error::Conflict(format!("table {table} was dropped meanwhile")));
-        }
-        if let Deletion::Points(points) = deletion {
-            self.refuse_changed(points, false)?;
-        }
-        let masks = self.inner.versions.current().masks_of(table);
-        if masks.len() >= MASKS {
-            let why =
-                "until compaction has removed what they hide, no more is deleted; COMPACT TABLE does it now";
-            return Err(Error::Full(format!("{MASKS} deletes of table {table} wait: {why}")));
-        }
-        let seq = SeqRange { first: self.next_seq, last: self.next_seq };
-        let tombstone = Tombstone { table, seq: seq.last, parts: deletion.parts() };
-        let mut records = self.records();
-        records.tombstone(&tombstone);
-        self.append(records, seq.last.plus(1), Durability::Fsync)?;
-        let mask = Mask::new(tombstone, self.inner.clock.now());
-        self.active.hide(table, &mask);
-        self.deleted.insert(table, seq.last);
-        self.keep_mask(table, mask);
-        self.inner.publish(seq.last, &self.active);
-        Ok(seq)
-    }
-
-    /// Keeps a mask for the sources that need it, as one with the last where none of them lies between.
-    fn keep_mask(&self, table: TableId, mask: Mask) {
-        let version = self.inner.versions.current();
-        if !version.needs(table, &mask) {
-            return;
-        }
-        let last = version.masks_of(table).pop().filter(|last| last.seq > self.frozen_to);
-        // What came behind the last one and is no longer hidden by it would be by both.
-        let last = last.filter(|last| !self.active.has_since(table, last.seq, last));
-        let joined = last.as_ref().and_then(|last| last.joined(&mask));
-        let replaced = last.filter(|_| joined.is_some());
-        let mask = Arc::new(joined.unwrap_or(mask));
-        self.inner.state.apply(mask.state(table, true));
-        if let Some(last) = &replaced {
-            self.inner.state.apply(last.state(table, false));
-        }
-        self.inner.versions.set_masks(table, |masks| {
-            masks.retain(|known| replaced.as_ref().is_none_or(|last| known.seq != last.seq));
-            masks.push(Arc::clone(&mask));
-        });
-    }
-
-    /// Fails where one of the points was written since they were read or, if that matters, rows of the table deleted.
-    fn refuse_changed(&self, points: &Points, deletes_matter: bool) -> Result<()> {
-        let (table, read_at, mask) = (points.table, points.read_at, points.mask());
-        let version = self.inner.versions.current();
-        let memtables = version.frozen.iter().map(Arc::as_ref).chain([&self.active]);
-        let chunks = version.files.get(&table).into_iter().flat_map(|files| files.chunks());
-        let flushed = |chunk: &Arc<Chunk>| {
-            chunk.meta.seq.last > read_at && mask.reaches(chunk.meta.times.0, chunk.meta.times.1)
-        };
-        let deleted = self.deleted.get(&table).is_some_and(|seq| *seq > read_at);
-        if memtables.into_iter().any(|memtable| memtable.has_since(table, read_at, &mask))
-            || chunks.into_iter().any(flushed)
-            || (deletes_matter && deleted)
-        {
-            return Err(Error::Conflict("rows of the statement were changed meanwhile".into()));
-        }
-        Ok(())
     }
 
     fn check_widening(&self, catalog: &Catalog, request: &CatalogRequest) -> Result<()> {
