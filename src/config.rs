@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sonde_ingest::mqtt::{Overflow, QueueLimits};
 use sonde_query::statement::parse_duration;
 
 use crate::cli::{ConfigArgs, Exit, Failure, Result};
 use crate::memory::Split;
 
 /// Every key: its name, its default, what it is for.
-const KEYS: [(&str, &str, &str); 16] = [
+const KEYS: [(&str, &str, &str); 19] = [
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
@@ -28,6 +29,9 @@ const KEYS: [(&str, &str, &str); 16] = [
     ("mqtt.allow_plaintext", "false", "listen for MQTT beyond loopback without TLS"),
     ("mqtt.anonymous", "loopback", "who may come in without a token: loopback, always or never"),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
+    ("mqtt.queue_overflow", "drop_new", "when as much waits for a session as may: drop_new, drop_oldest or disconnect"),
+    ("mqtt.queued_bytes", "64MiB", "bytes of messages that wait for an MQTT session"),
+    ("mqtt.queued_messages", "10000", "messages that wait for an MQTT session"),
     ("query.memory", "", "memory of all queries together; empty is three eighths of memory.limit"),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
@@ -58,6 +62,7 @@ pub(crate) struct Config {
     pub(crate) cold_dir: PathBuf,
     pub(crate) copy_locations: Vec<PathBuf>,
     pub(crate) backup_locations: Vec<PathBuf>,
+    pub(crate) mqtt_queue: QueueLimits,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_age: Duration,
     pub(crate) memory: Split,
@@ -160,6 +165,24 @@ fn scalar(value: &toml::Value) -> String {
     }
 }
 
+/// How much waits for an MQTT session.
+fn queue_limits<'v>(get: &impl Fn(&'static str) -> &'v str) -> Result<QueueLimits> {
+    let messages = get("mqtt.queued_messages");
+    let messages = messages.parse().ok().filter(|count| *count > 0);
+    let messages = messages.ok_or_else(|| wrong("mqtt.queued_messages is a number above 0, such as 10000"))?;
+    let overflow = match get("mqtt.queue_overflow") {
+        "drop_new" => Overflow::DropNew,
+        "drop_oldest" => Overflow::DropOldest,
+        "disconnect" => Overflow::Disconnect,
+        other => {
+            let known = "drop_new, drop_oldest or disconnect";
+            return Err(wrong(format!("mqtt.queue_overflow is {known}, not '{other}'")));
+        }
+    };
+    let bytes = bytes("mqtt.queued_bytes", get("mqtt.queued_bytes"))?;
+    Ok(QueueLimits { messages, bytes: usize::try_from(bytes).unwrap_or(usize::MAX), overflow })
+}
+
 impl Config {
     /// Gathers the values of all keys, the strongest origin last, and checks them.
     pub(crate) fn load(args: &ConfigArgs, insecure: bool) -> Result<Self> {
@@ -212,6 +235,7 @@ impl Config {
             cold_dir: cold_dir(get("cold.url"), &data_dir)?,
             copy_locations: paths(get("copy.locations")),
             backup_locations: paths(get("backup.locations")),
+            mqtt_queue: queue_limits(&get)?,
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
             memory: Split {

@@ -9,7 +9,7 @@ use axum::serve::ListenerExt;
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::Bodies;
-use sonde_ingest::mqtt::{Mqtt, MqttOptions};
+use sonde_ingest::mqtt::{Credentials, Mqtt, MqttOptions};
 use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable, Kind};
 use sonde_query::{QueryEngine, QueryOptions};
@@ -164,7 +164,8 @@ fn start_mqtt(
 ) -> Result<Option<Arc<Mqtt>>> {
     let Some(listen) = config.mqtt_listen else { return Ok(None) };
     let who = Arc::clone(authenticator);
-    let options = MqttOptions { listen, authenticate: Arc::new(move |credentials| who.mqtt(credentials)) };
+    let authenticate = Arc::new(move |credentials: &Credentials<'_>| who.mqtt(credentials));
+    let options = MqttOptions { listen, authenticate, queue: config.mqtt_queue };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt =
         Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);

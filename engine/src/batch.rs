@@ -8,14 +8,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use sonde_storage_format::{
-    Cell, Column, ColumnDef, ColumnId, Origin, PhysicalType, SeriesId, SeriesKey, State, TableId, Timestamp,
-    Values,
+    Cell, Column, ColumnDef, ColumnId, MessageRef, Origin, PhysicalType, SeqNo, SeriesId, SeriesKey, State, TableId,
+    Timestamp, Values,
 };
 
 use crate::catalog::Table;
 use crate::error::{Error, Result};
 use crate::limits::BATCH_BYTES;
 use crate::open_part::{OpenPart, check_time, encode_key, key_values};
+use crate::raw::RawMessages;
 use crate::tag_column::{TagColumn, in_key_order, series_of};
 
 /// Above this, integers are not exact as float64.
@@ -145,11 +146,21 @@ impl Part {
     }
 }
 
+/// A place in a value of state that holds a message's number in the batch until the commit gives it its SeqNo.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    state: usize,
+    at: usize,
+}
+
 /// What is committed as one: all or nothing.
 #[derive(Debug)]
 pub struct WriteBatch {
     pub(crate) parts: Vec<Part>,
     pub(crate) state: Vec<State>,
+    /// Which values of state name a message of the batch, and where in the value.
+    pub(crate) stamps: Vec<Stamp>,
+    pub(crate) raw: RawMessages,
     /// How many sequence numbers the batch takes: one per message, at least one.
     pub(crate) messages: u32,
     pub(crate) bytes: usize,
@@ -162,7 +173,18 @@ impl WriteBatch {
     #[must_use]
     pub fn of_state(state: Vec<State>) -> Self {
         let bytes = state.iter().map(state_bytes).sum();
-        Self { parts: Vec::new(), state, messages: 1, bytes, origin: Origin::Client }
+        let (parts, stamps, raw) = (Vec::new(), Vec::new(), RawMessages::default());
+        Self { parts, state, stamps, raw, messages: 1, bytes, origin: Origin::Client }
+    }
+
+    /// Turns the numbers that values of state hold into sequence numbers, now that the batch has its own.
+    pub(crate) fn stamp(&mut self, first: SeqNo) {
+        for stamp in &self.stamps {
+            let value = self.state.get_mut(stamp.state).and_then(|state| state.value.as_mut());
+            if let Some(slot) = value.and_then(|value| value.get_mut(stamp.at..)?.first_chunk_mut::<8>()) {
+                *slot = first.plus(u64::from_le_bytes(*slot)).0.to_le_bytes();
+            }
+        }
     }
 
     /// Number of rows.
@@ -174,7 +196,7 @@ impl WriteBatch {
     /// Whether there is nothing to commit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty() && self.state.is_empty()
+        self.parts.is_empty() && self.state.is_empty() && self.raw.is_empty()
     }
 }
 
@@ -204,6 +226,8 @@ pub struct RowColumns {
 pub struct WriteBatchBuilder {
     parts: Vec<OpenPart>,
     state: Vec<State>,
+    stamps: Vec<Stamp>,
+    raw: RawMessages,
     messages: u32,
     bytes: usize,
     key: Vec<u8>,
@@ -219,7 +243,8 @@ impl std::fmt::Debug for WriteBatchBuilder {
 impl WriteBatchBuilder {
     pub(crate) fn new() -> Self {
         let (parts, state, key) = (Vec::new(), Vec::new(), Vec::new());
-        Self { parts, state, messages: 0, bytes: 0, key, origin: Origin::Client }
+        let (stamps, raw) = (Vec::new(), RawMessages::default());
+        Self { parts, state, stamps, raw, messages: 0, bytes: 0, key, origin: Origin::Client }
     }
 
     /// Starts the next message: rows and state added from here on carry its sequence number. Returns how many came
@@ -243,13 +268,37 @@ impl WriteBatchBuilder {
     /// Whether no message was begun and nothing added.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.messages == 0 && self.parts.is_empty() && self.state.is_empty()
+        self.messages == 0 && self.parts.is_empty() && self.state.is_empty() && self.raw.is_empty()
     }
 
     /// Adds a change of state.
     pub fn state(&mut self, state: State) {
         self.bytes += state_bytes(&state);
         self.state.push(state);
+    }
+
+    /// Adds a change of state whose value holds, in the eight bytes from `at` on, the number of a message of this batch,
+    /// counted from 0, as u64 little endian: the commit puts the message's SeqNo in its place.
+    pub fn state_of_message(&mut self, state: State, at: usize) {
+        let len = state.value.as_ref().map_or(0, Vec::len);
+        assert!(at + 8 <= len, "the number of a message at {at} of a value of {len} bytes");
+        self.stamps.push(Stamp { state: self.state.len(), at });
+        self.state(state);
+    }
+
+    /// Logs the current message as it came, in the same commit as its rows and state; its `seq` is given by the commit.
+    /// A message is logged once. Fails, with nothing added, where the batch is full. Returns the message's number in the
+    /// batch, counted from 0.
+    pub fn message(&mut self, message: &MessageRef<'_>) -> Result<u32> {
+        let bytes = RawMessages::bytes_of(message);
+        if self.bytes + bytes > BATCH_BYTES {
+            return Err(Error::BatchFull);
+        }
+        assert!(self.messages > 0, "a message is begun before it is logged");
+        let number = self.messages - 1;
+        self.raw.push(number, message);
+        self.bytes += bytes;
+        Ok(number)
     }
 
     /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column
@@ -366,7 +415,8 @@ impl WriteBatchBuilder {
         let mut parts: Vec<Part> = self.parts.into_iter().map(OpenPart::finish).collect();
         parts.retain(|part| !part.times.is_empty());
         let messages = self.messages.max(1);
-        let batch = WriteBatch { parts, state: self.state, messages, bytes: self.bytes, origin: self.origin };
+        let Self { state, stamps, raw, bytes, origin, .. } = self;
+        let batch = WriteBatch { parts, state, stamps, raw, messages, bytes, origin };
         (!batch.is_empty()).then_some(batch)
     }
 }

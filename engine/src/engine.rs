@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use sonde_storage_format::{
-    ChunkMeta, ColdFile, Edit, SeqNo, SeqRange, SeriesId, State, TableId, Timestamp, path,
+    ChunkMeta, ColdFile, Edit, MessageRef, SeqNo, SeqRange, SeriesId, State, TableId, Timestamp, path,
 };
 
 use crate::activity::{Activity, JobKind, Subject};
@@ -34,6 +35,7 @@ use crate::limits::{LOG_READ_BYTES, OPEN_CHUNK_BYTES, QUEUE_BYTES, SEGMENT_BYTES
 use crate::log_reader::{LogReader, LogTurn};
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
+use crate::message_reader::{MessageReader, MessageTurn};
 use crate::open_chunk::OpenChunks;
 use crate::queue::QueuedBytes;
 use crate::receipt::Receipt;
@@ -43,7 +45,7 @@ use crate::scan::{Scan, ScanRequest, Snapshot, scan};
 use crate::state::StateStore;
 use crate::storage::{LocalStorage, Storage};
 use crate::version::{FileEdit, Version, Versions};
-use crate::wal::{Log, LogBudget, Segments};
+use crate::wal::{Kept, Log, LogBudget, Segments};
 use crate::write::{CatalogRequest, Command, Writer};
 
 /// How long an administrator's `FLUSH` waits for the disk.
@@ -106,6 +108,8 @@ pub(crate) struct Inner {
     pub(crate) backups: Backups,
     pub(crate) segments: Arc<Segments>,
     pub(crate) cursors: Mutex<HashMap<String, SeqNo>>,
+    /// Seconds of log that are kept for readers of the past.
+    log_age: AtomicU64,
     arrivals: ArrivalClock,
     published: Mutex<SeqNo>,
     publish_signal: Condvar,
@@ -234,7 +238,8 @@ impl Inner {
         let held = held.into_iter().chain(self.state.oldest_cursor()).chain(backups);
         let cursors_from = held.min().unwrap_or(SeqNo(u64::MAX));
         // Oldest first, and none before its elders are gone: the log has no gap.
-        while let Some(segment) = self.segments.take_expired(replay_from, cursors_from, &self.options.log) {
+        let kept = Kept { replay_from, cursors_from, age: Duration::from_secs(self.log_age.load(Ordering::Relaxed)) };
+        while let Some(segment) = self.segments.take_expired(&kept, &self.options.log) {
             if let Err(error) = self.storage.remove(&segment.path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
@@ -317,6 +322,7 @@ impl Engine {
             backups: Backups::default(),
             segments,
             cursors: Mutex::new(HashMap::new()),
+            log_age: AtomicU64::new(0),
             arrivals: ArrivalClock::default(),
             published: Mutex::new(SeqNo(next.0 - 1)),
             publish_signal: Condvar::new(),
@@ -465,6 +471,22 @@ impl Engine {
     pub fn read_log(&self, reader: &mut LogReader, wanted: impl Fn(TableId) -> bool) -> Result<LogTurn> {
         let published = self.published();
         reader.turn(self.inner.storage.as_ref(), &self.inner.segments, published, LOG_READ_BYTES, wanted)
+    }
+
+    /// Gives the logged messages of these ranges, which ascend, to `each` in their order, until it breaks.
+    pub fn read_messages(
+        &self,
+        reader: &mut MessageReader,
+        wanted: &[SeqRange],
+        each: &mut dyn FnMut(MessageRef<'_>) -> ControlFlow<()>,
+    ) -> Result<MessageTurn> {
+        let published = self.published();
+        reader.read(self.inner.storage.as_ref(), &self.inner.segments, published, wanted, each)
+    }
+
+    /// Keeps the log of so long, within its budget, for whoever wants to read messages of the past.
+    pub fn keep_log_for(&self, age: Duration) {
+        self.inner.log_age.store(age.as_secs(), Ordering::Relaxed);
     }
 
     /// Keeps the log behind `position` for a reader of this name, within the log's budget.

@@ -55,14 +55,6 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// The log has records that a later program wrote.
-    #[error("{}: the log has {what}, which a newer sonde wrote; open it with that one", path.display())]
-    Newer {
-        /// The data directory.
-        path: PathBuf,
-        /// What the log has.
-        what: &'static str,
-    },
     /// A disk error, or a bug, latched the engine.
     #[error("the engine failed and refuses writes until a restart: {0}")]
     Failed(String),

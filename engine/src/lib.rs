@@ -27,12 +27,14 @@ mod log_reader;
 mod manifest;
 mod mask;
 mod memtable;
+mod message_reader;
 mod newest;
 mod open_chunk;
 mod open_part;
 mod pause;
 mod purge;
 mod queue;
+mod raw;
 mod receipt;
 mod recover;
 mod repair;
@@ -65,16 +67,17 @@ pub use delete::Points;
 pub use engine::{Engine, Options};
 pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
+pub use message_reader::{MessageReader, MessageTurn};
 pub use receipt::Receipt;
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::latest::{Latest, LatestRequest};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
-    Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, Object,
+    Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, MessageRef, Object,
     ObjectKind, Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State,
     TableDef, TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
-pub use state::{CURSORS, cursor_key};
+pub use state::{CURSORS, LOG_CURSORS, cursor_key};
 pub use status::{LogSegment, LogStatus, SegmentState};
 pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use tag_column::TagColumn;

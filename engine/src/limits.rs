@@ -125,3 +125,5 @@ pub const LATE_PARTITIONS: usize = 4;
 pub const FLUSH_CHUNKS: usize = 128;
 /// Rows, on average, from which on each partition of a block gets a chunk of its own at a flush: a row group.
 pub const LATE_ROWS: usize = sonde_storage_format::limits::ROW_GROUP_ROWS;
+/// Places of frames that a reader of messages remembers, one for each MiB of log; beyond them it begins anew.
+pub const MESSAGE_PLACES: usize = 64 << 10;

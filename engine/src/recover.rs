@@ -52,15 +52,12 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     let (catalog, state) = (Catalog::default(), StateStore::default());
     let (active, widths, chunks) = (Memtable::default(), Widths::default(), &manifest.state.chunks);
     let mut replay =
-        Replay { catalog, state, active, widths, learned: BTreeSet::new(), rows: 0, unknown: None, now };
+        Replay { catalog, state, active, widths, learned: BTreeSet::new(), rows: 0, now };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
     let from = position.min(flushed_to);
     let log = wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {
         replay.record(record, chunks, seq.last > position, seq.last > flushed_to);
     })?;
-    if let Some(kind) = replay.unknown {
-        return Err(Error::Newer { path: dir.clone(), what: kind });
-    }
     let last_seq = log.last_seq.max(position).max(flushed_to);
     let files = open_files(dir, storage, &manifest)?;
     let mut masks: BTreeMap<TableId, Arc<Vec<Arc<Mask>>>> = BTreeMap::new();
@@ -122,8 +119,6 @@ struct Replay {
     /// The tables whose chunks were looked at for that.
     learned: BTreeSet<TableId>,
     rows: u64,
-    /// A kind of record that this engine does not act on: to pass over it would answer wrongly.
-    unknown: Option<&'static str>,
     now: Timestamp,
 }
 
@@ -174,7 +169,6 @@ impl Replay {
                 self.catalog.apply(&change);
             }
             Record::Series(new) if besides_rows => self.restore(new.table, new.first, &new.keys),
-            Record::Message(_) if besides_rows => self.unknown = Some("messages"),
             Record::Tombstone(tombstone) if besides_rows || rows => {
                 let table = tombstone.table;
                 if self.catalog.table_by_id(table).is_none() {
@@ -185,6 +179,7 @@ impl Replay {
                 // Files may need it: whether they do is found out once they are known.
                 self.state.apply(mask.state(table, true));
             }
+            // Messages are read where they stand: who needs one knows its number.
             _ => {}
         }
     }

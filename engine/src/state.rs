@@ -14,6 +14,10 @@ use sonde_storage_format::{SeqNo, State, StateEntry};
 /// behind every one; whoever runs the rules moves them.
 pub const CURSORS: &str = "rule.cursor";
 
+/// Where others stand in the log, by name; values as those of [`CURSORS`]. Whoever puts one here moves it and takes it
+/// away; the log behind it is kept, within its budget, from the start on.
+pub const LOG_CURSORS: &str = "log.cursor";
+
 /// The key of a rule's cursor; its value is a sequence number, u64 little endian.
 #[must_use]
 pub fn cursor_key(database: &str, name: &str) -> Vec<u8> {
@@ -51,18 +55,22 @@ impl StateStore {
         keys.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
-    /// The oldest cursor of a rule.
+    /// The oldest cursor of a rule or of another follower.
     pub(crate) fn oldest_cursor(&self) -> Option<SeqNo> {
         self.oldest_cursor_of().map(|(position, _)| position)
     }
 
-    /// The same, and its key.
-    pub(crate) fn oldest_cursor_of(&self) -> Option<(SeqNo, Vec<u8>)> {
+    /// The same, and whose it is.
+    pub(crate) fn oldest_cursor_of(&self) -> Option<(SeqNo, String)> {
         let namespaces = self.0.read();
-        let cursors = namespaces.get(CURSORS).into_iter().flatten();
         let position = |value: &Bytes| Some(SeqNo(u64::from_le_bytes(value.as_ref().try_into().ok()?)));
-        let oldest = cursors.filter_map(|(key, value)| Some((position(value)?, key))).min();
-        oldest.map(|(position, key)| (position, key.clone()))
+        let oldest = |namespace: &str| {
+            let cursors = namespaces.get(namespace).into_iter().flatten();
+            let oldest = cursors.filter_map(|(key, value)| Some((position(value)?, key))).min();
+            oldest.map(|(position, key)| (position, String::from_utf8_lossy(key).into_owned()))
+        };
+        let rule = oldest(CURSORS).map(|(position, rule)| (position, format!("rule {rule}")));
+        rule.into_iter().chain(oldest(LOG_CURSORS)).min()
     }
 
     /// Every key, for a checkpoint.

@@ -77,9 +77,7 @@ impl Engine {
     pub fn log_segments(&self) -> Vec<LogSegment> {
         let flushed_to = self.inner.manifest.lock().state.flushed_to;
         let readers = self.inner.cursors.lock().iter().map(|(name, at)| (*at, name.clone())).min();
-        let rules = self.inner.state.oldest_cursor_of();
-        let rules = rules.map(|(at, key)| (at, format!("rule {}", String::from_utf8_lossy(&key))));
-        let slowest = readers.into_iter().chain(rules).min();
+        let slowest = readers.into_iter().chain(self.inner.state.oldest_cursor_of()).min();
         let list = self.inner.segments.list();
         let active = list.last().map(|segment| segment.number);
         let describe = |segment: Segment| {

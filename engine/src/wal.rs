@@ -68,19 +68,17 @@ impl Segments {
         }
     }
 
-    /// Takes out the oldest segment if nobody needs it: replay needs those behind `replay_from`; cursors those behind
-    /// `cursors_from`, unless the log is larger or the segment older than its budget.
-    pub(crate) fn take_expired(
-        &self,
-        replay_from: SeqNo,
-        cursors_from: SeqNo,
-        budget: &LogBudget,
-    ) -> Option<Segment> {
+    /// Takes out the oldest segment if nobody needs it.
+    pub(crate) fn take_expired(&self, kept: &Kept, budget: &LogBudget) -> Option<Segment> {
         let mut segments = self.0.lock();
         let total: u64 = segments.iter().map(|segment| segment.bytes).sum();
         let first = segments.first().filter(|_| segments.len() > 1)?;
         let over = total > budget.max_bytes || first.created.elapsed().unwrap_or_default() > budget.max_age;
-        let needed = first.last_seq > replay_from || (first.last_seq > cursors_from && !over);
+        // Its youngest frame is as old as the segment behind it.
+        let closed = segments.get(1).map(|next| next.created.elapsed().unwrap_or_default());
+        let is_young = closed.is_some_and(|age| age < kept.age);
+        let needed =
+            first.last_seq > kept.replay_from || ((first.last_seq > kept.cursors_from || is_young) && !over);
         (!needed).then(|| segments.remove(0))
     }
 
@@ -88,6 +86,17 @@ impl Segments {
     pub(crate) fn put_back(&self, segment: Segment) {
         self.0.lock().insert(0, segment);
     }
+}
+
+/// What of the log is needed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// Recovery replays what is behind it.
+    pub(crate) replay_from: SeqNo,
+    /// Readers have not read what is behind it; kept within the log's budget.
+    pub(crate) cursors_from: SeqNo,
+    /// What was written since is wanted, whether or not someone has read it; kept within the log's budget.
+    pub(crate) age: Duration,
 }
 
 /// How much log is kept for readers that are behind.

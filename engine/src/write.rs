@@ -298,10 +298,13 @@ impl Writer {
             Some(table) => table,
             None => unreachable!("a batch for table {id}, which is gone, was not refused"),
         };
-        for batch in batches {
+        let mut raw = Vec::new();
+        for mut batch in batches {
             let range = SeqRange { first: next, last: next.plus(u64::from(batch.messages) - 1) };
             next = range.last.plus(1);
             ranges.push(range);
+            batch.stamp(range.first);
+            raw.push((range.first, batch.raw));
             for part in batch.parts {
                 let (ids, new) = table(part.table).series().allocate(&part.new_keys);
                 if let Some(first) = ids.iter().zip(&part.new_keys).find(|(_, key)| new.first() == Some(*key))
@@ -324,6 +327,7 @@ impl Writer {
         }
         let mut records = self.records();
         rows.iter().for_each(|rows| records.rows(rows));
+        raw.iter().flat_map(|(first, raw)| raw.iter(*first)).for_each(|message| records.message(&message));
         state.iter().for_each(|state| records.state(state));
         self.append(records, next, durability)?;
         for rows in rows {

@@ -1,16 +1,17 @@
 //! The machine stops in every operation of a short history: what was acknowledged is there, and nothing by half.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use sonde_engine::{
-    CatalogRequest, ColumnDef, ColumnId, ColumnRole, Engine, Error, PhysicalType, Result, SeqRange, Snapshot,
+    CatalogRequest, ColumnDef, ColumnId, ColumnRole, Engine, Error, MessageReader, PhysicalType, Result, SeqNo, SeqRange, Snapshot,
     State, TableId, TableKind, TableOptions, Timestamp,
 };
 
 use crate::data::{
     Batch, DAY, Fields, Query, Rec, START, Value, column, delete_range, message, new_table, range, read, rec,
-    send, table, try_choose, update,
+    said, send, table, try_choose, update,
 };
 use crate::faults::{Fault, Faulty, Reached};
 use crate::model::Model;
@@ -26,6 +27,8 @@ pub(crate) struct History {
     /// The same with the batch, or the table, whose answer was an error that leaves its fate open.
     maybe: Option<(Model, u64)>,
     last: Option<SeqRange>,
+    /// What the messages said that were logged and acknowledged.
+    said: Vec<(SeqNo, String)>,
     /// A snapshot that is held, and what it shows.
     held: Option<(Snapshot, Model)>,
     disk: Faulty,
@@ -225,6 +228,10 @@ impl History {
             value: Some(count.to_le_bytes().into()),
         };
         let result = send(engine, batch, Some(state)).and_then(sonde_engine::Receipt::wait);
+        if let Ok(range) = &result {
+            let seqs = (range.first.0..).map(SeqNo);
+            self.said.extend(seqs.zip(batch.iter().map(|message| said(message))));
+        }
         self.note(result, after, count)
     }
 
@@ -274,6 +281,20 @@ impl History {
         assert_eq!(batches(engine), self.acked_batches);
     }
 
+    /// The messages that were acknowledged are in the log as they came, as far as that reaches back.
+    fn check_messages(&self, engine: &Engine) {
+        let first = engine.log_status().first;
+        let kept: Vec<_> = self.said.iter().filter(|(seq, _)| *seq >= first).cloned().collect();
+        let wanted: Vec<_> = kept.iter().map(|(seq, _)| SeqRange { first: *seq, last: *seq }).collect();
+        let mut found = Vec::new();
+        let turn = engine.read_messages(&mut MessageReader::new(), &wanted, &mut |message| {
+            found.push((message.seq, String::from_utf8(message.payload.to_vec()).unwrap()));
+            ControlFlow::Continue(())
+        });
+        assert_eq!(turn.unwrap().lost, []);
+        assert_eq!(found, kept);
+    }
+
     /// The directory holds what was acknowledged, perhaps with what was left open, and goes on from there.
     pub(crate) fn check_recovered(&self, store: &Store) {
         let engine = store.open();
@@ -286,6 +307,7 @@ impl History {
         assert_eq!(engine.catalog().tables().count(), model.tables.len());
         assert_eq!(batches(&engine), count);
         model.check(&engine);
+        self.check_messages(&engine);
         assert!(self.last.is_none_or(|last| engine.published() >= last.last));
         // And it is a store like any other.
         for name in ["t", "w"] {

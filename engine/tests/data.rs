@@ -13,8 +13,8 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, FieldValue, LatestRequest, NewColumn, NewTable, PhysicalType, Points,
-    Result, Row, ScanRequest, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter,
+    CatalogRequest, ColumnRole, Engine, FieldValue, LatestRequest, MessageRef, NewColumn, NewTable, PhysicalType, Points,
+    Result, Row, ScanRequest, SeqNo, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter,
     TimeRange, Timestamp, ValueRange, WriteBatch,
 };
 
@@ -134,11 +134,25 @@ pub(crate) fn send(engine: &Engine, batch: &Batch, state: Option<State>) -> Resu
     Ok(engine.write(build(engine, batch, state)?))
 }
 
+/// A message to log.
+pub(crate) fn raw<'a>(topic: &'a str, payload: &'a [u8]) -> MessageRef<'a> {
+    let received = Timestamp::from_nanos(START);
+    MessageRef { seq: SeqNo(0), received, qos: 1, retain: false, topic, properties: &[], payload }
+}
+
+/// What the message of a batch that has state says: its rows.
+pub(crate) fn said(message: &[(String, Rec)]) -> String {
+    format!("{message:?}")
+}
+
 fn build(engine: &Engine, batch: &Batch, state: Option<State>) -> Result<WriteBatch> {
     let catalog = engine.catalog();
     let mut builder = engine.batch();
     for message in batch {
         builder.begin_message();
+        if state.is_some() {
+            builder.message(&raw("a/b", said(message).as_bytes()))?;
+        }
         for (name, row) in message {
             let table = catalog.require_table("public", name)?;
             let id = |name: &String| table.column(name).unwrap_or_else(|| panic!("no column {name}")).id;

@@ -35,6 +35,7 @@ mod golden;
 mod latest;
 mod layers;
 mod log;
+mod messages;
 mod power;
 mod recovery;
 mod repair;

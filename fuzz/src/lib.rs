@@ -220,7 +220,7 @@ fn check_records(records: &[Record]) {
             Record::State(state) => writer.state(state),
             Record::Catalog(change) => writer.catalog(change),
             Record::Series(series) => writer.series(series),
-            Record::Message(message) => writer.message(message),
+            Record::Message(message) => writer.message(&message.borrowed()),
             Record::Tombstone(tombstone) => writer.tombstone(tombstone),
         });
         let seq = SeqRange { first: SeqNo(1), last: SeqNo(1) };

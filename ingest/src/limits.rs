@@ -12,10 +12,18 @@ pub const CONNECT_TIME: Duration = Duration::from_secs(5);
 pub const RECEIVE_MAXIMUM: u16 = 1024;
 /// QoS 1 and 2 messages that we have in flight to a client.
 pub const SEND_MAXIMUM: usize = 256;
-/// Messages that wait for a session.
+/// Messages that wait for a session, unless the configuration says otherwise.
 pub const QUEUED_MESSAGES: usize = 10_000;
-/// Bytes of messages that wait for a session.
+/// Bytes of messages that wait for a session, unless the configuration says otherwise.
 pub const QUEUED_BYTES: usize = 64 << 20;
+/// Bytes of messages that wait for all sessions together, each counted for every session that it waits for.
+pub const QUEUED_BYTES_OF_ALL: u64 = 16 << 30;
+/// Messages of a connected session that stay in memory after their commit; more are read from the log.
+pub const LIVE_MESSAGES: usize = 1024;
+/// Messages that are read from the log at once for a session.
+pub const FETCH_MESSAGES: u64 = 512;
+/// Bytes of messages that are read from the log at once for a session, one message more at most.
+pub const FETCH_BYTES: usize = 1 << 20;
 /// Bytes that wait to be written to one connection before QoS 0 messages to it are dropped.
 pub const OUT_BYTES: usize = 4 << 20;
 /// Bytes of all retained messages.

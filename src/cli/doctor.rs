@@ -65,7 +65,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
 fn failure(error: Error) -> Failure {
     let text = error.to_string();
     match error {
-        Error::Layout { .. } | Error::Corrupt { .. } | Error::Unrepairable { .. } | Error::Newer { .. } => {
+        Error::Layout { .. } | Error::Corrupt { .. } | Error::Unrepairable { .. } => {
             Failure::new(Exit::BadData, text)
         }
         Error::Locked { .. } | Error::Full(_) => Failure::new(Exit::Io, text),

@@ -142,6 +142,51 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
+/// The same, borrowed: what a writer logs without copies, and what a reader finds in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageRef<'a> {
+    /// Its sequence number.
+    pub seq: SeqNo,
+    /// When it came.
+    pub received: Timestamp,
+    /// Quality of service, 0 to 2.
+    pub qos: u8,
+    /// Whether it is to be retained.
+    pub retain: bool,
+    /// Its topic.
+    pub topic: &'a str,
+    /// Its properties as MQTT 5 encodes them, without their length and without a topic alias.
+    pub properties: &'a [u8],
+    /// Its payload.
+    pub payload: &'a [u8],
+}
+
+impl Message {
+    /// The message, borrowed.
+    #[must_use]
+    pub fn borrowed(&self) -> MessageRef<'_> {
+        let Self { seq, received, qos, retain, topic, properties, payload } = self;
+        let (seq, received, qos, retain) = (*seq, *received, *qos, *retain);
+        MessageRef { seq, received, qos, retain, topic, properties, payload }
+    }
+}
+
+impl MessageRef<'_> {
+    /// A copy of it.
+    #[must_use]
+    pub fn to_message(&self) -> Message {
+        Message {
+            seq: self.seq,
+            received: self.received,
+            qos: self.qos,
+            retain: self.retain,
+            topic: self.topic.to_owned(),
+            properties: self.properties.to_vec(),
+            payload: self.payload.to_vec(),
+        }
+    }
+}
+
 /// Rows that are gone: those of lower sequence numbers that one of the parts names. As long as files hold such rows it
 /// is kept as state, too: its value there is the body of the log's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,15 +351,15 @@ impl WalWriter {
     }
 
     /// Appends a message.
-    pub fn message(&mut self, message: &Message) {
+    pub fn message(&mut self, message: &MessageRef<'_>) {
         assert!(message.qos <= 2, "a message of quality of service {}", message.qos);
         self.record(KIND_MESSAGE, |writer| {
             writer.u64(message.seq.0);
             writer.i64(message.received.as_nanos());
             writer.u8(message.qos | u8::from(message.retain) << 2);
             writer.bytes(message.topic.as_bytes());
-            writer.bytes(&message.properties);
-            writer.put(&message.payload);
+            writer.bytes(message.properties);
+            writer.put(message.payload);
         });
     }
 
@@ -456,16 +501,16 @@ fn decode_column(cursor: &mut Cursor<'_>, count: usize) -> Result<Column> {
     Ok(Column { cells, values })
 }
 
-fn decode_message(cursor: &mut Cursor<'_>) -> Result<Message> {
+fn decode_message<'a>(cursor: &mut Cursor<'a>) -> Result<MessageRef<'a>> {
     let (seq, received) = (SeqNo(cursor.u64()?), Timestamp::from_nanos(cursor.i64()?));
     let flags = cursor.u8()?;
     let (qos, retain) = (flags & 3, flags & 4 != 0);
     if qos > 2 || flags > 7 {
         return Err(cursor.invalid("a quality of service of at most 2", flags.into()));
     }
-    let topic = cursor.text(KEY_BYTES)?.to_owned();
-    let properties = cursor.bytes(FRAME_BYTES)?.to_vec();
-    Ok(Message { seq, received, qos, retain, topic, properties, payload: cursor.rest().to_vec() })
+    let topic = cursor.text(KEY_BYTES)?;
+    let properties = cursor.bytes(FRAME_BYTES)?;
+    Ok(MessageRef { seq, received, qos, retain, topic, properties, payload: cursor.rest() })
 }
 
 const PART_RANGE: u8 = 1;
@@ -565,6 +610,43 @@ impl<'a> Frame<'a> {
         let mut cursor = Cursor::new("log frame", self.payload);
         std::iter::from_fn(move || (cursor.left() > 0).then(|| read_record(&mut cursor)))
     }
+
+    /// The messages alone, borrowed, in their order: records of other kinds are passed over by their length.
+    pub fn messages(&self) -> impl Iterator<Item = Result<MessageRef<'a>>> + use<'a> {
+        let mut cursor = Cursor::new("log frame", self.payload);
+        std::iter::from_fn(move || {
+            while cursor.left() > 0 {
+                match read_message(&mut cursor) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => return Some(Ok(message)),
+                    Err(error) => {
+                        cursor.rest();
+                        return Some(Err(error));
+                    }
+                }
+            }
+            None
+        })
+    }
+
+    /// The frame at `offset` as its head describes it, without a look at the checksum: to step over frames that are known
+    /// to be whole, or to read one again.
+    pub fn unverified(bytes: &'a [u8], offset: u64) -> Result<Self> {
+        let rest = usize::try_from(offset).ok().and_then(|start| bytes.get(start..)).unwrap_or_default();
+        let (frame, _) = read_head(rest, offset)?;
+        Ok(frame)
+    }
+}
+
+/// The message that the next record is; none where it is of another kind, and passed over.
+fn read_message<'a>(cursor: &mut Cursor<'a>) -> Result<Option<MessageRef<'a>>> {
+    let kind = cursor.u8()?;
+    let len = cursor.u32()? as usize;
+    let mut body = Cursor::new("log record", cursor.take(len)?);
+    match kind {
+        KIND_MESSAGE => decode_message(&mut body).map(Some),
+        _ => Ok(None),
+    }
 }
 
 fn read_record(cursor: &mut Cursor<'_>) -> Result<Record> {
@@ -583,7 +665,7 @@ fn read_record(cursor: &mut Cursor<'_>) -> Result<Record> {
             };
             Record::State(State { namespace, key, value })
         }
-        KIND_MESSAGE => Record::Message(decode_message(&mut body)?),
+        KIND_MESSAGE => Record::Message(decode_message(&mut body)?.to_message()),
         KIND_TOMBSTONE => Record::Tombstone(decode_tombstone(&mut body)?),
         KIND_CATALOG => Record::Catalog(CatalogChange::decode(&mut body)?),
         KIND_SERIES => {
@@ -629,6 +711,16 @@ impl<'a> FrameScan<'a> {
 }
 
 fn read_frame(number: u64, rest: &[u8], offset: u64) -> Result<Frame<'_>> {
+    let (frame, expected) = read_head(rest, offset)?;
+    let found = frame_crc(number, offset, rest.get(..(frame.end - offset) as usize).unwrap_or_default());
+    if found != expected {
+        return Err(FormatError::Checksum { structure: "log frame", offset, expected, found });
+    }
+    Ok(frame)
+}
+
+/// The frame that a head describes, and the checksum that it states.
+fn read_head(rest: &[u8], offset: u64) -> Result<(Frame<'_>, u32)> {
     let mut cursor = Cursor::new("log frame", rest);
     let stated = cursor.u32()?;
     let expected = cursor.u32()?;
@@ -643,11 +735,7 @@ fn read_frame(number: u64, rest: &[u8], offset: u64) -> Result<Frame<'_>> {
     }
     let payload = cursor.take(len)?;
     cursor.take(len.next_multiple_of(FRAME_ALIGN) - len)?;
-    let found = frame_crc(number, offset, rest.get(..cursor.offset()).unwrap_or_default());
-    if found != expected {
-        return Err(FormatError::Checksum { structure: "log frame", offset, expected, found });
-    }
-    Ok(Frame { offset, end: offset + cursor.offset() as u64, seq, synced_through, payload })
+    Ok((Frame { offset, end: offset + cursor.offset() as u64, seq, synced_through, payload }, expected))
 }
 
 /// The first frame behind `offset`, at any alignment of a frame: where there is one, what stands at `offset` is not a

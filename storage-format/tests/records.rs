@@ -328,7 +328,7 @@ fn a_writer_refuses_what_a_reader_would() {
     let refused = |write: &(dyn Fn(&mut WalWriter) + std::panic::RefUnwindSafe)| {
         std::panic::catch_unwind(|| write(&mut WalWriter::new())).is_err()
     };
-    assert!(refused(&|writer| writer.message(&Message { qos: 3, ..messages().remove(0) })));
+    assert!(refused(&|writer| writer.message(&Message { qos: 3, ..messages().remove(0) }.borrowed())));
     let tombstone_of = |writer: &mut WalWriter, series: &[u64]| {
         let series = Some(series.iter().map(|id| SeriesId(*id)).collect());
         let parts = vec![TombstonePart::Range { range: TimeRange::ALL, series }];

@@ -23,7 +23,7 @@ pub(crate) fn write(records: &[Record], segment: u64, offset: u64, seq: SeqRange
             Record::State(state) => writer.state(state),
             Record::Catalog(change) => writer.catalog(change),
             Record::Series(series) => writer.series(series),
-            Record::Message(message) => writer.message(message),
+            Record::Message(message) => writer.message(&message.borrowed()),
             Record::Tombstone(tombstone) => writer.tombstone(tombstone),
         }
     }

@@ -98,7 +98,7 @@ impl Salvage {
             Record::State(state) => out.state(state),
             Record::Catalog(change) => out.catalog(change),
             Record::Series(series) => out.series(series),
-            Record::Message(message) => out.message(message),
+            Record::Message(message) => out.message(&message.borrowed()),
             Record::Tombstone(tombstone) => out.tombstone(tombstone),
         }
     }

@@ -10,11 +10,12 @@ use sonde_proto::mqtt::{Packet, Properties, Publish, QoS, ReasonCode};
 
 use super::connection::Connection;
 use super::packets::encode_answer;
+use super::offline::Dropped;
 use super::router::SessionKey;
-use super::session::{Delivery, InFlight};
+use super::session::{Delivery, InFlight, Stored};
 use super::turn::Answer;
 use super::worker::Worker;
-use crate::limits::OUT_BYTES;
+use crate::limits::{LIVE_MESSAGES, OUT_BYTES};
 
 impl Worker {
     /// Sends again, in their first order, what was in flight when the last connection of the session ended.
@@ -32,7 +33,7 @@ impl Worker {
                         unsendable.push(*packet_id);
                     }
                 }
-                InFlight::Released(_) => encode_answer(
+                InFlight::Released(..) => encode_answer(
                     &Answer::PubRel(*packet_id, ReasonCode::SUCCESS),
                     connection.version,
                     &mut connection.out,
@@ -42,24 +43,28 @@ impl Worker {
         unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
     }
 
-    /// Hands a durable delivery to its session.
+    /// Hands a delivery whose turn is durable to its session.
     pub(super) fn deliver(&mut self, key: SessionKey, delivery: Delivery) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if delivery.qos == QoS::AtMostOnce && session.connection.is_none() {
             return;
         }
-        if let Err(refused) = session.enqueue(delivery) {
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            if session.is_durable() && refused.qos != QoS::AtMostOnce {
-                let record = session.dequeue_record(refused.number);
-                self.turn.builder.state(record);
+        if let Stored::Log(seq) = delivery.stored {
+            // Only what comes next; else it is read from the log when its turn comes.
+            if session.connection.is_some() && session.queue.len() < LIVE_MESSAGES && session.is_next(seq) {
+                session.backlog.fetched_to(seq);
+                session.push(delivery);
             }
+        } else if let Err(refused) = session.enqueue(delivery, &self.queue_limits) {
+            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+            self.done_with(key, refused.stored);
         }
         self.pump(key);
     }
 
     /// Writes what waits for a session and may be sent.
     pub(super) fn pump(&mut self, key: SessionKey) {
+        self.fetch(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(place) = session.connection else { return };
         let Some((_, connection)) = self.connections.get_mut(place) else { return };
@@ -73,7 +78,7 @@ impl Worker {
                 connection.flush();
                 if connection.out.len() > OUT_BYTES {
                     self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                    session.count_dropped();
+                    session.count_dropped(Dropped::Slow, 1);
                     continue;
                 }
             }
@@ -81,7 +86,7 @@ impl Worker {
                 self.stats.sent.fetch_add(1, Ordering::Relaxed);
             } else if packet_id == 0 {
                 self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                session.count_dropped();
+                session.count_dropped(Dropped::TooLarge, 1);
             } else {
                 unsendable.push(packet_id);
             }
@@ -97,12 +102,9 @@ impl Worker {
     /// Ends a delivery that is larger than its client takes, as if it had been acknowledged (MQTT 5, 3.1.2.11.4).
     fn give_up(&mut self, key: SessionKey, packet_id: u16) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(number) = session.give_up(packet_id) else { return };
+        let Some(stored) = session.give_up(packet_id) else { return };
         self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        if session.is_durable() {
-            let record = session.dequeue_record(number);
-            self.turn.builder.state(record);
-        }
+        self.done_with(key, stored);
     }
 }
 

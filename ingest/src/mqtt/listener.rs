@@ -16,6 +16,7 @@ use sonde_engine::Engine;
 use sonde_query::system::{BatchBuilder, Kind};
 
 use super::message::Message;
+use super::offline::Dropped;
 use super::worker::{INBOX, LISTENER, Shared, Worker};
 use super::{Command, Inbox, MqttOptions};
 use crate::topics::Topics;
@@ -30,7 +31,9 @@ const COLUMNS: &[(&str, Kind)] = &[
     ("subscriptions", Kind::UInt),
     ("in_flight", Kind::UInt),
     ("queued", Kind::UInt),
+    ("queued_bytes", Kind::UInt),
     ("dropped", Kind::UInt),
+    ("dropped_why", Kind::Text),
 ];
 
 /// How long a question to the event loop may take.
@@ -76,7 +79,9 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
     let (engine, loop_inbox, loop_stats, loop_topics) =
         (engine.clone(), Arc::clone(&inbox), Arc::clone(&stats), Arc::clone(&topics));
     let thread = std::thread::Builder::new().name("sonde-mqtt".into()).spawn(move || {
-        let shared = Shared { inbox: loop_inbox, stats: loop_stats, topics: loop_topics, dead_letters };
+        let queue_limits = options.queue;
+        let shared =
+            Shared { inbox: loop_inbox, stats: loop_stats, topics: loop_topics, dead_letters, queue_limits };
         Worker::new(engine, poll, listener, options.authenticate, shared).run();
     })?;
     Ok(Mqtt { address, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
@@ -133,8 +138,10 @@ impl Mqtt {
             rows.uint(session.expiry.into());
             rows.uint(session.subscriptions as u64);
             rows.uint(session.in_flight as u64);
-            rows.uint(session.queued as u64);
-            rows.uint(session.dropped);
+            rows.uint(session.queued);
+            rows.uint(session.queued_bytes);
+            rows.uint(session.dropped.iter().sum());
+            rows.text(Dropped::describe(&session.dropped).as_deref());
             rows.end_row();
         }
         rows.finish()

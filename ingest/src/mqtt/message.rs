@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sonde_engine::Origin;
+use sonde_engine::{MessageRef, Origin};
 use sonde_proto::mqtt::{PropertiesBuilder, Property, Publish, QoS};
 
 /// A message: shared by everyone it is delivered to.
@@ -58,6 +58,13 @@ impl Message {
             properties: properties.as_properties().as_bytes().into(),
             ..Self::new(publish.topic, publish.payload, publish.qos, publish.retain)
         }
+    }
+
+    /// A message as the log has it.
+    #[must_use]
+    pub fn of_log(raw: &MessageRef<'_>) -> Self {
+        let qos = QoS::from_bits(raw.qos).unwrap_or(QoS::AtMostOnce);
+        Self { properties: raw.properties.into(), ..Self::new(raw.topic, raw.payload, qos, raw.retain) }
     }
 
     /// Bytes that it takes, for quotas.

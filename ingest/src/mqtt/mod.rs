@@ -5,11 +5,13 @@
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod backlog;
 mod connect;
 mod connection;
 mod delivery;
 mod listener;
 mod message;
+mod offline;
 mod packets;
 mod publish;
 mod retained;
@@ -28,6 +30,7 @@ use sonde_access::Principal;
 
 pub use listener::{Mqtt, MqttStats, start};
 pub use message::Message;
+pub use offline::{Overflow, QueueLimits};
 
 /// Who a client is, from what it sent; `None` where it may not come in.
 pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
@@ -50,6 +53,8 @@ pub struct MqttOptions {
     pub listen: SocketAddr,
     /// Who may come in.
     pub authenticate: Authenticate,
+    /// How much waits for a session.
+    pub queue: QueueLimits,
 }
 
 impl std::fmt::Debug for MqttOptions {
@@ -80,8 +85,9 @@ pub(crate) struct SessionInfo {
     pub(crate) expiry: u32,
     pub(crate) subscriptions: usize,
     pub(crate) in_flight: usize,
-    pub(crate) queued: usize,
-    pub(crate) dropped: u64,
+    pub(crate) queued: u64,
+    pub(crate) queued_bytes: u64,
+    pub(crate) dropped: [u64; offline::Dropped::ALL.len()],
 }
 
 /// The event loop's inbox.

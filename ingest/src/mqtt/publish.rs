@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, Principal, allows};
-use sonde_engine::Origin;
+use sonde_engine::{Origin, SeqNo};
 use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
+use super::backlog::Manner;
 use super::message::Message;
 use super::router::SessionKey;
-use super::session::Delivery;
+use super::session::{Delivery, Stored};
 use super::turn::{Answer, ConnectionKey, Undo};
 use super::worker::{TopicInfo, Worker};
 use crate::dead_letter::{self, DeadLetter};
-use crate::limits::{RECEIVE_MAXIMUM, TURN_BYTES};
+use crate::limits::RECEIVE_MAXIMUM;
 use crate::row::Refusal;
 use crate::source::{DEFAULT_SOURCE, Incoming, Sink, Source};
 
@@ -227,60 +228,57 @@ impl Worker {
         dead_letter::write(&self.engine, &self.dead_letters, &mut self.turn.builder, &letter)
     }
 
-    /// Notes the deliveries of a message; those to durable sessions are in a batch when this returns.
+    /// Notes who gets a message. For durable sessions it is logged, once, in the batch that has its rows.
     fn route(&mut self, arriving: &Arriving<'_>, mut message: Option<Message>, copy: &impl Fn() -> Message) {
         let mut interests = std::mem::take(&mut self.interests);
         self.router.matches(arriving.topic, &mut interests);
+        let mut logged = None;
         for found in &interests {
             if found.no_local && arriving.session == Some(found.session) {
                 continue;
             }
-            if self.turn.builder.bytes() >= TURN_BYTES {
-                // Many durable subscribers of a large message: their copies go out with several batches.
-                self.submit_turn();
-            }
-            let message = message.get_or_insert_with(copy).clone();
             let qos = found.qos.min(arriving.qos);
-            let number = self.next_number();
-            let Some(session) = self.sessions.get_mut(found.session) else { continue };
-            if session.connection.is_none() && (qos == QoS::AtMostOnce || !session.is_durable()) {
+            let Some(session) = self.sessions.get(found.session) else { continue };
+            let is_here = session.connection.is_some();
+            if !is_here && (qos == QoS::AtMostOnce || !session.is_durable()) {
                 continue;
             }
-            let delivery =
-                Delivery { number, message, qos, retain: found.retain_as_published && arriving.retain };
-            if qos != QoS::AtMostOnce && session.is_durable() {
-                if !session.has_room(&delivery.message) {
-                    session.count_dropped();
-                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                self.turn.builder.state(session.queue_record(&delivery));
+            let manner = Manner { qos, retain: found.retain_as_published && arriving.retain };
+            let durable = qos != QoS::AtMostOnce && session.is_durable();
+            let message = message.get_or_insert_with(copy);
+            let stored = match durable {
+                false => Stored::Nowhere,
+                true => match self.keep_for(found.session, message, manner, &mut logged) {
+                    Some(number) => Stored::Log(SeqNo(number.into())),
+                    None => continue,
+                },
+            };
+            if is_here {
+                let (number, message) = (self.next_number(), message.clone());
+                let delivery = Delivery { number, stored, message, qos, retain: manner.retain };
+                self.turn.deliveries.push((found.session, delivery));
             }
-            self.turn.deliveries.push((found.session, delivery));
         }
         self.interests = interests;
     }
 
     pub(super) fn puback(&mut self, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        if let Some(number) = state.acknowledged(packet_id) {
-            self.done(session, number);
+        if let Some(stored) = state.acknowledged(packet_id) {
+            self.done(session, stored);
         }
     }
 
     pub(super) fn pubcomp(&mut self, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        if let Some(number) = state.completed(packet_id) {
-            self.done(session, number);
+        if let Some(stored) = state.completed(packet_id) {
+            self.done(session, stored);
         }
     }
 
-    /// A delivery is done with: its record goes, and the next one may be sent.
-    fn done(&mut self, session: SessionKey, number: u64) {
-        if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
-            let record = state.dequeue_record(number);
-            self.dequeue(record);
-        }
+    /// A delivery is done with: what kept it goes, and the next one may be sent.
+    fn done(&mut self, session: SessionKey, stored: Stored) {
+        self.done_with(session, stored);
         self.pump(session);
     }
 
@@ -289,8 +287,8 @@ impl Worker {
         let known = state.received_by_client(ack.packet_id);
         if ack.reason.is_error() {
             // The client does not want it: the exchange is over, without a PUBREL.
-            if let Some(number) = state.completed(ack.packet_id) {
-                self.done(session, number);
+            if let Some(stored) = state.completed(ack.packet_id) {
+                self.done(session, stored);
             }
             return;
         }

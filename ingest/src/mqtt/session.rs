@@ -6,14 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use sonde_engine::{Engine, State};
+use sonde_engine::{Engine, SeqNo, State};
 use sonde_proto::mqtt::QoS;
 
+use super::backlog::Backlog;
 use super::message::Message;
-use crate::limits::{QUEUED_BYTES, QUEUED_MESSAGES, SEND_MAXIMUM};
+use super::offline::{Dropped, QueueLimits};
+use crate::limits::SEND_MAXIMUM;
 
 const SESSIONS: &str = "mqtt.session";
+/// Messages that wait as copies: retained ones, what a segment of the log left behind, and those of earlier builds.
 const QUEUE: &str = "mqtt.queue";
+/// Messages that wait in the log: see `backlog.rs`.
+const BACKLOG: &str = "mqtt.backlog";
 const RECEIVED: &str = "mqtt.qos2";
 
 /// How a client subscribed to a filter.
@@ -35,11 +40,24 @@ impl Subscription {
     }
 }
 
+/// Where a delivery waits, so that it survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// Nowhere but in memory.
+    Nowhere,
+    /// As a copy under this number.
+    Copy(u64),
+    /// In the log, until its commit under its number in the turn's batch.
+    Log(SeqNo),
+}
+
 /// A message for this session.
 #[derive(Clone, Debug)]
 pub(super) struct Delivery {
-    /// Its place in the session's order; the key of its state record.
+    /// Its place in the session's order.
     pub(super) number: u64,
+    /// What keeps it.
+    pub(super) stored: Stored,
     pub(super) message: Message,
     /// The QoS it is sent with: the smaller of the message's and the subscription's.
     pub(super) qos: QoS,
@@ -53,7 +71,7 @@ pub(super) enum InFlight {
     /// Sent; PUBACK or PUBREC is awaited.
     Sent(Delivery),
     /// PUBREL is sent; PUBCOMP is awaited.
-    Released(u64),
+    Released(u64, Stored),
 }
 
 impl InFlight {
@@ -61,7 +79,15 @@ impl InFlight {
     pub(super) fn number(&self) -> u64 {
         match self {
             Self::Sent(delivery) => delivery.number,
-            Self::Released(number) => *number,
+            Self::Released(number, _) => *number,
+        }
+    }
+
+    /// What keeps the delivery.
+    pub(super) fn stored(&self) -> Stored {
+        match self {
+            Self::Sent(delivery) => delivery.stored,
+            Self::Released(_, stored) => *stored,
         }
     }
 }
@@ -82,13 +108,18 @@ pub(super) struct Session {
     /// QoS 2 numbers that were received and not released.
     pub(super) received: BTreeSet<u16>,
     pub(super) in_flight: BTreeMap<u16, InFlight>,
+    /// What is to be sent next; of what waits in the log, the part that was read.
     pub(super) queue: VecDeque<Delivery>,
-    queue_bytes: usize,
+    pub(super) queue_bytes: usize,
+    /// What waits in the log.
+    pub(super) backlog: Backlog,
+    /// Whether the present turn knows that the backlog has something to record.
+    pub(super) noted: bool,
     next_packet_id: u16,
     /// QoS 1 and 2 messages that the client takes at once.
     pub(super) send_maximum: usize,
-    /// Messages that were dropped because the queue was full.
-    pub(super) dropped: u64,
+    /// Messages that the client will not get, by reason.
+    pub(super) dropped: [u64; Dropped::ALL.len()],
 }
 
 impl Session {
@@ -104,9 +135,11 @@ impl Session {
             in_flight: BTreeMap::new(),
             queue: VecDeque::new(),
             queue_bytes: 0,
+            backlog: Backlog::default(),
+            noted: false,
             next_packet_id: 1,
             send_maximum: SEND_MAXIMUM,
-            dropped: 0,
+            dropped: [0; Dropped::ALL.len()],
         }
     }
 
@@ -141,9 +174,14 @@ impl Session {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let mut records = vec![gone(SESSIONS, self.client_id.as_bytes().to_vec())];
         records.extend(self.received.iter().map(|id| gone(RECEIVED, self.key(&id.to_be_bytes()))));
-        let sent = self.in_flight.values().map(InFlight::number);
-        let waiting = self.queue.iter().map(|delivery| delivery.number);
-        records.extend(sent.chain(waiting).map(|number| gone(QUEUE, self.key(&number.to_be_bytes()))));
+        let sent = self.in_flight.values().map(InFlight::stored);
+        let waiting = self.queue.iter().map(|delivery| delivery.stored);
+        let copies = sent.chain(waiting).filter_map(|stored| match stored {
+            Stored::Copy(number) => Some(number),
+            Stored::Nowhere | Stored::Log(_) => None,
+        });
+        records.extend(copies.map(|number| gone(QUEUE, self.key(&number.to_be_bytes()))));
+        records.extend(self.backlog.records().map(|number| self.backlog_record(number, None)));
         records
     }
 
@@ -159,46 +197,52 @@ impl Session {
         State { namespace: QUEUE.into(), key: self.key(&number.to_be_bytes()), value: None }
     }
 
+    /// The record of a block of what waits in the log.
+    pub(super) fn backlog_record(&self, number: u64, value: Option<Vec<u8>>) -> State {
+        State { namespace: BACKLOG.into(), key: self.key(&number.to_be_bytes()), value }
+    }
+
     /// The record of a QoS 2 number that was received, or released.
     pub(super) fn received_record(&self, packet_id: u16, received: bool) -> State {
         let value = received.then(|| vec![1]);
         State { namespace: RECEIVED.into(), key: self.key(&packet_id.to_be_bytes()), value }
     }
 
-    /// Appends a message to what waits; the message comes back where the queue is full.
-    pub(super) fn enqueue(&mut self, delivery: Delivery) -> Result<(), Delivery> {
+    /// Appends a delivery to what is to be sent next; it comes back where that is too much.
+    pub(super) fn enqueue(&mut self, delivery: Delivery, limits: &QueueLimits) -> Result<(), Delivery> {
         let bytes = delivery.message.bytes();
-        if self.queue.len() >= QUEUED_MESSAGES || self.queue_bytes + bytes > QUEUED_BYTES {
-            self.count_dropped();
+        if self.queue.len() >= limits.messages || self.queue_bytes + bytes > limits.bytes {
+            self.count_dropped(Dropped::Full, 1);
             return Err(delivery);
         }
-        self.queue_bytes += bytes;
-        self.queue.push_back(delivery);
+        self.push(delivery);
         Ok(())
     }
 
-    /// Counts a message that the client will not get; said in the log ever more seldom.
-    pub(super) fn count_dropped(&mut self) {
-        self.dropped += 1;
-        if self.dropped.is_power_of_two() {
-            tracing::warn!(
-                client = self.client_id,
-                dropped = self.dropped,
-                "messages for an MQTT client were dropped"
-            );
+    /// The same without a limit.
+    pub(super) fn push(&mut self, delivery: Delivery) {
+        self.queue_bytes += delivery.message.bytes();
+        self.queue.push_back(delivery);
+    }
+
+    /// Counts messages that the client will not get; said in the log ever more seldom.
+    pub(super) fn count_dropped(&mut self, why: Dropped, count: u64) {
+        let before: u64 = self.dropped.iter().sum();
+        if let Some(counter) = self.dropped.get_mut(why as usize) {
+            *counter += count;
+        }
+        let dropped = before + count;
+        if dropped.checked_ilog2() > before.checked_ilog2() {
+            let (client, why) = (&self.client_id, why.text());
+            tracing::warn!(client, dropped, why, "messages for an MQTT client were dropped");
         }
     }
 
-    /// Ends a delivery that cannot be sent. Returns its number.
-    pub(super) fn give_up(&mut self, packet_id: u16) -> Option<u64> {
-        let number = self.in_flight.remove(&packet_id)?.number();
-        self.count_dropped();
-        Some(number)
-    }
-
-    /// Whether the queue takes another message of this size.
-    pub(super) fn has_room(&self, message: &Message) -> bool {
-        self.queue.len() < QUEUED_MESSAGES && self.queue_bytes + message.bytes() <= QUEUED_BYTES
+    /// Ends a delivery that cannot be sent. Returns what kept it.
+    pub(super) fn give_up(&mut self, packet_id: u16) -> Option<Stored> {
+        let stored = self.in_flight.remove(&packet_id)?.stored();
+        self.count_dropped(Dropped::TooLarge, 1);
+        Some(stored)
     }
 
     /// The next waiting message that may be sent, with its packet id; it is in flight from now on.
@@ -208,14 +252,20 @@ impl Session {
         if needs_id && self.in_flight.len() >= self.send_maximum {
             return None;
         }
-        let delivery = self.queue.pop_front()?;
-        self.queue_bytes -= delivery.message.bytes();
+        let delivery = self.pop()?;
         if !needs_id {
             return Some((0, delivery));
         }
         let id = self.free_packet_id();
         self.in_flight.insert(id, InFlight::Sent(delivery.clone()));
         Some((id, delivery))
+    }
+
+    /// Takes out what would be sent next.
+    pub(super) fn pop(&mut self) -> Option<Delivery> {
+        let delivery = self.queue.pop_front()?;
+        self.queue_bytes -= delivery.message.bytes();
+        Some(delivery)
     }
 
     fn free_packet_id(&mut self) -> u16 {
@@ -229,13 +279,13 @@ impl Session {
         }
     }
 
-    /// PUBACK: the delivery is done with. Returns its number.
-    pub(super) fn acknowledged(&mut self, packet_id: u16) -> Option<u64> {
+    /// PUBACK: the delivery is done with. Returns what kept it.
+    pub(super) fn acknowledged(&mut self, packet_id: u16) -> Option<Stored> {
         match self.in_flight.get(&packet_id)? {
             InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => {
-                let number = delivery.number;
+                let stored = delivery.stored;
                 self.in_flight.remove(&packet_id);
-                Some(number)
+                Some(stored)
             }
             _ => None,
         }
@@ -246,7 +296,7 @@ impl Session {
         match self.in_flight.get_mut(&packet_id) {
             Some(in_flight) => {
                 if let InFlight::Sent(delivery) = in_flight {
-                    *in_flight = InFlight::Released(delivery.number);
+                    *in_flight = InFlight::Released(delivery.number, delivery.stored);
                 }
                 true
             }
@@ -254,13 +304,13 @@ impl Session {
         }
     }
 
-    /// PUBCOMP: the delivery is done with. Returns its number.
-    pub(super) fn completed(&mut self, packet_id: u16) -> Option<u64> {
+    /// PUBCOMP: the delivery is done with. Returns what kept it.
+    pub(super) fn completed(&mut self, packet_id: u16) -> Option<Stored> {
         match self.in_flight.get(&packet_id)? {
-            InFlight::Released(number) => {
-                let number = *number;
+            InFlight::Released(_, stored) => {
+                let stored = *stored;
                 self.in_flight.remove(&packet_id);
-                Some(number)
+                Some(stored)
             }
             InFlight::Sent(_) => None,
         }
@@ -301,10 +351,19 @@ pub(super) fn recover(engine: &Engine) -> Recovered {
         let kept = owner(&mut sessions, &key).is_some_and(|(session, number)| {
             let delivery =
                 number.try_into().ok().and_then(|number| read_delivery(u64::from_be_bytes(number), &value));
-            delivery.is_some_and(|delivery| session.enqueue(delivery).is_ok())
+            delivery.map(|delivery| session.push(delivery)).is_some()
         });
         if !kept {
             orphan(QUEUE, key);
+        }
+    }
+    for (key, value) in engine.state_entries(BACKLOG) {
+        let kept = owner(&mut sessions, &key).is_some_and(|(session, number)| {
+            let number = number.try_into().ok().map(u64::from_be_bytes);
+            number.is_some_and(|number| session.backlog.restore(number, &value))
+        });
+        if !kept {
+            orphan(BACKLOG, key);
         }
     }
     Recovered { sessions: sessions.into_values().collect(), orphans }
@@ -341,7 +400,8 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
 fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
     let (flags, message) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
-    Some(Delivery { number, message: Message::decode(message)?, qos, retain: flags & 4 != 0 })
+    let (stored, message) = (Stored::Copy(number), Message::decode(message)?);
+    Some(Delivery { number, stored, message, qos, retain: flags & 4 != 0 })
 }
 
 #[cfg(test)]
@@ -350,18 +410,19 @@ mod tests {
     use super::*;
 
     fn delivery(number: u64, qos: QoS) -> Delivery {
-        Delivery { number, message: Message::new("t", b"x", qos, false), qos, retain: false }
+        let message = Message::new("t", b"x", qos, false);
+        Delivery { number, stored: Stored::Copy(number), message, qos, retain: false }
     }
 
     #[test]
     fn a_qos_2_delivery_takes_four_steps() {
         let mut session = Session::new("c", 1);
-        assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
+        session.push(delivery(7, QoS::ExactlyOnce));
         let (id, _) = session.next_to_send().unwrap();
         assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
         assert!(session.received_by_client(id) && session.received_by_client(id), "PUBREC may come twice");
         assert_eq!(session.acknowledged(id), None, "PUBACK is for QoS 1");
-        assert_eq!(session.completed(id), Some(7));
+        assert_eq!(session.completed(id), Some(Stored::Copy(7)));
         assert!(!session.received_by_client(id));
     }
 
@@ -370,11 +431,11 @@ mod tests {
         let mut session = Session::new("c", 1);
         session.send_maximum = 2;
         for number in 0..4 {
-            assert!(session.enqueue(delivery(number, QoS::AtLeastOnce)).is_ok());
+            session.push(delivery(number, QoS::AtLeastOnce));
         }
         let ids: Vec<u16> = std::iter::from_fn(|| session.next_to_send()).map(|(id, _)| id).collect();
         assert_eq!(ids, [1, 2]);
-        assert_eq!(session.acknowledged(1), Some(0));
+        assert_eq!(session.acknowledged(1), Some(Stored::Copy(0)));
         assert_eq!(session.next_to_send().map(|(id, delivery)| (id, delivery.number)), Some((3, 2)));
     }
 

@@ -10,7 +10,7 @@ use sonde_proto::mqtt::{
 
 use super::message::Message;
 use super::router::SessionKey;
-use super::session::{Delivery, Subscription};
+use super::session::{Delivery, Stored, Subscription};
 use super::turn::{Answer, ConnectionKey};
 use super::worker::{Worker, interest};
 use crate::limits::{SUBSCRIPTIONS, TURN_BYTES};
@@ -83,9 +83,11 @@ impl Worker {
             if self.turn.builder.bytes() >= TURN_BYTES {
                 self.submit_turn();
             }
-            let delivery = Delivery { number: self.next_number(), message, qos, retain: true };
+            let (number, stored) = (self.next_number(), Stored::Nowhere);
+            let mut delivery = Delivery { number, stored, message, qos, retain: true };
             let durable = self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce);
             if let Some(state) = durable {
+                delivery.stored = Stored::Copy(number);
                 self.turn.builder.state(state.queue_record(&delivery));
             }
             self.turn.deliveries.push((session, delivery));

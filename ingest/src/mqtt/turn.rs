@@ -8,12 +8,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll as TaskPoll};
 
 use futures::channel::oneshot;
-use sonde_engine::{Engine, Origin, Receipt, State, WriteBatchBuilder};
+use sonde_engine::{Engine, Origin, Receipt, SeqNo, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
+use super::backlog::Block;
 use super::packets::encode_answer;
 use super::router::SessionKey;
-use super::session::Delivery;
+use super::session::{Delivery, Stored};
 use super::worker::Worker;
 
 /// Something to write to a connection once the turn is durable.
@@ -51,13 +52,15 @@ pub(super) enum Undo {
     Retained(String),
     /// A delivery is done with: its record is to be removed with the next turn.
     Dequeued(State),
+    /// The record of a block of what waits for a session was to be written, or removed.
+    Backlog(SessionKey, u64),
 }
 
 impl Undo {
     /// The session that it is about.
     fn session(&self) -> Option<SessionKey> {
         match self {
-            Self::Received(session, _) | Self::Released(session, _) => Some(*session),
+            Self::Received(session, _) | Self::Released(session, _) | Self::Backlog(session, _) => Some(*session),
             Self::Retained(_) | Self::Dequeued(_) => None,
         }
     }
@@ -73,13 +76,16 @@ pub(super) struct Turn {
     pub(super) deliveries: Vec<(SessionKey, Delivery)>,
     pub(super) undo: Vec<Undo>,
     pub(super) replies: Vec<Reply>,
+    /// Sessions for whom something was logged, or that are done with something of the log.
+    pub(super) noted: Vec<SessionKey>,
 }
 
 impl Turn {
     pub(super) fn new(engine: &Engine, origin: Origin) -> Self {
         let mut builder = engine.batch();
         builder.set_origin(origin);
-        Self { builder, answers: Vec::new(), deliveries: Vec::new(), undo: Vec::new(), replies: Vec::new() }
+        let (answers, deliveries, undo) = (Vec::new(), Vec::new(), Vec::new());
+        Self { builder, answers, deliveries, undo, replies: Vec::new(), noted: Vec::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -87,6 +93,7 @@ impl Turn {
             && self.answers.is_empty()
             && self.deliveries.is_empty()
             && self.replies.is_empty()
+            && self.noted.is_empty()
     }
 }
 
@@ -97,6 +104,8 @@ pub(super) struct Committing {
     deliveries: Vec<(SessionKey, Delivery)>,
     undo: Vec<Undo>,
     replies: Vec<Reply>,
+    /// What the turn brought for sessions that read it from the log.
+    pub(super) blocks: Vec<(SessionKey, Block)>,
 }
 
 impl Worker {
@@ -105,6 +114,7 @@ impl Worker {
         if self.turn.is_empty() {
             return;
         }
+        let blocks = self.record_backlogs();
         let turn = std::mem::replace(&mut self.turn, Turn::new(&self.engine, self.origin));
         let receipt = turn.builder.finish().map(|batch| self.engine.write(batch));
         self.committing.push_back(Committing {
@@ -113,6 +123,7 @@ impl Worker {
             deliveries: turn.deliveries,
             undo: turn.undo,
             replies: turn.replies,
+            blocks,
         });
     }
 
@@ -121,25 +132,34 @@ impl Worker {
         let waker = self.waker.clone();
         while let Some(turn) = self.committing.front_mut() {
             let result = match &mut turn.receipt {
-                None => Ok(()),
+                None => Ok(SeqNo(0)),
                 Some(receipt) => match Pin::new(receipt).poll(&mut Context::from_waker(&waker)) {
                     TaskPoll::Pending => return,
-                    TaskPoll::Ready(result) => result.map(drop),
+                    TaskPoll::Ready(result) => result.map(|range| range.first),
                 },
             };
             let Some(turn) = self.committing.pop_front() else { return };
             match result {
-                Ok(()) => self.release(turn),
+                Ok(first) => self.release(turn, first),
                 Err(error) => self.fail(turn, &error),
             }
         }
     }
 
-    fn release(&mut self, turn: Committing) {
+    /// `first` is the sequence number of the turn's first message.
+    fn release(&mut self, turn: Committing, first: SeqNo) {
+        for (key, block) in turn.blocks {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.backlog.append(block, first);
+            }
+        }
         for (key, answer) in turn.answers {
             self.answer(key, answer);
         }
-        for (session, delivery) in turn.deliveries {
+        for (session, mut delivery) in turn.deliveries {
+            if let Stored::Log(number) = &mut delivery.stored {
+                *number = first.plus(number.0);
+            }
             self.deliver(session, delivery);
         }
         turn.replies.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
@@ -149,6 +169,7 @@ impl Worker {
     fn fail(&mut self, turn: Committing, error: &sonde_engine::Error) {
         tracing::warn!(%error, clients = turn.answers.len(), "MQTT messages could not be stored; their clients are closed");
         turn.undo.into_iter().for_each(|undo| self.undo(undo));
+        self.discard_backlogs(&turn.blocks);
         for (key, answer) in turn.answers {
             let away = match answer {
                 Answer::ConnAck(_) => Answer::Refused(ReasonCode::SERVER_UNAVAILABLE),
@@ -173,6 +194,12 @@ impl Worker {
             }
             Undo::Retained(topic) => self.retained.restore(&self.engine, &topic),
             Undo::Dequeued(record) => self.dequeue(record),
+            Undo::Backlog(session, number) => {
+                if let Some(session) = self.sessions.get_mut(session) {
+                    session.backlog.changed_again(number);
+                }
+                self.note_backlog(session);
+            }
         }
     }
 

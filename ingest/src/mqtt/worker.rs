@@ -13,15 +13,16 @@ use foldhash::HashMap;
 use mio::net::TcpListener;
 use mio::{Events, Interest as Readiness, Poll, Token};
 use slab::Slab;
-use sonde_engine::{Engine, Origin, Table};
-use sonde_proto::mqtt::{Disconnect, QoS, ReasonCode, Version, decode};
+use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table};
+use sonde_proto::mqtt::{Disconnect, ReasonCode, Version, decode};
 
 use super::connection::{Connection, Phase, ReadResult};
 use super::listener::MqttStats;
 use super::message::Message;
+use super::offline::{self, QueueLimits};
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
-use super::session::{self, Session};
+use super::session::{self, Session, Stored};
 use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn};
 use super::{Authenticate, Command, Inbox, SessionInfo};
 use crate::limits::{
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) stats: Arc<MqttStats>,
     pub(super) topics: Arc<Topics>,
     pub(super) dead_letters: Arc<Table>,
+    pub(super) queue_limits: QueueLimits,
 }
 
 /// What is known of a topic, until the sources change.
@@ -56,6 +58,14 @@ pub(super) struct Worker {
     pub(super) authenticate: Authenticate,
     pub(super) stats: Arc<MqttStats>,
     pub(super) dead_letters: Arc<Table>,
+    /// How much waits for a session.
+    pub(super) queue_limits: QueueLimits,
+    /// Reads what waits in the log.
+    pub(super) messages: MessageReader,
+    /// Where the log says that sessions stand; none where nothing waits.
+    pub(super) log_cursor: Option<SeqNo>,
+    /// Bytes of what waits in the log for all sessions, each message counted for each.
+    pub(super) queued_bytes: u64,
     pub(super) connections: Slab<(u64, Connection)>,
     pub(super) sessions: Slab<Session>,
     pub(super) by_client: HashMap<String, SessionKey>,
@@ -109,6 +119,10 @@ impl Worker {
             stats: shared.stats,
             topics: shared.topics,
             dead_letters: shared.dead_letters,
+            queue_limits: shared.queue_limits,
+            messages: MessageReader::new(),
+            log_cursor: offline::log_cursor(&engine),
+            queued_bytes: 0,
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -141,6 +155,7 @@ impl Worker {
     /// Puts a session into the table and its subscriptions into the router.
     pub(super) fn add_session(&mut self, session: Session) -> SessionKey {
         let client = session.client_id.clone();
+        self.queued_bytes += session.backlog.bytes();
         let subscriptions: Vec<_> = session.subscriptions.iter().map(|(f, s)| (f.clone(), *s)).collect();
         let key = self.sessions.insert(session);
         self.by_client.insert(client, key);
@@ -391,6 +406,7 @@ impl Worker {
         {
             session.connection = None;
             session.left_at = Some(now);
+            session.put_back();
             if !session.is_durable() {
                 self.drop_session(key);
             }
@@ -407,13 +423,17 @@ impl Worker {
     pub(super) fn drop_session(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.try_remove(key) else { return };
         self.by_client.remove(&session.client_id);
+        self.queued_bytes -= session.backlog.bytes();
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
         if session.is_durable() {
             session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
         }
+        for number in self.withdraw_backlog(key) {
+            self.turn.builder.state(session.backlog_record(number, None));
+        }
         for delivery in self.withdraw(key) {
-            if session.is_durable() && delivery.qos != QoS::AtMostOnce {
-                self.turn.builder.state(session.dequeue_record(delivery.number));
+            if let Stored::Copy(number) = delivery.stored {
+                self.turn.builder.state(session.dequeue_record(number));
             }
         }
     }
@@ -478,7 +498,8 @@ impl Worker {
                 expiry: session.expiry,
                 subscriptions: session.subscriptions.len(),
                 in_flight: session.in_flight.len(),
-                queued: session.queue.len(),
+                queued: session.waiting(),
+                queued_bytes: session.waiting_bytes(),
                 dropped: session.dropped,
             }
         };
@@ -528,6 +549,7 @@ impl Worker {
         let gone: Vec<SessionKey> =
             self.sessions.iter().filter(|(_, session)| expired(session)).map(|(key, _)| key).collect();
         gone.into_iter().for_each(|key| self.drop_session(key));
+        self.move_log_cursor();
     }
 
     /// The end: what was committed is acknowledged, then every client is told and closed.

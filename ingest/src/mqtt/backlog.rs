@@ -1,0 +1,385 @@
+//! What waits for a durable session: numbers of messages in the log, not the messages.
+//!
+//! A message that several sessions want is logged once, in the commit of its rows. Each session keeps the messages' sequence
+//! numbers as runs, so that one that wants everything has a few bytes for each turn of the event loop, and one that wants
+//! little a few bytes for each message.
+//!
+//! # Invariants
+//! - Runs ascend and do not overlap, within a block and from block to block.
+//! - A block is what one turn brought; its state record holds what is left of it, and goes with its last message.
+//! - Numbers up to `fetched` were handed to the session, whether or not it is done with them.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use sonde_engine::{SeqNo, SeqRange};
+use sonde_proto::mqtt::QoS;
+
+/// Version of a block's record.
+const RECORD: u8 = 1;
+/// Where a block's record has the number of its first message.
+pub(super) const BASE_AT: usize = 1;
+
+/// How a message is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// The QoS it is sent with.
+    pub(super) qos: QoS,
+    /// The retain flag it is sent with.
+    pub(super) retain: bool,
+}
+
+impl Manner {
+    fn to_byte(self) -> u8 {
+        self.qos as u8 | u8::from(self.retain) << 2
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        let qos = QoS::from_bits(byte & 3).ok()?;
+        (byte < 8).then_some(Self { qos, retain: byte & 4 != 0 })
+    }
+}
+
+/// Messages one behind the other that are sent in one manner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    first: u64,
+    count: u64,
+    manner: Manner,
+}
+
+impl Run {
+    /// One behind the last.
+    fn end(&self) -> u64 {
+        self.first + self.count
+    }
+}
+
+/// What one turn brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Block {
+    /// The key of its record; ascends with the messages.
+    pub(super) number: u64,
+    runs: VecDeque<Run>,
+    count: u64,
+    /// Bytes of its messages, for quotas; what leaves takes the mean.
+    bytes: u64,
+}
+
+impl Block {
+    fn push(&mut self, number: u64, manner: Manner, bytes: u64) {
+        match self.runs.back_mut().filter(|run| run.end() == number && run.manner == manner) {
+            Some(run) => run.count += 1,
+            None => self.runs.push_back(Run { first: number, count: 1, manner }),
+        }
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    /// `1 u8 | first number u64 | bytes varint | (gap varint | count varint | manner u8) *`, little endian; a gap is that
+    /// to the end of the run before.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let base = self.runs.front().map_or(0, |run| run.first);
+        let mut value = vec![RECORD];
+        value.extend_from_slice(&base.to_le_bytes());
+        put_varint(&mut value, self.bytes);
+        let mut end = base;
+        for run in &self.runs {
+            put_varint(&mut value, run.first - end);
+            put_varint(&mut value, run.count);
+            value.push(run.manner.to_byte());
+            end = run.end();
+        }
+        value
+    }
+
+    /// Reads what `encode` wrote.
+    fn decode(number: u64, value: &[u8]) -> Option<Self> {
+        let (version, rest) = value.split_first()?;
+        let (base, mut rest) = rest.split_first_chunk::<8>()?;
+        let mut block = Self { number, ..Self::default() };
+        block.bytes = take_varint(&mut rest)?;
+        let mut end = u64::from_le_bytes(*base);
+        while !rest.is_empty() {
+            let first = end.checked_add(take_varint(&mut rest)?)?;
+            let count = take_varint(&mut rest)?;
+            let (manner, behind) = rest.split_first()?;
+            let run = Run { first, count, manner: Manner::from_byte(*manner)? };
+            end = first.checked_add(count)?;
+            block.count = block.count.checked_add(count)?;
+            block.runs.push_back(run);
+            rest = behind;
+        }
+        (*version == RECORD && block.count > 0).then_some(block)
+    }
+
+    fn last(&self) -> u64 {
+        self.runs.back().map_or(0, |run| run.end() - 1)
+    }
+
+    /// Takes out a message; `None` where it is not there, else its share of the bytes.
+    fn remove(&mut self, seq: u64) -> Option<u64> {
+        let at = self.runs.partition_point(|run| run.end() <= seq);
+        let run = self.runs.get_mut(at).filter(|run| run.first <= seq)?;
+        let (first, end, manner) = (run.first, run.end(), run.manner);
+        if seq == first {
+            (run.first, run.count) = (first + 1, run.count - 1);
+        } else {
+            run.count = seq - first;
+            if seq + 1 < end {
+                self.runs.insert(at + 1, Run { first: seq + 1, count: end - seq - 1, manner });
+            }
+        }
+        if self.runs.get(at).is_some_and(|run| run.count == 0) {
+            self.runs.remove(at);
+        }
+        let share = self.bytes / self.count;
+        self.bytes -= share;
+        self.count -= 1;
+        Some(share)
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// The messages in the log that a session has not acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    blocks: VecDeque<Block>,
+    /// What the present turn brings, numbered as its batch numbers it.
+    gathering: Block,
+    /// Messages, those of turns that are not durable yet included.
+    count: u64,
+    bytes: u64,
+    fetched: u64,
+    /// Blocks whose record is not what is left of them.
+    changed: BTreeSet<u64>,
+}
+
+impl Backlog {
+    /// Messages that wait or are in flight.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Their bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Notes a message of the present turn.
+    pub(super) fn note(&mut self, number: u32, manner: Manner, bytes: u64) {
+        self.gathering.push(number.into(), manner, bytes);
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    /// What the present turn brought, under the number that its record gets.
+    pub(super) fn seal(&mut self, number: u64) -> Option<Block> {
+        let block = std::mem::take(&mut self.gathering);
+        (block.count > 0).then(|| Block { number, ..block })
+    }
+
+    /// A sealed block is durable; its messages are numbered from here on.
+    pub(super) fn append(&mut self, mut block: Block, first: SeqNo) {
+        block.runs.iter_mut().for_each(|run| run.first += first.0);
+        self.blocks.push_back(block);
+    }
+
+    /// A sealed block is not going to be.
+    pub(super) fn discard(&mut self, block: &Block) {
+        self.count -= block.count;
+        self.bytes -= block.bytes;
+    }
+
+    /// Takes in a record that was recovered; they come in the order of their numbers.
+    pub(super) fn restore(&mut self, number: u64, value: &[u8]) -> bool {
+        let Some(block) = Block::decode(number, value) else { return false };
+        self.count += block.count;
+        self.bytes += block.bytes;
+        self.blocks.push_back(block);
+        true
+    }
+
+    /// The number of the oldest message.
+    pub(super) fn oldest(&self) -> Option<SeqNo> {
+        self.blocks.front().and_then(|block| block.runs.front()).map(|run| SeqNo(run.first))
+    }
+
+    /// The session is done with a message: whether it was there.
+    pub(super) fn remove(&mut self, seq: SeqNo) -> bool {
+        let at = self.blocks.partition_point(|block| block.last() < seq.0);
+        let Some(block) = self.blocks.get_mut(at) else { return false };
+        let Some(bytes) = block.remove(seq.0) else { return false };
+        self.changed.insert(block.number);
+        if block.count == 0 {
+            self.blocks.remove(at);
+        }
+        self.count -= 1;
+        self.bytes -= bytes;
+        true
+    }
+
+    /// The numbers of the blocks whose records have to be written, with what is left of each.
+    pub(super) fn changes(&mut self) -> Vec<(u64, Option<Vec<u8>>)> {
+        let changed = std::mem::take(&mut self.changed);
+        let left = |number: u64| {
+            let at = self.blocks.partition_point(|block| block.number < number);
+            self.blocks.get(at).filter(|block| block.number == number).map(Block::encode)
+        };
+        changed.into_iter().map(|number| (number, left(number))).collect()
+    }
+
+    /// The record of a block was not written after all.
+    pub(super) fn changed_again(&mut self, number: u64) {
+        self.changed.insert(number);
+    }
+
+    /// The numbers of all records.
+    pub(super) fn records(&self) -> impl Iterator<Item = u64> {
+        self.blocks.iter().map(|block| block.number).chain(self.changed.iter().copied())
+    }
+
+    /// Whether messages are in the log that were not handed out.
+    pub(super) fn has_unfetched(&self) -> bool {
+        self.blocks.back().is_some_and(|block| block.last() > self.fetched)
+    }
+
+    /// The first of them.
+    pub(super) fn next_unfetched(&self) -> Option<SeqNo> {
+        self.unfetched(1).first().map(|(range, _)| range.first)
+    }
+
+    /// So many of them, in order.
+    pub(super) fn unfetched(&self, mut limit: u64) -> Vec<(SeqRange, Manner)> {
+        let mut found = Vec::new();
+        let from = self.blocks.partition_point(|block| block.last() <= self.fetched);
+        for run in self.blocks.range(from..).flat_map(|block| &block.runs) {
+            let first = run.first.max(self.fetched + 1);
+            if first >= run.end() {
+                continue;
+            }
+            if limit == 0 {
+                break;
+            }
+            let last = run.end().min(first.saturating_add(limit)) - 1;
+            limit -= last + 1 - first;
+            found.push((SeqRange { first: SeqNo(first), last: SeqNo(last) }, run.manner));
+        }
+        found
+    }
+
+    /// Everything up to `seq` was handed out.
+    pub(super) fn fetched_to(&mut self, seq: SeqNo) {
+        self.fetched = self.fetched.max(seq.0);
+    }
+
+    /// `seq` and what is behind it have to be handed out again.
+    pub(super) fn unfetch_from(&mut self, seq: SeqNo) {
+        self.fetched = self.fetched.min(seq.0 - 1);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ONE: Manner = Manner { qos: QoS::AtLeastOnce, retain: false };
+    const TWO: Manner = Manner { qos: QoS::ExactlyOnce, retain: true };
+
+    /// The numbers that are left.
+    fn left(backlog: &Backlog) -> Vec<(u64, Manner)> {
+        let all = backlog.unfetched(u64::MAX);
+        all.iter().flat_map(|(range, manner)| (range.first.0..=range.last.0).map(|seq| (seq, *manner))).collect()
+    }
+
+    fn turn(backlog: &mut Backlog, number: u64, first: u64, messages: &[(u32, Manner)]) -> Vec<u8> {
+        messages.iter().for_each(|(message, manner)| backlog.note(*message, *manner, 10));
+        let block = backlog.seal(number).unwrap();
+        let mut value = block.encode();
+        let base = u64::from_le_bytes(value[BASE_AT..BASE_AT + 8].try_into().unwrap());
+        value[BASE_AT..BASE_AT + 8].copy_from_slice(&(base + first).to_le_bytes());
+        backlog.append(block, SeqNo(first));
+        value
+    }
+
+    #[test]
+    fn a_run_takes_a_few_bytes_however_long_it_is() {
+        let mut backlog = Backlog::default();
+        let all: Vec<_> = (0..10_000).map(|i| (i, ONE)).collect();
+        assert!(turn(&mut backlog, 1, 500, &all).len() < 20);
+        assert_eq!((backlog.count(), backlog.bytes()), (10_000, 100_000));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_done_with_comes_back(
+            turns in proptest::collection::vec(proptest::collection::vec((0_u32..9, any::<bool>()), 1..9), 1..6),
+            done in proptest::collection::vec(0_u64..100, 0..60),
+            fetched in 0_u64..100,
+        ) {
+            let mut backlog = Backlog::default();
+            let (mut records, mut expected) = (std::collections::BTreeMap::new(), Vec::new());
+            for (i, messages) in turns.iter().enumerate() {
+                let first = 1 + 20 * i as u64;
+                let mut numbers: Vec<(u32, Manner)> =
+                    messages.iter().map(|(n, two)| (*n, if *two { TWO } else { ONE })).collect();
+                numbers.sort_by_key(|(n, _)| *n);
+                numbers.dedup_by_key(|(n, _)| *n);
+                records.insert(i as u64, turn(&mut backlog, i as u64, first, &numbers));
+                expected.extend(numbers.iter().map(|(n, manner)| (first + u64::from(*n), *manner)));
+            }
+            for seq in done {
+                let known = expected.iter().position(|(known, _)| *known == seq);
+                prop_assert_eq!(backlog.remove(SeqNo(seq)), known.is_some());
+                known.map(|at| expected.remove(at));
+            }
+            prop_assert_eq!(left(&backlog), expected.clone());
+            prop_assert_eq!(backlog.count(), expected.len() as u64);
+            for (number, record) in backlog.changes() {
+                match record {
+                    Some(value) => drop(records.insert(number, value)),
+                    None => drop(records.remove(&number)),
+                }
+            }
+            prop_assert!(backlog.changes().is_empty());
+            let mut again = Backlog::default();
+            for (number, record) in records {
+                prop_assert!(again.restore(number, &record));
+            }
+            prop_assert_eq!(&again.blocks, &backlog.blocks);
+            prop_assert_eq!((again.count, again.bytes), (backlog.count, backlog.bytes));
+            again.fetched_to(SeqNo(fetched));
+            expected.retain(|(seq, _)| *seq > fetched);
+            prop_assert_eq!(again.has_unfetched(), !expected.is_empty());
+            prop_assert_eq!(left(&again), expected);
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_cut_is_not_taken() {
+        let mut backlog = Backlog::default();
+        let value = turn(&mut backlog, 1, 5, &[(0, ONE), (3, TWO)]);
+        assert!((0..value.len()).all(|end| end == 13 || Block::decode(1, &value[..end]).is_none()));
+    }
+}
