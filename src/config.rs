@@ -16,22 +16,39 @@ use crate::cli::{ConfigArgs, Exit, Failure, Result};
 use crate::memory::Split;
 
 /// Every key: its name, its default, what it is for.
-const KEYS: [(&str, &str, &str); 19] = [
+const KEYS: [(&str, &str, &str); 20] = [
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
     ("grpc.listen", "127.0.0.1:7481", "gRPC and Flight SQL; empty is off"),
     ("http.allow_plaintext", "false", "listen for HTTP and gRPC beyond loopback without TLS"),
     ("http.listen", "127.0.0.1:7480", "HTTP; empty is off"),
-    ("log.max_age", "7 days", "how long the log is kept for rules that are behind, and for the next backup"),
-    ("log.max_bytes", "4GiB", "how much log is kept for rules that are behind, and for the next backup"),
+    (
+        "log.max_age",
+        "7 days",
+        "how long the log is kept for rules and sessions that are behind, and for the next backup",
+    ),
+    (
+        "log.max_bytes",
+        "4GiB",
+        "how much log is kept for rules and sessions that are behind, and for the next backup",
+    ),
     ("memory.limit", "", "memory of the process; empty is half of the machine's"),
     ("mqtt.allow_plaintext", "false", "listen for MQTT beyond loopback without TLS"),
     ("mqtt.anonymous", "loopback", "who may come in without a token: loopback, always or never"),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
-    ("mqtt.queue_overflow", "drop_new", "when as much waits for a session as may: drop_new, drop_oldest or disconnect"),
+    (
+        "mqtt.queue_overflow",
+        "drop_new",
+        "when as much waits for a session as may: drop_new, drop_oldest or disconnect",
+    ),
     ("mqtt.queued_bytes", "64MiB", "bytes of messages that wait for an MQTT session"),
     ("mqtt.queued_messages", "10000", "messages that wait for an MQTT session"),
+    (
+        "mqtt.raw_retention",
+        "",
+        "how long messages that no source but default takes stay in the log; empty is not at all",
+    ),
     ("query.memory", "", "memory of all queries together; empty is three eighths of memory.limit"),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
@@ -63,6 +80,7 @@ pub(crate) struct Config {
     pub(crate) copy_locations: Vec<PathBuf>,
     pub(crate) backup_locations: Vec<PathBuf>,
     pub(crate) mqtt_queue: QueueLimits,
+    pub(crate) raw_retention: Duration,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_age: Duration,
     pub(crate) memory: Split,
@@ -169,7 +187,8 @@ fn scalar(value: &toml::Value) -> String {
 fn queue_limits<'v>(get: &impl Fn(&'static str) -> &'v str) -> Result<QueueLimits> {
     let messages = get("mqtt.queued_messages");
     let messages = messages.parse().ok().filter(|count| *count > 0);
-    let messages = messages.ok_or_else(|| wrong("mqtt.queued_messages is a number above 0, such as 10000"))?;
+    let messages =
+        messages.ok_or_else(|| wrong("mqtt.queued_messages is a number above 0, such as 10000"))?;
     let overflow = match get("mqtt.queue_overflow") {
         "drop_new" => Overflow::DropNew,
         "drop_oldest" => Overflow::DropOldest,
@@ -236,6 +255,10 @@ impl Config {
             copy_locations: paths(get("copy.locations")),
             backup_locations: paths(get("backup.locations")),
             mqtt_queue: queue_limits(&get)?,
+            raw_retention: match get("mqtt.raw_retention") {
+                "" => Duration::ZERO,
+                text => duration("mqtt.raw_retention", text)?,
+            },
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
             memory: Split {

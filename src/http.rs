@@ -37,6 +37,10 @@ pub(crate) fn routes(front: Front) -> Router {
         .with_state(front.clone());
     let doors = sonde_query::door::http::routes(front.query.clone())
         .merge(sonde_ingest::http::routes(front.engine.clone(), front.bodies.clone()));
+    let doors = match &front.mqtt {
+        Some(mqtt) => doors.merge(sonde_ingest::tail::http::routes(Arc::clone(mqtt))),
+        None => doors,
+    };
     let guarded = doors.route_layer(middleware::from_fn_with_state(front, authenticate));
     guarded.merge(open)
 }

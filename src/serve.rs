@@ -165,7 +165,8 @@ fn start_mqtt(
     let Some(listen) = config.mqtt_listen else { return Ok(None) };
     let who = Arc::clone(authenticator);
     let authenticate = Arc::new(move |credentials: &Credentials<'_>| who.mqtt(credentials));
-    let options = MqttOptions { listen, authenticate, queue: config.mqtt_queue };
+    let options =
+        MqttOptions { listen, authenticate, queue: config.mqtt_queue, raw_retention: config.raw_retention };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt =
         Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
@@ -265,6 +266,10 @@ impl Server {
         let services = Routes::new(sonde_query::door::grpc::service(self.query.clone()))
             .add_service(sonde_query::door::flight::service(self.query.clone()))
             .add_service(sonde_ingest::grpc::service(self.engine.clone(), self.bodies.clone()));
+        let services = match &self.mqtt {
+            Some(mqtt) => services.add_service(sonde_ingest::tail::grpc::service(Arc::clone(mqtt))),
+            None => services,
+        };
         let server = tonic::transport::Server::builder()
             .layer(tonic::service::InterceptorLayer::new(check))
             .add_routes(services)

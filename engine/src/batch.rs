@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use sonde_storage_format::{
-    Cell, Column, ColumnDef, ColumnId, MessageRef, Origin, PhysicalType, SeqNo, SeriesId, SeriesKey, State, TableId,
-    Timestamp, Values,
+    Cell, Column, ColumnDef, ColumnId, MessageRef, Origin, PhysicalType, SeqNo, SeriesId, SeriesKey, State,
+    TableId, Timestamp, Values,
 };
 
 use crate::catalog::Table;
@@ -252,6 +252,12 @@ impl WriteBatchBuilder {
     pub fn begin_message(&mut self) -> u32 {
         self.messages += 1;
         self.messages - 1
+    }
+
+    /// The number of the current message in the batch, counted from 0.
+    #[must_use]
+    pub fn current_message(&self) -> u32 {
+        self.messages.saturating_sub(1)
     }
 
     /// Says where the rows of the batch come from; else a client wrote them.

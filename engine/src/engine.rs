@@ -238,7 +238,11 @@ impl Inner {
         let held = held.into_iter().chain(self.state.oldest_cursor()).chain(backups);
         let cursors_from = held.min().unwrap_or(SeqNo(u64::MAX));
         // Oldest first, and none before its elders are gone: the log has no gap.
-        let kept = Kept { replay_from, cursors_from, age: Duration::from_secs(self.log_age.load(Ordering::Relaxed)) };
+        let kept = Kept {
+            replay_from,
+            cursors_from,
+            age: Duration::from_secs(self.log_age.load(Ordering::Relaxed)),
+        };
         while let Some(segment) = self.segments.take_expired(&kept, &self.options.log) {
             if let Err(error) = self.storage.remove(&segment.path)
                 && error.kind() != std::io::ErrorKind::NotFound

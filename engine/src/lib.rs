@@ -73,9 +73,9 @@ pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::latest::{Latest, LatestRequest};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
-    Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, MessageRef, Object,
-    ObjectKind, Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey, State,
-    TableDef, TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
+    Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, MessageRef,
+    Object, ObjectKind, Origin, PhysicalType, Profile, RowsRecord, SeqNo, SeqRange, SeriesId, SeriesKey,
+    State, TableDef, TableId, TableKind, TableOptions, TimeRange, Timestamp, Values, path,
 };
 pub use state::{CURSORS, LOG_CURSORS, cursor_key};
 pub use status::{LogSegment, LogStatus, SegmentState};

@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 
-use sonde_storage_format::{
-    FormatError, Frame, FrameScan, MessageRef, SEGMENT_HEADER_LEN, SeqNo, SeqRange,
-};
+use sonde_storage_format::{FormatError, Frame, FrameScan, MessageRef, SEGMENT_HEADER_LEN, SeqNo, SeqRange};
 
 use crate::error::{Error, Result};
 use crate::limits::MESSAGE_PLACES;
@@ -127,8 +125,10 @@ impl MessageReader {
                 next = frame.seq.last.plus(1);
                 walk = Some(at);
             }
-            turn.position = turn.position.max(last.min(range.last));
+            turn.position = turn.position.max(last);
         }
+        // The last frame may go on behind what was asked for.
+        turn.position = turn.position.min(wanted.last().map_or(SeqNo(0), |range| range.last));
         Ok(turn)
     }
 
@@ -193,7 +193,9 @@ impl MessageReader {
             let bytes = match storage.map(&segment.path) {
                 Ok(bytes) => bytes,
                 // It expired since it was listed.
-                Err(error) if error.kind() == ErrorKind::NotFound && !segments.has(segment.number) => continue,
+                Err(error) if error.kind() == ErrorKind::NotFound && !segments.has(segment.number) => {
+                    continue;
+                }
                 Err(error) => return Err(Error::io("map", &segment.path, &error)),
             };
             let near = self.places.range(..=seq).next_back().map(|(_, place)| *place);

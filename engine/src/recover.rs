@@ -51,8 +51,7 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     let flushed_to = manifest.state.flushed_to;
     let (catalog, state) = (Catalog::default(), StateStore::default());
     let (active, widths, chunks) = (Memtable::default(), Widths::default(), &manifest.state.chunks);
-    let mut replay =
-        Replay { catalog, state, active, widths, learned: BTreeSet::new(), rows: 0, now };
+    let mut replay = Replay { catalog, state, active, widths, learned: BTreeSet::new(), rows: 0, now };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
     let from = position.min(flushed_to);
     let log = wal::recover(storage.as_ref(), &dir.join(path::WAL_DIR), from, |seq, record| {

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use sonde_engine::{
-    CatalogRequest, ColumnDef, ColumnId, ColumnRole, Engine, Error, MessageReader, PhysicalType, Result, SeqNo, SeqRange, Snapshot,
-    State, TableId, TableKind, TableOptions, Timestamp,
+    CatalogRequest, ColumnDef, ColumnId, ColumnRole, Engine, Error, MessageReader, PhysicalType, Result,
+    SeqNo, SeqRange, Snapshot, State, TableId, TableKind, TableOptions, Timestamp,
 };
 
 use crate::data::{

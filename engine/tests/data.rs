@@ -13,9 +13,9 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, FieldValue, LatestRequest, MessageRef, NewColumn, NewTable, PhysicalType, Points,
-    Result, Row, ScanRequest, SeqNo, SeqRange, Snapshot, State, Table, TableKind, TableOptions, TagFilter,
-    TimeRange, Timestamp, ValueRange, WriteBatch,
+    CatalogRequest, ColumnRole, Engine, FieldValue, LatestRequest, MessageRef, NewColumn, NewTable,
+    PhysicalType, Points, Result, Row, ScanRequest, SeqNo, SeqRange, Snapshot, State, Table, TableKind,
+    TableOptions, TagFilter, TimeRange, Timestamp, ValueRange, WriteBatch,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use sonde_engine::{Engine, LOG_CURSORS, MessageReader, MessageTurn, SeqNo, SeqRange, State, Timestamp};
 
-use crate::data::{DAY, Value, create, put, raw, rec, START};
+use crate::data::{DAY, START, Value, create, put, raw, rec};
 use crate::store::Store;
 
 type Found = Vec<(u64, String)>;
@@ -55,6 +55,13 @@ fn messages_come_back_by_their_numbers() {
         let (found, turn) = read(&engine, &mut reader, &[range(first, last + 5)]);
         assert_eq!((found, turn.lost), (expected, vec![]));
         assert_eq!(turn.position, SeqNo(last));
+    }
+    // A range that ends inside a commit is read to its end and no further.
+    for first in 1..=last {
+        let end = (first + 2).min(last);
+        let expected: Found = all.iter().filter(|(seq, _)| (first..=end).contains(seq)).cloned().collect();
+        let (found, turn) = read(&engine, &mut reader, &[range(first, end)]);
+        assert_eq!((found, turn.position), (expected, SeqNo(end)));
     }
     // Single numbers, with gaps, some of messages that were not logged.
     let wanted: Vec<SeqRange> = (1..=last).filter(|seq| seq % 4 != 1).map(|seq| range(seq, seq)).collect();

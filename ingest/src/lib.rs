@@ -18,6 +18,7 @@ pub mod http;
 pub mod limits;
 pub mod mqtt;
 pub mod rule;
+pub mod tail;
 
 use std::sync::Arc;
 

@@ -81,3 +81,13 @@ pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);
 pub const RULE_STEPS: u8 = 8;
 /// How long a field of integers that could not become one of floats is left alone before it is looked at again.
 pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Readers that follow topics over HTTP or gRPC at once.
+pub const TAILS: usize = 1024;
+/// Messages that wait for such a reader; more are dropped, and it is told how many.
+pub const TAIL_MESSAGES: usize = 1024;
+/// Replays at once, of all sessions.
+pub const REPLAYS: usize = 256;
+/// Replays of one session.
+pub const SESSION_REPLAYS: usize = 16;
+/// Sequence numbers of the log that one turn of a replay looks at.
+pub const REPLAY_SEQS: u64 = 16_384;

@@ -5,6 +5,7 @@
 //! - A message becomes all of its rows or none.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sonde_engine::{CatalogRequest, Engine, FieldValue, Object, ObjectKind, Timestamp, WriteBatchBuilder};
 use sonde_proto::mqtt::{MAX_LEVELS, filter_matches};
@@ -28,6 +29,8 @@ pub(crate) struct Source {
     pub(crate) name: String,
     /// Whether a refused message is said to be refused.
     pub(crate) reject_invalid: bool,
+    /// How long its messages stay in the log as they came; zero is not at all.
+    pub(crate) raw_retention: Duration,
     kind: Kind,
 }
 
@@ -65,6 +68,11 @@ impl Sources {
         self.version != engine.catalog().version(ObjectKind::Source)
     }
 
+    /// The longest time that one of them keeps its messages in the log.
+    pub(crate) fn raw_retention(&self) -> Duration {
+        self.sources.iter().map(|source| source.raw_retention).max().unwrap_or_default()
+    }
+
     /// The source of a topic: the first by name that matches, else `default` where it may.
     #[must_use]
     pub(crate) fn find(&self, topic: &str) -> Option<&Arc<Source>> {
@@ -82,11 +90,13 @@ impl Sources {
 fn compile(object: &Object) -> Result<Source, String> {
     let (database, name) = (object.database.clone(), object.name.clone());
     if object.text == DEFAULT_TEXT {
-        return Ok(Source { database, name, reject_invalid: false, kind: Kind::Default });
+        let raw_retention = Duration::ZERO;
+        return Ok(Source { database, name, reject_invalid: false, raw_retention, kind: Kind::Default });
     }
     let spec = parse_source(&object.text).map_err(|error| error.to_string())?;
     let filter = spec.mqtt_filter();
-    Ok(Source { database, name, reject_invalid: spec.reject_invalid, kind: Kind::Json { spec, filter } })
+    let (reject_invalid, raw_retention) = (spec.reject_invalid, spec.raw_retention);
+    Ok(Source { database, name, reject_invalid, raw_retention, kind: Kind::Json { spec, filter } })
 }
 
 /// Puts the default source into a catalog that has never had one.

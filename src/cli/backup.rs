@@ -73,9 +73,7 @@ pub(super) fn run(args: &BackupArgs) -> Result<()> {
 /// The exit code that says what failed.
 pub(super) fn failure(error: Error) -> Failure {
     let exit = match error {
-        Error::Corrupt { .. } | Error::BadBackup { .. } | Error::Layout { .. } => {
-            Exit::BadData
-        }
+        Error::Corrupt { .. } | Error::BadBackup { .. } | Error::Layout { .. } => Exit::BadData,
         Error::Io { .. } | Error::Full(_) | Error::Cold(_) | Error::Locked { .. } | Error::Failed(_) => {
             Exit::Io
         }

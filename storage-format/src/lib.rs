@@ -47,6 +47,6 @@ pub use series_key::{SeriesKey, Tags};
 pub use series_keys::SeriesKeys;
 pub use time::{TimeRange, Timestamp};
 pub use wal::{
-    Frame, FrameScan, Message, MessageRef, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader, SeriesRecord,
-    State, Tombstone, TombstonePart, WalWriter, find_frame_after, was_synced,
+    Frame, FrameScan, Message, MessageRef, Origin, Record, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader,
+    SeriesRecord, State, Tombstone, TombstonePart, WalWriter, find_frame_after, was_synced,
 };

@@ -310,7 +310,9 @@ mod tests {
     /// The numbers that are left.
     fn left(backlog: &Backlog) -> Vec<(u64, Manner)> {
         let all = backlog.unfetched(u64::MAX);
-        all.iter().flat_map(|(range, manner)| (range.first.0..=range.last.0).map(|seq| (seq, *manner))).collect()
+        all.iter()
+            .flat_map(|(range, manner)| (range.first.0..=range.last.0).map(|seq| (seq, *manner)))
+            .collect()
     }
 
     fn turn(backlog: &mut Backlog, number: u64, first: u64, messages: &[(u32, Manner)]) -> Vec<u8> {

@@ -6,13 +6,15 @@
 
 use std::sync::atomic::Ordering;
 
-use sonde_proto::mqtt::{Packet, Properties, Publish, QoS, ReasonCode};
+use sonde_engine::SeqNo;
+use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode};
 
 use super::connection::Connection;
-use super::packets::encode_answer;
 use super::offline::Dropped;
+use super::packets::encode_answer;
 use super::router::SessionKey;
 use super::session::{Delivery, InFlight, Stored};
+use super::subscribe::SEQ_PROPERTY;
 use super::turn::Answer;
 use super::worker::Worker;
 use crate::limits::{LIVE_MESSAGES, OUT_BYTES};
@@ -29,7 +31,7 @@ impl Worker {
         for (packet_id, in_flight) in in_flight {
             match in_flight {
                 InFlight::Sent(delivery) => {
-                    if !write_publish(connection, *packet_id, delivery, true) {
+                    if !write_publish(connection, *packet_id, delivery, true, session.tells_seq) {
                         unsendable.push(*packet_id);
                     }
                 }
@@ -46,6 +48,12 @@ impl Worker {
     /// Hands a delivery whose turn is durable to its session.
     pub(super) fn deliver(&mut self, key: SessionKey, delivery: Delivery) {
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.tail.is_some() {
+            return self.deliver_to_tail(key, delivery);
+        }
+        if session.replay.is_some() {
+            return self.deliver_to_replay(key, delivery);
+        }
         if delivery.qos == QoS::AtMostOnce && session.connection.is_none() {
             return;
         }
@@ -82,7 +90,7 @@ impl Worker {
                     continue;
                 }
             }
-            if write_publish(connection, packet_id, &delivery, false) {
+            if write_publish(connection, packet_id, &delivery, false, session.tells_seq) {
                 self.stats.sent.fetch_add(1, Ordering::Relaxed);
             } else if packet_id == 0 {
                 self.stats.dropped.fetch_add(1, Ordering::Relaxed);
@@ -109,8 +117,26 @@ impl Worker {
 }
 
 /// Appends a PUBLISH; `false`, and nothing appended, where it is larger than the client takes.
-fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Delivery, dup: bool) -> bool {
+fn write_publish(
+    connection: &mut Connection,
+    packet_id: u16,
+    delivery: &Delivery,
+    dup: bool,
+    tells_seq: bool,
+) -> bool {
     let message = &delivery.message;
+    let numbered = (tells_seq && delivery.seq > SeqNo(0)).then(|| {
+        let mut properties = PropertiesBuilder::new();
+        for property in Properties::from_encoded(&message.properties).iter() {
+            properties.push(property);
+        }
+        properties.push(Property::UserProperty(SEQ_PROPERTY, &delivery.seq.0.to_string()));
+        properties
+    });
+    let properties = match &numbered {
+        Some(properties) => properties.as_properties(),
+        None => Properties::from_encoded(&message.properties),
+    };
     let start = connection.out.len();
     let publish = Publish {
         dup: dup && delivery.qos != QoS::AtMostOnce,
@@ -118,7 +144,7 @@ fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Deliver
         retain: delivery.retain,
         topic: &message.topic,
         packet_id,
-        properties: Properties::from_encoded(&message.properties),
+        properties,
         payload: &message.payload,
     };
     Packet::Publish(publish).encode(connection.version, &mut connection.out);

@@ -79,9 +79,15 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
     let (engine, loop_inbox, loop_stats, loop_topics) =
         (engine.clone(), Arc::clone(&inbox), Arc::clone(&stats), Arc::clone(&topics));
     let thread = std::thread::Builder::new().name("sonde-mqtt".into()).spawn(move || {
-        let queue_limits = options.queue;
-        let shared =
-            Shared { inbox: loop_inbox, stats: loop_stats, topics: loop_topics, dead_letters, queue_limits };
+        let (queue_limits, raw_retention) = (options.queue, options.raw_retention);
+        let shared = Shared {
+            inbox: loop_inbox,
+            stats: loop_stats,
+            topics: loop_topics,
+            dead_letters,
+            queue_limits,
+            raw_retention,
+        };
         Worker::new(engine, poll, listener, options.authenticate, shared).run();
     })?;
     Ok(Mqtt { address, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
@@ -92,6 +98,11 @@ impl Mqtt {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How the event loop is asked.
+    pub(super) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
     }
 
     /// Its counters.
@@ -132,7 +143,7 @@ impl Mqtt {
         let mut rows = BatchBuilder::new(COLUMNS);
         for session in sessions {
             rows.text(Some(&session.client));
-            rows.text(Some(if session.peer.is_some() { "connected" } else { "away" }));
+            rows.text(Some(session.state));
             rows.text(session.principal.as_deref());
             rows.text(session.peer.map(|peer| peer.to_string()).as_deref());
             rows.uint(session.expiry.into());

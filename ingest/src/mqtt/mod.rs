@@ -14,15 +14,18 @@ mod message;
 mod offline;
 mod packets;
 mod publish;
+mod replay;
 mod retained;
 mod router;
 mod session;
 mod subscribe;
+mod tail;
 mod turn;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::channel::oneshot;
 use parking_lot::Mutex;
@@ -31,6 +34,7 @@ use sonde_access::Principal;
 pub use listener::{Mqtt, MqttStats, start};
 pub use message::Message;
 pub use offline::{Overflow, QueueLimits};
+pub use tail::{Tail, TailError, TailEvent, TailMessage};
 
 /// Who a client is, from what it sent; `None` where it may not come in.
 pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
@@ -55,6 +59,8 @@ pub struct MqttOptions {
     pub authenticate: Authenticate,
     /// How much waits for a session.
     pub queue: QueueLimits,
+    /// How long messages that no source but `default` takes stay in the log for replays; zero is not at all.
+    pub raw_retention: Duration,
 }
 
 impl std::fmt::Debug for MqttOptions {
@@ -72,6 +78,10 @@ pub(crate) enum Command {
     Kill(String, std::sync::mpsc::Sender<bool>),
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
+    /// Begin a tail.
+    Tail(tail::Begin),
+    /// End it.
+    EndTail(router::SessionKey),
     /// Stop: close every connection.
     Stop,
 }
@@ -80,6 +90,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SessionInfo {
     pub(crate) client: String,
+    pub(crate) state: &'static str,
     pub(crate) principal: Option<String>,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) expiry: u32,

@@ -158,7 +158,7 @@ impl Worker {
     }
 
     /// Logs the current message of the turn; where the batch is full, with the next one.
-    fn log_message(&mut self, message: &Message) -> Option<u32> {
+    pub(super) fn log_message(&mut self, message: &Message) -> Option<u32> {
         for _ in 0..2 {
             let raw = MessageRef {
                 seq: SeqNo(0),
@@ -384,7 +384,7 @@ impl Worker {
         let number = self.next_number();
         if let Some(session) = self.sessions.get_mut(key) {
             let Manner { qos, retain } = manner;
-            session.push(Delivery { number, stored: Stored::Log(seq), message, qos, retain });
+            session.push(Delivery { number, stored: Stored::Log(seq), seq, message, qos, retain });
         }
     }
 
@@ -402,7 +402,7 @@ impl Worker {
     }
 
     /// Closes the connection of a session for which nothing can be read.
-    fn send_away(&mut self, key: SessionKey) {
+    pub(super) fn send_away(&mut self, key: SessionKey) {
         let place = self.sessions.get(key).and_then(|session| session.connection);
         let place = place.and_then(|place| Some((place, self.connections.get(place)?)));
         if let Some((place, (generation, _))) = place.filter(|(_, (_, c))| !c.closing) {

@@ -171,7 +171,11 @@ impl Worker {
             }
             message = Some(copied);
         }
-        self.route(arriving, message, &copy);
+        let keep = match source.filter(|source| source.name != DEFAULT_SOURCE) {
+            Some(source) => source.raw_retention,
+            None => self.raw_retention,
+        };
+        self.route(arriving, message, !keep.is_zero(), &copy);
         Ok(reason)
     }
 
@@ -229,23 +233,37 @@ impl Worker {
     }
 
     /// Notes who gets a message. For durable sessions it is logged, once, in the batch that has its rows.
-    fn route(&mut self, arriving: &Arriving<'_>, mut message: Option<Message>, copy: &impl Fn() -> Message) {
+    /// The same where `keep` says so, for replays.
+    fn route(
+        &mut self,
+        arriving: &Arriving<'_>,
+        mut message: Option<Message>,
+        keep: bool,
+        copy: &impl Fn() -> Message,
+    ) {
         let mut interests = std::mem::take(&mut self.interests);
         self.router.matches(arriving.topic, &mut interests);
-        let mut logged = None;
+        let mut logged = match keep {
+            true => self.log_message(message.get_or_insert_with(copy)),
+            false => None,
+        };
         for found in &interests {
             if found.no_local && arriving.session == Some(found.session) {
                 continue;
             }
             let qos = found.qos.min(arriving.qos);
             let Some(session) = self.sessions.get(found.session) else { continue };
-            let is_here = session.connection.is_some();
+            let replays = session.replay.is_some();
+            let is_here = session.connection.is_some() || session.tail.is_some() || replays;
             if !is_here && (qos == QoS::AtMostOnce || !session.is_durable()) {
                 continue;
             }
             let manner = Manner { qos, retain: found.retain_as_published && arriving.retain };
             let durable = qos != QoS::AtMostOnce && session.is_durable();
             let message = message.get_or_insert_with(copy);
+            if replays && logged.is_none() {
+                logged = self.log_message(message);
+            }
             let stored = match durable {
                 false => Stored::Nowhere,
                 true => match self.keep_for(found.session, message, manner, &mut logged) {
@@ -255,7 +273,8 @@ impl Worker {
             };
             if is_here {
                 let (number, message) = (self.next_number(), message.clone());
-                let delivery = Delivery { number, stored, message, qos, retain: manner.retain };
+                let seq = SeqNo(self.turn.builder.current_message().into());
+                let delivery = Delivery { number, stored, seq, message, qos, retain: manner.retain };
                 self.turn.deliveries.push((found.session, delivery));
             }
         }

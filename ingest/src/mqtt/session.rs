@@ -12,6 +12,8 @@ use sonde_proto::mqtt::QoS;
 use super::backlog::Backlog;
 use super::message::Message;
 use super::offline::{Dropped, QueueLimits};
+use super::replay::Replay;
+use super::tail::TailSink;
 use crate::limits::SEND_MAXIMUM;
 
 const SESSIONS: &str = "mqtt.session";
@@ -58,6 +60,8 @@ pub(super) struct Delivery {
     pub(super) number: u64,
     /// What keeps it.
     pub(super) stored: Stored,
+    /// Its sequence number in the log, until its commit that in the turn's batch; 0 where nothing stores it.
+    pub(super) seq: SeqNo,
     pub(super) message: Message,
     /// The QoS it is sent with: the smaller of the message's and the subscription's.
     pub(super) qos: QoS,
@@ -102,6 +106,12 @@ pub(super) struct Session {
     /// Seconds that it is kept after its connection; 0 ends it with the connection.
     pub(super) expiry: u32,
     pub(super) connection: Option<usize>,
+    /// The reader, of a session that is none of MQTT.
+    pub(super) tail: Option<TailSink>,
+    /// The replay, of a session that stands for one.
+    pub(super) replay: Option<Replay>,
+    /// Whether the client is told the sequence numbers of messages.
+    pub(super) tells_seq: bool,
     /// When the connection ended, in seconds of the worker's clock.
     pub(super) left_at: Option<u64>,
     pub(super) subscriptions: HashMap<String, Subscription>,
@@ -129,6 +139,9 @@ impl Session {
             incarnation,
             expiry: 0,
             connection: None,
+            tail: None,
+            replay: None,
+            tells_seq: false,
             left_at: None,
             subscriptions: HashMap::new(),
             received: BTreeSet::new(),
@@ -401,7 +414,7 @@ fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
     let (flags, message) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
     let (stored, message) = (Stored::Copy(number), Message::decode(message)?);
-    Some(Delivery { number, stored, message, qos, retain: flags & 4 != 0 })
+    Some(Delivery { number, stored, seq: SeqNo(0), message, qos, retain: flags & 4 != 0 })
 }
 
 #[cfg(test)]
@@ -411,7 +424,7 @@ mod tests {
 
     fn delivery(number: u64, qos: QoS) -> Delivery {
         let message = Message::new("t", b"x", qos, false);
-        Delivery { number, stored: Stored::Copy(number), message, qos, retain: false }
+        Delivery { number, stored: Stored::Copy(number), seq: SeqNo(0), message, qos, retain: false }
     }
 
     #[test]

@@ -4,16 +4,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, Principal, allows};
+use sonde_engine::SeqNo;
 use sonde_proto::mqtt::{
     Property, QoS, ReasonCode, RetainHandling, Subscribe, Unsubscribe, Version, is_shared,
 };
 
 use super::message::Message;
+use super::replay::{self, is_replay};
 use super::router::SessionKey;
 use super::session::{Delivery, Stored, Subscription};
 use super::turn::{Answer, ConnectionKey};
 use super::worker::{Worker, interest};
 use crate::limits::{SUBSCRIPTIONS, TURN_BYTES};
+
+/// The user property of MQTT 5 that asks for sequence numbers in SUBSCRIBE, and gives one in PUBLISH.
+pub(super) const SEQ_PROPERTY: &str = "sonde-seq";
+
+/// Stands for the number of a message that the turn's batch does not have.
+pub(super) const RETAINED: SeqNo = SeqNo(u64::MAX);
 
 impl Worker {
     pub(super) fn subscribe(
@@ -35,7 +43,22 @@ impl Worker {
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
         let mut retained = Vec::new();
+        let asks = |p: Property<'_>| match p {
+            Property::UserProperty(SEQ_PROPERTY, value) => Some(value != "0"),
+            _ => None,
+        };
+        if let (Some(asks), Some(state)) = (subscribe.properties.find(asks), self.sessions.get_mut(session)) {
+            state.tells_seq = asks;
+        }
         for filter in subscribe.filters() {
+            if is_replay(filter.filter) {
+                reasons.push(match self.subscribe_replay(session, principal, filter.filter, filter.qos) {
+                    Ok(()) => filter.qos as u8,
+                    Err(reason) if v5 => reason.0,
+                    Err(_) => 0x80,
+                });
+                continue;
+            }
             let Some(state) = self.sessions.get_mut(session) else { return };
             let is_new = !state.subscriptions.contains_key(filter.filter);
             let refused = if is_shared(filter.filter) {
@@ -77,14 +100,31 @@ impl Worker {
         self.deliver_retained(session, retained);
     }
 
+    /// A filter that begins with `$replay/`: whoever may subscribe to what it is of may have it.
+    fn subscribe_replay(
+        &mut self,
+        session: SessionKey,
+        principal: &Arc<Principal>,
+        filter: &str,
+        qos: QoS,
+    ) -> Result<(), ReasonCode> {
+        let Some((_, inner)) = replay::parts(filter) else { return Err(ReasonCode::TOPIC_FILTER_INVALID) };
+        if !allows(principal, Action::Subscribe(inner)) {
+            self.stats.denied.fetch_add(1, Ordering::Relaxed);
+            return Err(ReasonCode::NOT_AUTHORIZED);
+        }
+        let subscription = Subscription { qos, no_local: false, retain_as_published: false };
+        self.begin_replay(session, filter, subscription)
+    }
+
     /// Sends a new subscription what is retained; more than one turn holds goes out with several.
-    fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(QoS, Message)>) {
+    pub(super) fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(QoS, Message)>) {
         for (qos, message) in retained {
             if self.turn.builder.bytes() >= TURN_BYTES {
                 self.submit_turn();
             }
             let (number, stored) = (self.next_number(), Stored::Nowhere);
-            let mut delivery = Delivery { number, stored, message, qos, retain: true };
+            let mut delivery = Delivery { number, stored, seq: RETAINED, message, qos, retain: true };
             let durable = self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce);
             if let Some(state) = durable {
                 delivery.stored = Stored::Copy(number);
@@ -103,14 +143,18 @@ impl Worker {
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
-        let Some(state) = self.sessions.get_mut(session) else { return };
         for filter in unsubscribe.filters() {
-            let known = state.subscriptions.remove(filter).is_some();
-            self.router.unsubscribe(filter, session);
+            let known = if is_replay(filter) {
+                self.end_replay(session, filter)
+            } else {
+                self.router.unsubscribe(filter, session);
+                let Some(state) = self.sessions.get_mut(session) else { return };
+                state.subscriptions.remove(filter).is_some()
+            };
             let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::NO_SUBSCRIPTION_EXISTED };
             reasons.push(reason.0);
         }
-        if state.is_durable() {
+        if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
             self.turn.builder.state(state.record());
         }
         let reasons = if v5 { reasons } else { Vec::new() };

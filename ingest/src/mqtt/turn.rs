@@ -15,6 +15,7 @@ use super::backlog::Block;
 use super::packets::encode_answer;
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
+use super::subscribe::RETAINED;
 use super::worker::Worker;
 
 /// Something to write to a connection once the turn is durable.
@@ -60,7 +61,9 @@ impl Undo {
     /// The session that it is about.
     fn session(&self) -> Option<SessionKey> {
         match self {
-            Self::Received(session, _) | Self::Released(session, _) | Self::Backlog(session, _) => Some(*session),
+            Self::Received(session, _) | Self::Released(session, _) | Self::Backlog(session, _) => {
+                Some(*session)
+            }
             Self::Retained(_) | Self::Dequeued(_) => None,
         }
     }
@@ -157,6 +160,10 @@ impl Worker {
             self.answer(key, answer);
         }
         for (session, mut delivery) in turn.deliveries {
+            delivery.seq = match (delivery.seq, first) {
+                (RETAINED, _) | (_, SeqNo(0)) => SeqNo(0),
+                (number, first) => first.plus(number.0),
+            };
             if let Stored::Log(number) = &mut delivery.stored {
                 *number = first.plus(number.0);
             }

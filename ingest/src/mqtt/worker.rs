@@ -44,6 +44,7 @@ pub(super) struct Shared {
     pub(super) topics: Arc<Topics>,
     pub(super) dead_letters: Arc<Table>,
     pub(super) queue_limits: QueueLimits,
+    pub(super) raw_retention: Duration,
 }
 
 /// What is known of a topic, until the sources change.
@@ -60,12 +61,18 @@ pub(super) struct Worker {
     pub(super) dead_letters: Arc<Table>,
     /// How much waits for a session.
     pub(super) queue_limits: QueueLimits,
+    /// How long messages that no source but `default` takes stay in the log.
+    pub(super) raw_retention: Duration,
+    /// The sessions that stand for replays.
+    pub(super) replays: Vec<SessionKey>,
     /// Reads what waits in the log.
     pub(super) messages: MessageReader,
     /// Where the log says that sessions stand; none where nothing waits.
     pub(super) log_cursor: Option<SeqNo>,
     /// Bytes of what waits in the log for all sessions, each message counted for each.
     pub(super) queued_bytes: u64,
+    /// Tails that are open.
+    pub(super) tails: usize,
     pub(super) connections: Slab<(u64, Connection)>,
     pub(super) sessions: Slab<Session>,
     pub(super) by_client: HashMap<String, SessionKey>,
@@ -120,9 +127,12 @@ impl Worker {
             topics: shared.topics,
             dead_letters: shared.dead_letters,
             queue_limits: shared.queue_limits,
+            raw_retention: shared.raw_retention,
+            replays: Vec::new(),
             messages: MessageReader::new(),
             log_cursor: offline::log_cursor(&engine),
             queued_bytes: 0,
+            tails: 0,
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -149,6 +159,7 @@ impl Worker {
         for session in recovered.sessions {
             worker.add_session(session);
         }
+        worker.engine.keep_log_for(worker.raw_retention.max(worker.sources.raw_retention()));
         worker
     }
 
@@ -178,8 +189,10 @@ impl Worker {
 
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
+        let mut replaying = false;
         while !self.stopping {
-            let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
+            let reads = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
+            let busy = reads || replaying;
             let timeout = if busy { Duration::ZERO } else { TICK };
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
                 && error.kind() != io::ErrorKind::Interrupted
@@ -212,6 +225,7 @@ impl Worker {
             }
             self.submit_turn();
             self.release_turns();
+            replaying = self.step_replays();
             self.write_dirty();
             if began.elapsed() < TICK {
                 self.sweep();
@@ -282,6 +296,7 @@ impl Worker {
         if self.sources.is_stale(&self.engine) {
             self.sources = Sources::load(&self.engine);
             self.topic_cache.clear();
+            self.engine.keep_log_for(self.raw_retention.max(self.sources.raw_retention()));
         }
     }
 
@@ -407,7 +422,9 @@ impl Worker {
             session.connection = None;
             session.left_at = Some(now);
             session.put_back();
-            if !session.is_durable() {
+            let is_durable = session.is_durable();
+            self.end_replays(key);
+            if !is_durable {
                 self.drop_session(key);
             }
         }
@@ -455,6 +472,8 @@ impl Worker {
                 Command::List(reply) => {
                     let _ = reply.send(self.list());
                 }
+                Command::Tail(begin) => self.begin_tail(begin),
+                Command::EndTail(key) => self.end_tail(key),
                 Command::Stop => self.stopping = true,
             }
         }
@@ -490,6 +509,12 @@ impl Worker {
             let connection = session.connection.and_then(|place| self.connections.get(place)).map(|(_, c)| c);
             SessionInfo {
                 client: session.client_id.clone(),
+                state: match connection {
+                    Some(_) => "connected",
+                    None if session.tail.is_some() => "tail",
+                    None if session.replay.is_some() => "replay",
+                    None => "away",
+                },
                 principal: connection.and_then(|connection| match &connection.phase {
                     Phase::Open { principal, .. } => Some(principal.name.clone()),
                     Phase::Opening => None,

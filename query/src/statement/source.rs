@@ -2,10 +2,12 @@
 //!
 //! The filter is a topic filter whose `{name}` levels become tags. A source maps messages to rows of one table.
 
+use std::time::Duration;
+
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::Name;
-use super::parser::{OptionValue, Parser};
+use super::parser::{OptionValue, Parser, parse_duration};
 use crate::error::{Error, Result};
 
 /// How payloads are read.
@@ -72,6 +74,8 @@ pub struct SourceSpec {
     pub table: Name,
     /// Whether MQTT 5 clients are told that a message was refused.
     pub reject_invalid: bool,
+    /// How long messages stay in the log as they came; zero is not at all.
+    pub raw_retention: Duration,
 }
 
 impl SourceSpec {
@@ -114,6 +118,7 @@ pub(super) fn parse(parser: &mut Parser<'_>) -> Result<SourceSpec> {
         tags: Vec::new(),
         table: Name { database: None, name: String::new() },
         reject_invalid: false,
+        raw_retention: Duration::ZERO,
     };
     if !parser.optional("INTO") {
         for (key, value) in parser.options()? {
@@ -127,9 +132,12 @@ pub(super) fn parse(parser: &mut Parser<'_>) -> Result<SourceSpec> {
         for (key, value) in parser.options()? {
             match (key.as_str(), value) {
                 ("reject_invalid", OptionValue::Bool(value)) => spec.reject_invalid = value,
+                ("raw_retention", OptionValue::Text(text)) => {
+                    spec.raw_retention = Duration::from_nanos(parse_duration(&text)?.unsigned_abs());
+                }
                 _ => {
                     return Err(Error::Invalid(format!(
-                        "unknown option {key}; a source has reject_invalid = true|false"
+                        "unknown option {key}; a source has reject_invalid = true|false and raw_retention = '1 day'"
                     )));
                 }
             }

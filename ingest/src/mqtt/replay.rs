@@ -1,0 +1,255 @@
+//! `$replay/<from>/<filter>`: messages of the past from the log, in its order, then those that come, without a gap or a
+//! duplicate.
+//!
+//! # Invariants
+//! - A replay is a session without a socket beside the one that asked: while it is there, what matches its filter is logged.
+//! - It reads the log up to the last commit before it goes on live; a message that was read is not delivered again, by its
+//!   sequence number. Whatever a commit behind that holds has not been released yet, and comes live.
+//! - It reads a bounded piece of the log a turn of the event loop, and nothing while its client is behind.
+//! - It ends with its connection; nothing of it is durable.
+
+use std::ops::ControlFlow;
+
+use sonde_engine::{Engine, FieldValue, SeqNo, SeqRange, Timestamp};
+use sonde_proto::mqtt::{QoS, ReasonCode, filter_matches, is_shared};
+use sonde_query::statement::parse_duration;
+
+use super::message::Message;
+use super::router::SessionKey;
+use super::session::{Delivery, Session, Stored, Subscription};
+use super::worker::{Worker, interest};
+use crate::decode::time_of_number;
+use crate::limits::{
+    FETCH_BYTES, FETCH_MESSAGES, LIVE_MESSAGES, OUT_BYTES, REPLAY_SEQS, REPLAYS, SESSION_REPLAYS,
+};
+
+/// What the filter of a replay begins with.
+const PREFIX: &str = "$replay/";
+
+/// A replay, in the session that stands for it.
+#[derive(Debug)]
+pub(super) struct Replay {
+    /// The session that asked.
+    target: SessionKey,
+    /// What it asked for, as it is to be unsubscribed from.
+    filter: String,
+    /// The filter without the time.
+    inner: String,
+    from: Timestamp,
+    qos: QoS,
+    /// Everything up to here was delivered.
+    position: SeqNo,
+    /// Whether what is committed from now on is delivered as it comes.
+    live: bool,
+}
+
+/// Where a replay begins and what it is of: the parts of `$replay/<from>/<filter>`.
+pub(super) fn parts(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix(PREFIX)?.split_once('/')
+}
+
+/// Whether a filter asks for a replay.
+pub(super) fn is_replay(filter: &str) -> bool {
+    filter.starts_with(PREFIX)
+}
+
+/// RFC 3339, a number of seconds (or, by its size, milliseconds) since 1970, or how long ago, such as `-1h`.
+fn instant(from: &str, now: Timestamp) -> Option<Timestamp> {
+    if let Some(ago) = from.strip_prefix('-') {
+        let ago = parse_duration(ago).ok()?;
+        return Some(Timestamp::from_nanos(now.as_nanos().saturating_sub(ago)));
+    }
+    let value = from.parse().map_or_else(|_| FieldValue::Text(from.into()), FieldValue::Int);
+    time_of_number(&value, None).ok()
+}
+
+/// Behind what a replay from this time need not look at.
+fn position_of(engine: &Engine, from: Timestamp) -> SeqNo {
+    let segments = engine.log_segments();
+    // What stands before a segment was written before that was made.
+    let first = segments.iter().rev().find(|segment| segment.created <= from).or(segments.first());
+    first.map_or_else(|| engine.published(), |segment| SeqNo(segment.first.0 - 1))
+}
+
+impl Worker {
+    /// Begins a replay for a session; the reason why not, where it cannot be.
+    pub(super) fn begin_replay(
+        &mut self,
+        target: SessionKey,
+        filter: &str,
+        subscription: Subscription,
+    ) -> Result<(), ReasonCode> {
+        let parsed = parts(filter).filter(|(_, inner)| !is_shared(inner) && !is_replay(inner));
+        let from = parsed.and_then(|(from, inner)| Some((instant(from, self.engine.now())?, inner)));
+        let Some((from, inner)) = from else { return Err(ReasonCode::TOPIC_FILTER_INVALID) };
+        self.end_replay(target, filter);
+        let of_session = self.replays.iter().filter(|key| self.replay_target(**key) == Some(target)).count();
+        if self.replays.len() >= REPLAYS || of_session >= SESSION_REPLAYS {
+            return Err(ReasonCode::QUOTA_EXCEEDED);
+        }
+        let number = self.next_number();
+        let mut session = Session::new(&format!("replay {number:x}"), number);
+        session.subscriptions.insert(inner.to_owned(), subscription);
+        session.replay = Some(Replay {
+            target,
+            filter: filter.to_owned(),
+            inner: inner.to_owned(),
+            from,
+            qos: subscription.qos,
+            position: position_of(&self.engine, from),
+            live: false,
+        });
+        let key = self.sessions.insert(session);
+        self.router.subscribe(inner, interest(key, subscription));
+        self.replays.push(key);
+        Ok(())
+    }
+
+    fn replay_target(&self, key: SessionKey) -> Option<SessionKey> {
+        self.sessions.get(key)?.replay.as_ref().map(|replay| replay.target)
+    }
+
+    /// Ends the replay that a session has subscribed to under this filter; `false` where there is none.
+    pub(super) fn end_replay(&mut self, target: SessionKey, filter: &str) -> bool {
+        self.end_replays_where(|replay| replay.target == target && replay.filter == filter)
+    }
+
+    /// Ends all replays of a session, because its connection ended.
+    pub(super) fn end_replays(&mut self, target: SessionKey) {
+        if !self.replays.is_empty() {
+            self.end_replays_where(|replay| replay.target == target);
+        }
+    }
+
+    fn end_replays_where(&mut self, is_meant: impl Fn(&Replay) -> bool) -> bool {
+        let meant = |key: &SessionKey| {
+            self.sessions.get(*key).and_then(|session| session.replay.as_ref()).is_some_and(&is_meant)
+        };
+        let (gone, left): (Vec<_>, Vec<_>) = self.replays.iter().copied().partition(meant);
+        self.replays = left;
+        for key in &gone {
+            let Some(session) = self.sessions.try_remove(*key) else { continue };
+            session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, *key));
+            self.withdraw(*key);
+        }
+        !gone.is_empty()
+    }
+
+    /// A turn of every replay that has something to read and whose client keeps up. Returns whether one could go on.
+    pub(super) fn step_replays(&mut self) -> bool {
+        let mut goes_on = false;
+        for at in 0..self.replays.len() {
+            let Some(key) = self.replays.get(at).copied() else { break };
+            match self.step_replay(key) {
+                Ok(more) => goes_on |= more,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read messages of the past from the log");
+                    if let Some(target) = self.replay_target(key) {
+                        self.send_away(target);
+                    }
+                }
+            }
+        }
+        goes_on
+    }
+
+    /// Whether a client takes more.
+    fn keeps_up(&self, target: SessionKey) -> bool {
+        let Some(session) = self.sessions.get(target) else { return false };
+        let connection = session.connection.and_then(|place| self.connections.get(place));
+        let has_room =
+            connection.is_some_and(|(_, c)| c.greeted && !c.closing && c.out.len() < OUT_BYTES / 4);
+        has_room && (session.queue.len() as u64) < FETCH_MESSAGES
+    }
+
+    fn step_replay(&mut self, key: SessionKey) -> sonde_engine::Result<bool> {
+        let published = self.engine.published();
+        let Some(target) = self.replay_target(key) else { return Ok(false) };
+        let keeps_up = self.keeps_up(target);
+        let Some(replay) = self.sessions.get_mut(key).and_then(|session| session.replay.as_mut()) else {
+            return Ok(false);
+        };
+        if replay.live || !keeps_up {
+            return Ok(false);
+        }
+        if replay.position >= published {
+            replay.live = true;
+            return Ok(false);
+        }
+        let first = replay.position.plus(1);
+        let range = SeqRange { first, last: published.min(replay.position.plus(REPLAY_SEQS)) };
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let turn = self.engine.read_messages(&mut self.messages, &[range], &mut |raw| {
+            if raw.received >= replay.from && filter_matches(&replay.inner, raw.topic) {
+                let message = Message::of_log(&raw);
+                bytes += message.bytes();
+                found.push((raw.seq, message));
+            }
+            match bytes >= FETCH_BYTES || found.len() as u64 >= FETCH_MESSAGES {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        replay.position = turn.position.max(replay.position);
+        let qos = replay.qos;
+        for (seq, message) in found {
+            self.hand_replayed(target, seq, message, qos);
+        }
+        self.pump(target);
+        Ok(true)
+    }
+
+    fn hand_replayed(&mut self, target: SessionKey, seq: SeqNo, message: Message, qos: QoS) {
+        let number = self.next_number();
+        let Some(session) = self.sessions.get_mut(target) else { return };
+        let (stored, qos) = (Stored::Nowhere, qos.min(message.qos));
+        session.push(Delivery { number, stored, seq, message, qos, retain: false });
+    }
+
+    /// A message that was committed is one of a replay's.
+    pub(super) fn deliver_to_replay(&mut self, key: SessionKey, delivery: Delivery) {
+        let Some(replay) = self.sessions.get_mut(key).and_then(|session| session.replay.as_mut()) else {
+            return;
+        };
+        // Else it was read from the log, or will be.
+        if !replay.live || delivery.seq <= replay.position {
+            return;
+        }
+        let (target, qos) = (replay.target, replay.qos);
+        let waiting = self.sessions.get(target).map_or(0, |session| session.queue.len());
+        let Some(replay) = self.sessions.get_mut(key).and_then(|session| session.replay.as_mut()) else {
+            return;
+        };
+        if waiting >= LIVE_MESSAGES {
+            // Its client is behind: the log has the message, and what comes after it.
+            replay.live = false;
+            return;
+        }
+        replay.position = delivery.seq;
+        self.hand_replayed(target, delivery.seq, delivery.message, qos);
+        self.pump(target);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beginnings_are_read() {
+        let now = Timestamp::from_nanos(1_700_000_000_000_000_000);
+        let seconds = |from: &str| instant(from, now).map(|time| time.as_nanos() / 1_000_000_000);
+        assert_eq!(seconds("-1h"), Some(1_700_000_000 - 3600));
+        assert_eq!(seconds("-30m"), Some(1_700_000_000 - 1800));
+        assert_eq!(seconds("1699999999"), Some(1_699_999_999));
+        assert_eq!(seconds("1699999999000"), Some(1_699_999_999));
+        assert_eq!(seconds("2023-11-14T22:13:20Z"), Some(1_700_000_000));
+        for wrong in ["", "yesterday", "-", "-1x", "99999999999999999999"] {
+            assert_eq!(instant(wrong, now), None, "{wrong}");
+        }
+        assert_eq!(parts("$replay/-1h/a/#"), Some(("-1h", "a/#")));
+        assert_eq!(parts("$replay/-1h"), None);
+    }
+}

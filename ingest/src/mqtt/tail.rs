@@ -1,0 +1,175 @@
+//! Subscribers that are no MQTT clients: what `GET /api/v1/tail` and gRPC `Subscribe` follow.
+//!
+//! # Invariants
+//! - A tail is a session without a socket: the same router, the same order, QoS 0.
+//! - It holds a bounded number of messages; a reader that does not keep up is told how many it missed, and where.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sonde_engine::{SeqNo, Timestamp};
+use sonde_proto::mqtt::{DecodeError, QoS, is_shared, validate_filter};
+use tokio::sync::{mpsc, oneshot};
+
+use super::listener::Mqtt;
+use super::router::SessionKey;
+use super::session::{Delivery, Session, Subscription};
+use super::worker::{Worker, interest};
+use super::{Command, Inbox, Message};
+use crate::limits::{TAIL_MESSAGES, TAILS};
+
+/// A message as a tail sees it.
+#[derive(Clone, Debug)]
+pub struct TailMessage {
+    /// The message.
+    pub message: Message,
+    /// When it was delivered: after its commit.
+    pub time: Timestamp,
+    /// Its place in the log; none where nothing stored it, and for retained messages.
+    pub seq: Option<SeqNo>,
+    /// Whether it is retained, from before the tail began.
+    pub retained: bool,
+}
+
+/// What a tail says next.
+#[derive(Clone, Debug)]
+pub enum TailEvent {
+    /// A message.
+    Message(TailMessage),
+    /// So many messages were dropped here, because the reader did not keep up.
+    Dropped(u64),
+}
+
+/// The event loop's end of a tail.
+#[derive(Debug)]
+pub(super) struct TailSink {
+    messages: mpsc::Sender<TailMessage>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// A subscription of a reader that is no MQTT client; ends with its drop.
+#[derive(Debug)]
+pub struct Tail {
+    messages: mpsc::Receiver<TailMessage>,
+    dropped: Arc<AtomicU64>,
+    /// A message that came behind those that were dropped.
+    held: Option<TailMessage>,
+    key: SessionKey,
+    inbox: Arc<Inbox>,
+}
+
+/// What a tail is to begin with.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    filter: String,
+    sink: TailSink,
+    reply: oneshot::Sender<Option<SessionKey>>,
+}
+
+/// Why a tail was not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// The filter is none of MQTT.
+    #[error("'{filter}' is not a topic filter: {source}")]
+    Filter {
+        /// What was asked for.
+        filter: String,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// There are too many.
+    #[error("{TAILS} readers follow topics already; try again when one has gone")]
+    TooMany,
+    /// The listener has stopped.
+    #[error("the MQTT listener has stopped")]
+    Stopped,
+}
+
+impl Mqtt {
+    /// Follows what is published to a filter, from the retained messages on.
+    pub async fn tail(&self, filter: &str) -> Result<Tail, TailError> {
+        let valid = match is_shared(filter) {
+            true => Err(DecodeError::Protocol("a tail has no share of others' messages")),
+            false => validate_filter(filter),
+        };
+        valid.map_err(|source| TailError::Filter { filter: filter.to_owned(), source })?;
+        let (sender, messages) = mpsc::channel(TAIL_MESSAGES);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let (reply, answer) = oneshot::channel();
+        let sink = TailSink { messages: sender, dropped: Arc::clone(&dropped) };
+        let inbox = Arc::clone(self.inbox());
+        inbox.send(Command::Tail(Begin { filter: filter.to_owned(), sink, reply }));
+        let key = answer.await.map_err(|_| TailError::Stopped)?.ok_or(TailError::TooMany)?;
+        Ok(Tail { messages, dropped, held: None, key, inbox })
+    }
+}
+
+impl Tail {
+    /// The next event; none once the listener has stopped.
+    pub async fn next(&mut self) -> Option<TailEvent> {
+        if let Some(message) = self.held.take() {
+            return Some(TailEvent::Message(message));
+        }
+        let message = self.messages.recv().await;
+        match self.dropped.swap(0, Ordering::Relaxed) {
+            0 => message.map(TailEvent::Message),
+            dropped => {
+                self.held = message;
+                Some(TailEvent::Dropped(dropped))
+            }
+        }
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.inbox.send(Command::EndTail(self.key));
+    }
+}
+
+impl Worker {
+    /// Begins a tail: a session that nobody can connect to.
+    pub(super) fn begin_tail(&mut self, begin: Begin) {
+        let Begin { filter, sink, reply } = begin;
+        if self.tails >= TAILS {
+            // Whoever asked may have gone.
+            let _ = reply.send(None);
+            return;
+        }
+        let number = self.next_number();
+        let mut session = Session::new(&format!("tail {number:x}"), number);
+        session.tail = Some(sink);
+        let qos = QoS::AtMostOnce;
+        let subscription = Subscription { qos, no_local: false, retain_as_published: false };
+        session.subscriptions.insert(filter.clone(), subscription);
+        let key = self.sessions.insert(session);
+        self.tails += 1;
+        self.router.subscribe(&filter, interest(key, subscription));
+        if reply.send(Some(key)).is_err() {
+            return self.end_tail(key);
+        }
+        let retained = self.retained.matching(&filter);
+        self.deliver_retained(key, retained.into_iter().map(|message| (qos, message)).collect());
+    }
+
+    /// Ends a tail.
+    pub(super) fn end_tail(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.try_remove(key) else { return };
+        session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
+        self.withdraw(key);
+        self.tails -= 1;
+    }
+
+    /// Hands a delivery to a tail.
+    pub(super) fn deliver_to_tail(&mut self, key: SessionKey, delivery: Delivery) {
+        let time = self.engine.now();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(tail) = &session.tail else { return };
+        let Delivery { message, retain: retained, seq, .. } = delivery;
+        let seq = (seq > SeqNo(0)).then_some(seq);
+        if tail.messages.try_send(TailMessage { message, time, seq, retained }).is_err() {
+            tail.dropped.fetch_add(1, Ordering::Relaxed);
+            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
