@@ -19,9 +19,7 @@ use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored, Subscription};
 use super::worker::{Worker, interest};
 use crate::decode::time_of_number;
-use crate::limits::{
-    FETCH_BYTES, FETCH_MESSAGES, LIVE_MESSAGES, OUT_BYTES, REPLAY_SEQS, REPLAYS, SESSION_REPLAYS,
-};
+use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, REPLAY_SEQS, REPLAYS, SESSION_REPLAYS};
 
 /// What the filter of a replay begins with.
 const PREFIX: &str = "$replay/";
@@ -217,12 +215,12 @@ impl Worker {
             return;
         }
         let (target, qos) = (replay.target, replay.qos);
-        let waiting = self.sessions.get(target).map_or(0, |session| session.queue.len());
+        let keeps_up = self.keeps_up(target);
         let Some(replay) = self.sessions.get_mut(key).and_then(|session| session.replay.as_mut()) else {
             return;
         };
-        if waiting >= LIVE_MESSAGES {
-            // Its client is behind: the log has the message, and what comes after it.
+        if !keeps_up {
+            // The log has the message, and what comes after it.
             replay.live = false;
             return;
         }
