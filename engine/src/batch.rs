@@ -160,7 +160,7 @@ pub struct WriteBatch {
     pub(crate) state: Vec<State>,
     /// Which values of state name a message of the batch, and where in the value.
     pub(crate) stamps: Vec<Stamp>,
-    pub(crate) raw: RawMessages,
+    pub(crate) raw: Box<RawMessages>,
     /// How many sequence numbers the batch takes: one per message, at least one.
     pub(crate) messages: u32,
     pub(crate) bytes: usize,
@@ -173,7 +173,7 @@ impl WriteBatch {
     #[must_use]
     pub fn of_state(state: Vec<State>) -> Self {
         let bytes = state.iter().map(state_bytes).sum();
-        let (parts, stamps, raw) = (Vec::new(), Vec::new(), RawMessages::default());
+        let (parts, stamps, raw) = (Vec::new(), Vec::new(), Box::default());
         Self { parts, state, stamps, raw, messages: 1, bytes, origin: Origin::Client }
     }
 
@@ -421,7 +421,8 @@ impl WriteBatchBuilder {
         let mut parts: Vec<Part> = self.parts.into_iter().map(OpenPart::finish).collect();
         parts.retain(|part| !part.times.is_empty());
         let messages = self.messages.max(1);
-        let Self { state, stamps, raw, bytes, origin, .. } = self;
+        let Self { state, stamps, bytes, origin, .. } = self;
+        let raw = Box::new(self.raw);
         let batch = WriteBatch { parts, state, stamps, raw, messages, bytes, origin };
         (!batch.is_empty()).then_some(batch)
     }

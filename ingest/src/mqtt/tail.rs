@@ -43,14 +43,16 @@ pub enum TailEvent {
 /// The event loop's end of a tail.
 #[derive(Debug)]
 pub(super) struct TailSink {
-    messages: mpsc::Sender<TailMessage>,
+    /// Each message with the number of those that were dropped right before it.
+    messages: mpsc::Sender<(u64, TailMessage)>,
+    /// Messages that were dropped behind the last one that was sent.
     dropped: Arc<AtomicU64>,
 }
 
 /// A subscription of a reader that is no MQTT client; ends with its drop.
 #[derive(Debug)]
 pub struct Tail {
-    messages: mpsc::Receiver<TailMessage>,
+    messages: mpsc::Receiver<(u64, TailMessage)>,
     dropped: Arc<AtomicU64>,
     /// A message that came behind those that were dropped.
     held: Option<TailMessage>,
@@ -110,14 +112,18 @@ impl Tail {
         if let Some(message) = self.held.take() {
             return Some(TailEvent::Message(message));
         }
-        let message = self.messages.recv().await;
-        match self.dropped.swap(0, Ordering::Relaxed) {
-            0 => message.map(TailEvent::Message),
-            dropped => {
-                self.held = message;
-                Some(TailEvent::Dropped(dropped))
+        if self.messages.is_empty() {
+            let dropped = self.dropped.swap(0, Ordering::Relaxed);
+            if dropped > 0 {
+                return Some(TailEvent::Dropped(dropped));
             }
         }
+        let (dropped, message) = self.messages.recv().await?;
+        if dropped == 0 {
+            return Some(TailEvent::Message(message));
+        }
+        self.held = Some(message);
+        Some(TailEvent::Dropped(dropped))
     }
 }
 
@@ -167,9 +173,15 @@ impl Worker {
         let Some(tail) = &session.tail else { return };
         let Delivery { message, retain: retained, seq, .. } = delivery;
         let seq = (seq > SeqNo(0)).then_some(seq);
-        if tail.messages.try_send(TailMessage { message, time, seq, retained }).is_err() {
-            tail.dropped.fetch_add(1, Ordering::Relaxed);
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        match tail.messages.try_reserve() {
+            Ok(place) => {
+                let dropped = tail.dropped.swap(0, Ordering::Relaxed);
+                place.send((dropped, TailMessage { message, time, seq, retained }));
+            }
+            Err(_) => {
+                tail.dropped.fetch_add(1, Ordering::Relaxed);
+                self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
