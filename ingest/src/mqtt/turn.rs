@@ -212,6 +212,7 @@ impl Worker {
             return;
         }
         encode_answer(&answer, connection.version, &mut connection.out);
+        self.sys.traffic.packets_sent += 1;
         self.dirty.push(key.place);
         match answer {
             Answer::ConnAck(_) => {
