@@ -6,9 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use sonde_proto::mqtt::{
-    Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version,
-};
+use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version};
 
 use super::connection::Connection;
 use super::packets::encode_answer;

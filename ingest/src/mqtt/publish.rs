@@ -121,7 +121,8 @@ impl Worker {
         principal: Option<&Principal>,
     ) -> sonde_engine::Result<()> {
         if message.topic.starts_with(sys::ROOT)
-            || principal.is_some_and(|principal| !may_publish(principal, &message.topic)) {
+            || principal.is_some_and(|principal| !may_publish(principal, &message.topic))
+        {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }

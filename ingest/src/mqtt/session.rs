@@ -248,7 +248,12 @@ impl Session {
         } += 1;
         let dropped = self.drops.total();
         if dropped.is_power_of_two() {
-            tracing::warn!(client = self.client_id, dropped, ?why, "messages for an MQTT client were dropped");
+            tracing::warn!(
+                client = self.client_id,
+                dropped,
+                ?why,
+                "messages for an MQTT client were dropped"
+            );
         }
     }
 
@@ -498,7 +503,9 @@ mod tests {
         let mut session = Session::new("c", 1);
         session.send_maximum = 3;
         let shared = Via { group: Some("$share/g/a".into()), identifiers: None };
-        for (number, qos) in (0..).zip([QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]) {
+        for (number, qos) in
+            (0..).zip([QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::AtLeastOnce, QoS::ExactlyOnce])
+        {
             let via = if number == 2 { Via::default() } else { shared.clone() };
             assert!(session.enqueue(Delivery { via, ..delivery(number, qos) }).is_ok());
         }

@@ -20,8 +20,8 @@ pub(super) type GroupKey = u32;
 pub(super) enum Standing {
     /// Connected, and nothing waits for it.
     Ready,
-    /// Connected, behind, with room in its queue.
-    Behind,
+    /// Connected, with room in its queue, in which so many times wait what it can have in flight.
+    Behind(usize),
     /// Away, with a queue that is kept and has room.
     Away,
     /// Not at all.
@@ -180,9 +180,18 @@ mod tests {
     }
 
     #[test]
+    fn who_is_least_behind_comes_first() {
+        let mut group = group(3);
+        let behind = |member: &Interest| Standing::Behind([5, 0, 0][member.session]);
+        let taken: Vec<_> = (0..4).map(|_| group.choose(behind).unwrap().session).collect();
+        assert_eq!(taken, [1, 2, 1, 2]);
+    }
+
+    #[test]
     fn a_group_ends_with_its_last_member() {
         let mut groups = Groups::default();
-        let join = |groups: &mut Groups, session| groups.join("$share/g/a", Interest::new(session, QoS::AtMostOnce));
+        let join =
+            |groups: &mut Groups, session| groups.join("$share/g/a", Interest::new(session, QoS::AtMostOnce));
         assert_eq!(join(&mut groups, 1), Membership::First(0));
         assert_eq!(join(&mut groups, 2), Membership::Another);
         assert_eq!(join(&mut groups, 2), Membership::Renewed);
@@ -199,7 +208,7 @@ mod tests {
             standings in proptest::collection::vec(0_u8..4, 1..8), rounds in 1_usize..5,
         ) {
             let standing = |number: u8| match number {
-                0 => Standing::Ready, 1 => Standing::Behind, 2 => Standing::Away, _ => Standing::Unable,
+                0 => Standing::Ready, 1 => Standing::Behind(0), 2 => Standing::Away, _ => Standing::Unable,
             };
             let mut group = group(standings.len());
             let best = standings.iter().min().copied().unwrap();

@@ -1,16 +1,18 @@
 //! Which member of a group gets a message, and who gets what a member leaves behind (MQTT 5, section 4.8.2).
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use sonde_proto::mqtt::QoS;
 
 use super::message::Message;
 use super::router::{Interest, SessionKey};
 use super::session::{Delivery, Dropped, Session};
 use super::shared::{GroupKey, Standing};
+use super::turn::Undo;
 use super::via::Via;
 use super::worker::Worker;
-use crate::limits::{OUT_BYTES, TURN_BYTES};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use crate::limits::{OUT_BYTES, SEND_MAXIMUM, TURN_BYTES};
 
 /// A delivery that is to be noted: to whom, and how it is sent.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl Worker {
         self.hand_over(to, message.clone());
     }
 
-    /// Gives what a session leaves behind of its groups to other members.
+    /// Gives what a session leaves behind of its groups to other members; again, where the commit fails.
     pub(super) fn hand_on(&mut self, left_behind: Vec<Delivery>) {
         for delivery in left_behind {
             let Some(filter) = &delivery.via.group else { continue };
@@ -72,6 +74,7 @@ impl Worker {
                 Some(group) => {
                     let message = &delivery.message;
                     self.hand_to_group(group, message.qos, message.retain, message);
+                    self.turn.undo.push(Undo::HandedOn(delivery));
                 }
                 // It was the last member.
                 None => drop(self.stats.dropped.fetch_add(1, Ordering::Relaxed)),
@@ -87,6 +90,6 @@ fn standing(session: &Session, unsent: Option<usize>, qos: QoS, message: &Messag
         None if qos == QoS::AtMostOnce || !session.is_durable() => Standing::Unable,
         None => Standing::Away,
         Some(unsent) if session.is_caught_up() && unsent <= OUT_BYTES => Standing::Ready,
-        Some(_) => Standing::Behind,
+        Some(_) => Standing::Behind(session.queue.len() / SEND_MAXIMUM),
     }
 }

@@ -149,11 +149,15 @@ impl Worker {
     }
 
     /// What a new subscription to this filter gets at once.
-    pub(super) fn sys_matching(&self, filter: &str) -> Vec<Message> {
+    pub(super) fn sys_matching(&mut self, filter: &str) -> Vec<Message> {
         if !filter.starts_with(ROOT) {
             return Vec::new();
         }
-        let values = self.sys_values().into_iter().filter(|(topic, _)| filter_matches(filter, topic));
+        let values = self.sys_values();
+        if self.sys.said.is_empty() {
+            self.sys.said = values.iter().cloned().collect();
+        }
+        let values = values.into_iter().filter(|(topic, _)| filter_matches(filter, topic));
         values.map(|(topic, value)| Message::new(&topic, value.as_bytes(), QoS::AtMostOnce, true)).collect()
     }
 

@@ -253,7 +253,10 @@ impl Trie {
     /// Nodes, the root not counted; for tests.
     #[cfg(test)]
     pub(super) fn nodes(&self) -> usize {
-        assert_eq!(self.edges.len() + self.nodes.iter().filter(|(_, n)| n.plus != NONE).count(), self.nodes.len() - 1);
+        assert_eq!(
+            self.edges.len() + self.nodes.iter().filter(|(_, n)| n.plus != NONE).count(),
+            self.nodes.len() - 1
+        );
         self.nodes.len() - 1
     }
 }

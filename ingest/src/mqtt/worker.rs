@@ -374,9 +374,7 @@ impl Worker {
             let unsent = connection.out.len();
             let alive = connection.flush();
             self.sys.traffic.bytes_sent += (unsent - connection.out.len()) as u64;
-            if !alive
-                || (connection.closing && connection.out.is_empty() && self.is_answered(place))
-            {
+            if !alive || (connection.closing && connection.out.is_empty() && self.is_answered(place)) {
                 self.close(place);
             }
         }
