@@ -54,8 +54,11 @@ impl Load {
     }
 }
 
+/// One of the counters.
+type Counter = fn(&Traffic) -> u64;
+
 /// The counters whose loads are told, and the names they have below `load/`.
-const LOADS: [(&str, fn(&Traffic) -> u64); 9] = [
+const LOADS: [(&str, Counter); 9] = [
     ("messages/received", |traffic| traffic.packets_received),
     ("messages/sent", |traffic| traffic.packets_sent),
     ("publish/received", |traffic| traffic.published),
