@@ -73,3 +73,12 @@ pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);
 pub const RULE_STEPS: u8 = 8;
 /// How long a field of integers that could not become one of floats is left alone before it is looked at again.
 pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Topic aliases that a connection may give us: the Topic Alias Maximum of CONNACK.
+pub const TOPIC_ALIAS_MAXIMUM: u16 = 64;
+/// Topic aliases that we give a connection, if it takes so many.
+pub const TOPIC_ALIASES_OUT: u16 = 64;
+/// Bytes of the topics that a connection's aliases stand for, each way.
+pub const TOPIC_ALIAS_BYTES: usize = 16 << 10;
+/// Seconds of the longest keep alive that a client gets: the Server Keep Alive, unless `MqttOptions` has a shorter one.
+/// This one is none.
+pub const KEEP_ALIVE_MAXIMUM: u16 = u16::MAX;

@@ -66,7 +66,7 @@ impl Worker {
                 RetainHandling::Never => false,
             };
             if sends {
-                let messages = self.retained.matching(filter.filter);
+                let messages = self.retained.matching(filter.filter, self.clock);
                 retained.extend(messages.into_iter().map(|message| (filter.qos.min(message.qos), message)));
             }
         }
