@@ -6,9 +6,8 @@
 //! - Checked in every state: with QoS 2 nothing is stored or delivered twice, and no packet id has two meanings. Checked
 //!   where nothing more can happen: everything is stored and delivered, in order, and no record is left behind.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 
 use sonde_engine::{State, Timestamp};
 use sonde_proto::mqtt::QoS;
@@ -18,6 +17,9 @@ use super::message::Message;
 use super::session::{Delivery, Session, recover_from};
 
 const MESSAGES: u8 = 3;
+/// Commits that are outstanding before the server reads on.
+const TURNS: usize = 2;
+const NAMESPACES: [&str; 5] = ["mqtt.session", "mqtt.queue", "mqtt.qos2", "mqtt.inflight", "mqtt.will"];
 const NOW: Timestamp = Timestamp::from_nanos(0);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +34,6 @@ enum Packet {
 /// How far the publisher is with a message; its packet id is its number and one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Sending {
-    Waiting,
     Published,
     Released,
     Done,
@@ -65,7 +66,6 @@ struct Turn {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Publish,
     ServeP,
     ServeS,
     Commit,
@@ -83,7 +83,7 @@ struct World {
     held: BTreeMap<u16, u8>,
     delivered: Vec<u8>,
     stored: [u8; MESSAGES as usize],
-    disk: BTreeMap<(String, Vec<u8>), Vec<u8>>,
+    disk: BTreeMap<(usize, Vec<u8>), Vec<u8>>,
     publisher: Session,
     subscriber: Session,
     /// Whether the subscriber has its CONNACK.
@@ -106,7 +106,7 @@ impl World {
         };
         let mut world = Self {
             qos,
-            sending: [Sending::Waiting; MESSAGES as usize],
+            sending: [Sending::Published; MESSAGES as usize],
             held: BTreeMap::new(),
             delivered: Vec::new(),
             stored: [0; MESSAGES as usize],
@@ -121,6 +121,7 @@ impl World {
             crashes,
             breaks,
         };
+        world.p.up = (0..MESSAGES).map(|message| publish(message, false)).collect();
         for record in [world.publisher.record(), world.subscriber.record()] {
             world.write(record);
         }
@@ -128,7 +129,8 @@ impl World {
     }
 
     fn write(&mut self, state: State) {
-        let key = (state.namespace.to_string(), state.key);
+        let namespace = NAMESPACES.iter().position(|known| **known == *state.namespace).unwrap();
+        let key = (namespace, state.key);
         match state.value {
             Some(value) => drop(self.disk.insert(key, value)),
             None => drop(self.disk.remove(&key)),
@@ -137,7 +139,7 @@ impl World {
 
     /// All that the future depends on.
     fn digest(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = foldhash::fast::FixedState::default().build_hasher();
         (&self.sending, &self.held, &self.delivered, &self.stored, &self.disk).hash(&mut hasher);
         (&self.p, &self.s, self.greeted, self.number, self.crashes, self.breaks).hash(&mut hasher);
         for session in [&self.publisher, &self.subscriber] {
@@ -153,13 +155,34 @@ impl World {
             for state in &turn.records {
                 (&state.namespace[..], &state.key, &state.value).hash(&mut hasher);
             }
-            format!("{:?}", turn.effects).hash(&mut hasher);
+            for effect in &turn.effects {
+                match effect {
+                    Effect::ToPublisher(to, packet) => (0, to, packet).hash(&mut hasher),
+                    Effect::ToSubscriber(to, packet) => (1, to, packet).hash(&mut hasher),
+                    Effect::Deliver(delivery) => (2, delivery.number).hash(&mut hasher),
+                    Effect::Start(id) => (3, id).hash(&mut hasher),
+                    Effect::Greet(to) => (4, to).hash(&mut hasher),
+                }
+            }
         }
         hasher.finish()
     }
 
     /// Does the step, if it is possible.
     fn step(&self, step: Step) -> Option<Self> {
+        let reads_on = self.turns.len() < TURNS;
+        let can = match step {
+            Step::ServeP => reads_on && !self.p.up.is_empty(),
+            Step::ServeS => reads_on && !self.s.up.is_empty(),
+            Step::Commit => !self.turns.is_empty(),
+            Step::HearP => !self.p.down.is_empty(),
+            Step::HearS => !self.s.down.is_empty(),
+            Step::BreakP | Step::BreakS => self.breaks > 0,
+            Step::Crash => self.crashes > 0,
+        };
+        if !can {
+            return None;
+        }
         let mut next = self.clone();
         next.take(step)?;
         next.check();
@@ -168,11 +191,6 @@ impl World {
 
     fn take(&mut self, step: Step) -> Option<()> {
         match step {
-            Step::Publish => {
-                let message = self.sending.iter().position(|sending| *sending == Sending::Waiting)?;
-                self.sending[message] = Sending::Published;
-                self.p.up.push_back(publish(message as u8, false));
-            }
             Step::ServeP => {
                 let packet = self.p.up.pop_front()?;
                 self.serve_publisher(packet);
@@ -205,17 +223,22 @@ impl World {
                 self.crashes = self.crashes.checked_sub(1)?;
                 self.turns.clear();
                 let entries = |namespace: &str| {
-                    let found = self.disk.iter().filter(|((found, _), _)| found == namespace);
+                    let found = self.disk.iter().filter(|((found, _), _)| NAMESPACES[*found] == namespace);
                     found.map(|((_, key), value)| (key.clone(), value.clone())).collect()
                 };
                 let recovered = recover_from(entries, NOW);
-                self.turns.push_back(Turn { records: recovered.orphans, ..Turn::default() });
+                assert!(recovered.orphans.is_empty(), "{:?}", recovered.orphans);
                 for mut session in recovered.sessions {
                     session.send_maximum = 2;
                     let place =
                         if session.client_id == "p" { &mut self.publisher } else { &mut self.subscriber };
                     *place = session;
                 }
+                // Like states count once, however many numbers and connections were used before.
+                let waiting = self.subscriber.queue.iter().map(|delivery| delivery.number);
+                let sent = self.subscriber.in_flight.values().map(InFlight::number);
+                self.number = waiting.chain(sent).max().unwrap_or_default();
+                (self.p.connection, self.s.connection) = (0, 0);
                 self.reconnect_publisher();
                 self.reconnect_subscriber();
             }
@@ -229,7 +252,7 @@ impl World {
             match sending {
                 Sending::Published => self.p.up.push_back(publish(message, true)),
                 Sending::Released => self.p.up.push_back(Packet::PubRel(u16::from(message) + 1)),
-                Sending::Waiting | Sending::Done => {}
+                Sending::Done => {}
             }
         }
     }
@@ -292,7 +315,9 @@ impl World {
     fn commit(&mut self, turn: Turn) {
         turn.records.into_iter().for_each(|record| self.write(record));
         if let Some(message) = turn.stored {
-            self.stored[usize::from(message)] += 1;
+            // With QoS 1 twice is as good as once.
+            let times = &mut self.stored[usize::from(message)];
+            *times = (*times + 1).min(self.qos as u8);
         }
         for effect in turn.effects {
             match effect {
@@ -373,7 +398,9 @@ impl World {
     fn subscriber_hears(&mut self, packet: Packet) {
         let answer = match packet {
             Packet::Publish { id, message, .. } if self.qos == QoS::AtLeastOnce => {
-                self.delivered.push(message);
+                if !self.delivered.contains(&message) {
+                    self.delivered.push(message);
+                }
                 Packet::PubAck(id)
             }
             Packet::Publish { id, message, dup } => {
@@ -393,12 +420,9 @@ impl World {
     }
 
     fn check(&self) {
-        let first = self.delivered.iter().enumerate().filter(|(i, m)| !self.delivered[..*i].contains(m));
-        assert!(first.map(|(_, m)| m).is_sorted(), "out of order: {:?}", self.delivered);
-        if self.qos == QoS::ExactlyOnce {
-            assert!(self.stored.iter().all(|times| *times <= 1), "stored twice: {:?}", self.stored);
-            assert!(self.delivered.is_sorted_by(|a, b| a < b), "delivered twice: {:?}", self.delivered);
-        }
+        let in_order = self.delivered.is_sorted_by(|a, b| a < b);
+        assert!(in_order, "delivered twice, or out of order: {:?}", self.delivered);
+        assert!(self.stored.iter().all(|times| *times <= 1), "stored twice: {:?}", self.stored);
         for (message, sending) in self.sending.iter().enumerate() {
             let acknowledged = matches!(sending, Sending::Released | Sending::Done);
             assert!(!acknowledged || self.stored[message] > 0, "acknowledged and not stored");
@@ -410,7 +434,7 @@ impl World {
         assert_eq!(self.sending, [Sending::Done; MESSAGES as usize]);
         assert!(self.stored.iter().all(|times| *times >= 1), "lost: {:?}", self.stored);
         assert!((0..MESSAGES).all(|message| self.delivered.contains(&message)), "lost: {:?}", self.delivered);
-        let left: Vec<_> = self.disk.keys().filter(|(namespace, _)| namespace != "mqtt.session").collect();
+        let left: Vec<_> = self.disk.keys().filter(|(namespace, _)| *namespace != 0).collect();
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 }
@@ -421,8 +445,7 @@ fn publish(message: u8, dup: bool) -> Packet {
 
 /// Visits every state; returns how many there are.
 fn explore(qos: QoS, crashes: u8, breaks: u8) -> usize {
-    const GOING_ON: [Step; 6] =
-        [Step::Publish, Step::ServeP, Step::ServeS, Step::Commit, Step::HearP, Step::HearS];
+    const GOING_ON: [Step; 5] = [Step::ServeP, Step::ServeS, Step::Commit, Step::HearP, Step::HearS];
     const FAULTS: [Step; 3] = [Step::Crash, Step::BreakP, Step::BreakS];
     let first = World::new(qos, crashes, breaks);
     let mut seen = HashSet::from([first.digest()]);
@@ -445,15 +468,16 @@ fn explore(qos: QoS, crashes: u8, breaks: u8) -> usize {
 
 #[test]
 fn no_loss_and_no_duplicate_over_crashes_and_broken_connections() {
+    // These are the most faults of a run: those with fewer are among them.
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
-        for (crashes, breaks) in [(0, 0), (1, 0), (0, 1)] {
+        for (crashes, breaks) in [(2, 0), (1, 1)] {
             let started = std::time::Instant::now();
             let states = explore(qos, crashes, breaks);
             println!(
                 "{qos:?}, {crashes} crashes, {breaks} broken: {states} states in {:?}",
                 started.elapsed()
             );
-            assert!(states > 100);
+            assert!(states > 10_000, "the world stands still");
         }
     }
 }
