@@ -196,6 +196,9 @@ impl Worker {
             connection.out.truncate(start);
             packet.properties = Properties::default();
             packet.encode(connection.version, &mut connection.out);
+            if connection.out.len() - start > connection.packet_maximum {
+                connection.out.truncate(start);
+            }
         }
         connection.closing = true;
         self.touch(key.place);

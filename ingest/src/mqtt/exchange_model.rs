@@ -94,6 +94,8 @@ struct World {
     number: u64,
     crashes: u8,
     breaks: u8,
+    /// Sends a QoS 2 message without waiting for the record of its packet id: what must not be.
+    hasty: bool,
 }
 
 impl World {
@@ -120,6 +122,7 @@ impl World {
             number: 0,
             crashes,
             breaks,
+            hasty: false,
         };
         world.p.up = (0..MESSAGES).map(|message| publish(message, false)).collect();
         for record in [world.publisher.record(), world.subscriber.record()] {
@@ -372,6 +375,11 @@ impl World {
                     let message = delivery.message.payload[0];
                     self.s.down.push_back(Packet::Publish { id, message, dup: false });
                 }
+                Next::Record(id, record) if self.hasty => {
+                    let message = self.subscriber.started(id).unwrap().message.payload[0];
+                    self.s.down.push_back(Packet::Publish { id, message, dup: false });
+                    self.turns.push_back(Turn { records: vec![record], ..Turn::default() });
+                }
                 Next::Record(id, record) => self.turns.push_back(Turn {
                     records: vec![record],
                     effects: vec![Effect::Start(id)],
@@ -444,10 +452,9 @@ fn publish(message: u8, dup: bool) -> Packet {
 }
 
 /// Visits every state; returns how many there are.
-fn explore(qos: QoS, crashes: u8, breaks: u8) -> usize {
+fn explore(first: World) -> usize {
     const GOING_ON: [Step; 5] = [Step::ServeP, Step::ServeS, Step::Commit, Step::HearP, Step::HearS];
     const FAULTS: [Step; 3] = [Step::Crash, Step::BreakP, Step::BreakS];
-    let first = World::new(qos, crashes, breaks);
     let mut seen = HashSet::from([first.digest()]);
     let mut open = vec![first];
     while let Some(world) = open.pop() {
@@ -472,7 +479,7 @@ fn no_loss_and_no_duplicate_over_crashes_and_broken_connections() {
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
         for (crashes, breaks) in [(2, 0), (1, 1)] {
             let started = std::time::Instant::now();
-            let states = explore(qos, crashes, breaks);
+            let states = explore(World::new(qos, crashes, breaks));
             println!(
                 "{qos:?}, {crashes} crashes, {breaks} broken: {states} states in {:?}",
                 started.elapsed()
@@ -480,4 +487,10 @@ fn no_loss_and_no_duplicate_over_crashes_and_broken_connections() {
             assert!(states > 10_000, "the world stands still");
         }
     }
+}
+
+#[test]
+fn a_server_that_sends_before_it_records_is_found_out() {
+    let hasty = World { hasty: true, ..World::new(QoS::ExactlyOnce, 1, 0) };
+    assert!(std::panic::catch_unwind(|| explore(hasty)).is_err(), "the model sees nothing");
 }
