@@ -82,6 +82,7 @@ fn connect(server: &Server, poll: &Poll, number: usize) -> Device {
     let client_id = format!("d{number:06}");
     let connect = Connect {
         version: Version::V311,
+        is_3_1: false,
         clean_start: true,
         keep_alive: 0,
         properties: Properties::default(),

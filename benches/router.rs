@@ -46,6 +46,7 @@ fn subscriber(server: &Server, client: usize) -> TcpStream {
     let mut out = Vec::new();
     let connect = Connect {
         version: Version::V311,
+        is_3_1: false,
         clean_start: true,
         keep_alive: 0,
         properties: Properties::default(),

@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sonde_ingest::mqtt::Offers;
 use sonde_query::statement::parse_duration;
 
 use crate::cli::{ConfigArgs, Exit, Failure, Result};
 use crate::memory::{Split, available_bytes};
 
 /// Every key: its name, its default, what it is for.
-const KEYS: [(&str, &str, &str); 16] = [
+const KEYS: [(&str, &str, &str); 18] = [
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
@@ -27,7 +28,13 @@ const KEYS: [(&str, &str, &str); 16] = [
     ("memory.limit", "", "memory of the process; empty is half of the machine's"),
     ("mqtt.allow_plaintext", "false", "listen for MQTT beyond loopback without TLS"),
     ("mqtt.anonymous", "loopback", "who may come in without a token: loopback, always or never"),
+    (
+        "mqtt.keep_alive_maximum",
+        "",
+        "the longest keep alive of MQTT 5.0 clients, as a duration; empty leaves them theirs",
+    ),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
+    ("mqtt.server_reference", "", "where MQTT 5.0 clients are sent while this server stops or cannot store"),
     ("query.memory", "", "memory of all queries together; empty is three eighths of memory.limit"),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
@@ -51,6 +58,7 @@ pub(crate) enum Anonymous {
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     pub(crate) mqtt_listen: Option<SocketAddr>,
+    pub(crate) mqtt_offers: Offers,
     pub(crate) http_listen: Option<SocketAddr>,
     pub(crate) grpc_listen: Option<SocketAddr>,
     pub(crate) anonymous: Anonymous,
@@ -160,6 +168,24 @@ fn scalar(value: &toml::Value) -> String {
     }
 }
 
+/// What 5.0 clients are told.
+fn offers(keep_alive: &str, reference: &str) -> Result<Offers> {
+    let mut offers = Offers::default();
+    if !keep_alive.is_empty() {
+        let key = "mqtt.keep_alive_maximum";
+        let seconds = duration(key, keep_alive)?.as_secs();
+        let fits = u16::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+        let most = offers.keep_alive_maximum;
+        offers.keep_alive_maximum =
+            fits.ok_or_else(|| wrong(format!("{key} is {keep_alive}; expected 1 second to {most} seconds")))?;
+    }
+    if reference.len() > usize::from(u16::MAX) || reference.contains('\0') {
+        return Err(wrong("mqtt.server_reference is longer than 65,535 bytes, or has U+0000".to_owned()));
+    }
+    offers.server_reference = (!reference.is_empty()).then(|| reference.into());
+    Ok(offers)
+}
+
 impl Config {
     /// Gathers the values of all keys, the strongest origin last, and checks them.
     pub(crate) fn load(args: &ConfigArgs, insecure: bool) -> Result<Self> {
@@ -205,6 +231,7 @@ impl Config {
         };
         let config = Self {
             mqtt_listen: listen("mqtt.listen", get("mqtt.listen"))?,
+            mqtt_offers: offers(get("mqtt.keep_alive_maximum"), get("mqtt.server_reference"))?,
             http_listen: listen("http.listen", get("http.listen"))?,
             grpc_listen: listen("grpc.listen", get("grpc.listen"))?,
             anonymous,

@@ -93,6 +93,7 @@ async fn metrics(State(front): State<Front>) -> Response {
             ("sonde_mqtt_messages_received_total", "counter", stats.received.load(Ordering::Relaxed)),
             ("sonde_mqtt_messages_sent_total", "counter", stats.sent.load(Ordering::Relaxed)),
             ("sonde_mqtt_messages_dropped_total", "counter", stats.dropped.load(Ordering::Relaxed)),
+            ("sonde_mqtt_messages_expired_total", "counter", stats.expired.load(Ordering::Relaxed)),
             ("sonde_mqtt_connections", "gauge", stats.connections.load(Ordering::Relaxed)),
             ("sonde_mqtt_protocol_errors_total", "counter", stats.protocol_errors.load(Ordering::Relaxed)),
             ("sonde_mqtt_denied_total", "counter", stats.denied.load(Ordering::Relaxed)),

@@ -166,7 +166,11 @@ fn start_mqtt(
 ) -> Result<Option<Arc<Mqtt>>> {
     let Some(listen) = config.mqtt_listen else { return Ok(None) };
     let who = Arc::clone(authenticator);
-    let options = MqttOptions { listen, authenticate: Arc::new(move |credentials| who.mqtt(credentials)) };
+    let options = MqttOptions {
+        listen,
+        authenticate: Arc::new(move |credentials| who.mqtt(credentials)),
+        offers: config.mqtt_offers.clone(),
+    };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt =
         Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);

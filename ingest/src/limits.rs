@@ -79,3 +79,12 @@ pub const CACHED_TOPICS: usize = 32_768;
 pub const CACHED_INTERESTS: usize = 1 << 20;
 /// Seconds between two states of the `$SYS` topics.
 pub const SYS_INTERVAL: u64 = 10;
+/// Topic aliases that a connection may give us: the Topic Alias Maximum of CONNACK.
+pub const TOPIC_ALIAS_MAXIMUM: u16 = 64;
+/// Topic aliases that we give a connection, if it takes so many.
+pub const TOPIC_ALIASES_OUT: u16 = 64;
+/// Bytes of the topics that a connection's aliases stand for, each way.
+pub const TOPIC_ALIAS_BYTES: usize = 16 << 10;
+/// Seconds of the longest keep alive that a client gets: the Server Keep Alive, unless `MqttOptions` has a shorter one.
+/// This one is none.
+pub const KEEP_ALIVE_MAXIMUM: u16 = u16::MAX;

@@ -128,6 +128,7 @@ impl MqttClient {
         let mut client = Self { socket, input: Vec::new(), output: Vec::new() };
         let connect = Connect {
             version: Version::V5,
+            is_3_1: false,
             clean_start: true,
             keep_alive: 0,
             properties: Properties::default(),

@@ -5,18 +5,21 @@ use std::sync::atomic::Ordering;
 
 use sonde_access::Principal;
 use sonde_proto::mqtt::{
-    ConnAck, Connect, Disconnect, Properties, PropertiesBuilder, Property, Publish, ReasonCode, Version,
+    ConnAck, Connect, DecodeError, Disconnect, Properties, PropertiesBuilder, Property, ReasonCode, Version,
 };
 
 use super::Credentials;
+use super::alias::AliasesOut;
 use super::connection::Phase;
-use super::message::Message;
-use super::packets::encode_answer;
+use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
 use super::turn::{Answer, ConnectionKey};
+use super::will::{WILLS, Will};
 use super::worker::Worker;
-use crate::limits::{PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY};
+use crate::limits::{
+    KEEP_ALIVE_MAXIMUM, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY, TOPIC_ALIAS_MAXIMUM,
+};
 
 /// Bytes of a client id.
 const CLIENT_ID_BYTES: usize = 1024;
@@ -28,6 +31,9 @@ impl Worker {
     pub(super) fn connect(&mut self, key: ConnectionKey, connect: &Connect<'_>) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         connection.version = connect.version;
+        let find_maximum = |p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None };
+        connection.packet_maximum = connect.properties.find(find_maximum).map_or(usize::MAX, |n| n as usize);
+        connection.explains = !connect.properties.iter().any(|p| p == Property::RequestProblemInformation(0));
         let principal = match self.recognise(key, connect) {
             Ok(principal) => principal,
             Err((reason, code)) => return self.refuse_connect(key, reason, code),
@@ -35,20 +41,53 @@ impl Worker {
         let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", self.next_number()));
         let client_id = assigned.as_deref().unwrap_or(connect.client_id);
         let (session, present) = self.take_session(client_id, connect.clean_start);
-        let expiry = self.begin_session(key, session, connect);
-        let connack = connack(connect, present, expiry, assigned.as_deref());
+        let will = Will::of(connect);
+        let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);
+        let granted = Granted {
+            present: present && !connect.is_3_1,
+            expiry,
+            assigned: assigned.as_deref(),
+            client_id,
+            server_keep_alive: self.server_keep_alive(connect),
+        };
+        let connack = granted.connack(connect);
+        let keep_alive = granted.server_keep_alive.unwrap_or(connect.keep_alive);
         let now = self.now();
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
             connection.phase = Phase::Open { session, principal };
             connection.heard_at = now;
-            connection.keep_alive = u64::from(connect.keep_alive) * 3 / 2;
-            connection.will = will(connect);
-            let maximum = connect
+            connection.keep_alive = u64::from(keep_alive) * 3 / 2;
+            connection.will = will;
+            let aliases = connect
                 .properties
-                .find(|p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None });
-            connection.packet_maximum = maximum.map_or(usize::MAX, |n| n as usize);
+                .find(|p| if let Property::TopicAliasMaximum(n) = p { Some(n) } else { None });
+            connection.aliases_out = AliasesOut::new(aliases.unwrap_or_default());
         }
         self.turn.answers.push((key, Answer::ConnAck(connack)));
+    }
+
+    /// The keep alive that a client of 5.0 gets instead of its own; earlier versions have no way to be told.
+    fn server_keep_alive(&self, connect: &Connect<'_>) -> Option<u16> {
+        let maximum = self.offers.keep_alive_maximum;
+        let too_long = connect.keep_alive == 0 || connect.keep_alive > maximum;
+        (connect.version == Version::V5 && maximum < KEEP_ALIVE_MAXIMUM && too_long).then_some(maximum)
+    }
+
+    /// A CONNECT that does not decode: the versions say how that is answered ([MQTT-3.1.2-2], section 4.13).
+    pub(super) fn refuse_malformed(&mut self, key: ConnectionKey, bytes: &[u8], error: &DecodeError) {
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        let version = match error {
+            // A client of a version to come understands 5.0 best; the upper bit is that of bridges of 3.1 and 3.1.1.
+            DecodeError::UnsupportedVersion(6..=0x7f) => Version::V5,
+            DecodeError::UnsupportedVersion(_) => Version::V311,
+            _ => match Connect::version_of(bytes) {
+                Some(Version::V5) => Version::V5,
+                // 3.1.1 has no return code for it, and what is no CONNECT is not answered at all.
+                _ => return self.close(key.place),
+            },
+        };
+        connection.version = version;
+        self.refuse_connect_because(key, error.reason(), 1, error.what());
     }
 
     /// Who the client is, if it may come in.
@@ -78,7 +117,8 @@ impl Worker {
             });
         };
         let id = connect.client_id;
-        let nameless = id.is_empty() && connect.version != Version::V5 && !connect.clean_start;
+        let nameless =
+            id.is_empty() && connect.version != Version::V5 && (!connect.clean_start || connect.is_3_1);
         if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
             return Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2));
         }
@@ -86,7 +126,14 @@ impl Worker {
     }
 
     /// Ties a session to its new connection. Returns the expiry that it has from now on.
-    fn begin_session(&mut self, key: ConnectionKey, session: SessionKey, connect: &Connect<'_>) -> u32 {
+    fn begin_session(
+        &mut self,
+        key: ConnectionKey,
+        session: SessionKey,
+        connect: &Connect<'_>,
+        will: Option<&Will>,
+        principal: &Principal,
+    ) -> u32 {
         let longest = SESSION_EXPIRY.as_secs() as u32;
         let expiry = match (connect.version, connect.clean_start) {
             (Version::V5, _) => asked_expiry(&connect.properties).unwrap_or_default().min(longest),
@@ -97,6 +144,8 @@ impl Worker {
             connect.properties.find(|p| if let Property::ReceiveMaximum(n) = p { Some(n) } else { None });
         if let Some(session) = self.sessions.get_mut(session) {
             let was_durable = session.is_durable();
+            // The client is back before its will was due: it is not published ([MQTT-3.1.3-9]).
+            let cancelled = session.will.take().is_some();
             session.expiry = expiry;
             session.connection = Some(key.place);
             session.left_at = None;
@@ -105,6 +154,11 @@ impl Worker {
             session.send_maximum = receive_maximum.map_or(SEND_MAXIMUM, |n| usize::from(n).min(SEND_MAXIMUM));
             if session.is_durable() {
                 self.turn.builder.state(session.record());
+                if let Some(will) = will {
+                    self.turn.builder.state(will.record(session, principal));
+                } else if cancelled {
+                    self.turn.builder.state(session.gone(WILLS, &[]));
+                }
             } else if was_durable {
                 session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
             }
@@ -114,11 +168,41 @@ impl Worker {
 
     /// Answers CONNECT with an error, in 3.1.1 by its return code, and closes.
     fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
+        self.refuse_connect_because(key, reason, code_311, explain(reason));
+    }
+
+    fn refuse_connect_because(
+        &mut self,
+        key: ConnectionKey,
+        reason: ReasonCode,
+        code_311: u8,
+        why: &'static str,
+    ) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
-        let reason = if connection.version == Version::V5 { reason } else { ReasonCode(code_311) };
-        let packet = ConnAck { session_present: false, reason, properties: Properties::default() };
+        let mut properties = PropertiesBuilder::new();
+        let reason = match (connection.version, reason, &self.offers.server_reference) {
+            (Version::V311, ..) => ReasonCode(code_311),
+            (Version::V5, ReasonCode::SERVER_UNAVAILABLE, Some(reference)) => {
+                properties.push(Property::ServerReference(reference));
+                ReasonCode::USE_ANOTHER_SERVER
+            }
+            (Version::V5, ..) => reason,
+        };
+        if !why.is_empty() {
+            properties.push(Property::ReasonString(why));
+        }
+        let start = connection.out.len();
+        let mut packet = ConnAck { session_present: false, reason, properties: properties.as_properties() };
         packet.encode(connection.version, &mut connection.out);
         self.sys.traffic.packets_sent += 1;
+        if connection.out.len() - start > connection.packet_maximum {
+            connection.out.truncate(start);
+            packet.properties = Properties::default();
+            packet.encode(connection.version, &mut connection.out);
+            if connection.out.len() - start > connection.packet_maximum {
+                connection.out.truncate(start);
+            }
+        }
         connection.closing = true;
         self.touch(key.place);
     }
@@ -130,8 +214,11 @@ impl Worker {
             known.and_then(|key| self.sessions.get(key)).and_then(|session| session.connection)
         {
             if let Some((_, old)) = self.connections.get_mut(place) {
-                let goodbye = Answer::Close(ReasonCode::SESSION_TAKEN_OVER);
-                encode_answer(&goodbye, old.version, &mut old.out);
+                let taken = ReasonCode::SESSION_TAKEN_OVER;
+                // A packet that the client does not take is left out.
+                if old.greeted && !old.sealed {
+                    old.write_answer(&Answer::Close(taken, explain(taken)));
+                }
                 old.flush();
             }
             self.close(place);
@@ -153,63 +240,85 @@ impl Worker {
         session: SessionKey,
         disconnect: &Disconnect<'_>,
     ) {
-        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
-        if disconnect.reason != ReasonCode::DISCONNECT_WITH_WILL {
-            connection.will = None;
+        let of_server = |p: Property<'_>| matches!(p, Property::ServerReference(_)).then_some(());
+        if !is_sent_by_clients(disconnect.reason) || disconnect.properties.find(of_server).is_some() {
+            let why = "a DISCONNECT that only a server sends";
+            return self.refuse_because(key, ReasonCode::PROTOCOL_ERROR, why);
         }
         let asked = asked_expiry(&disconnect.properties);
-        if let (Some(asked), Some(session)) = (asked, self.sessions.get_mut(session)) {
-            let longest = SESSION_EXPIRY.as_secs() as u32;
-            if session.is_durable() {
-                let gone = if asked == 0 { session.forget() } else { Vec::new() };
-                gone.into_iter().for_each(|record| self.turn.builder.state(record));
-                session.expiry = asked.min(longest);
-                if session.is_durable() {
-                    self.turn.builder.state(session.record());
-                }
-            } else if asked > 0 {
-                return self.refuse(key, ReasonCode::PROTOCOL_ERROR);
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        if !state.is_durable() && asked.is_some_and(|asked| asked > 0) {
+            let why = "a session expiry in DISCONNECT, and none in CONNECT";
+            return self.refuse_because(key, ReasonCode::PROTOCOL_ERROR, why);
+        }
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        // Any other reason leaves the will to be published ([MQTT-3.14.4-3]).
+        let taken_back = disconnect.reason == ReasonCode::SUCCESS && connection.will.take().is_some();
+        if taken_back && state.is_durable() {
+            self.turn.builder.state(state.gone(WILLS, &[]));
+        }
+        if let Some(asked) = asked.filter(|_| state.is_durable()) {
+            let gone = if asked == 0 { state.forget() } else { Vec::new() };
+            gone.into_iter().for_each(|record| self.turn.builder.state(record));
+            state.expiry = asked.min(SESSION_EXPIRY.as_secs() as u32);
+            if state.is_durable() {
+                self.turn.builder.state(state.record());
             }
         }
         self.close(key.place);
     }
 }
 
+/// The reasons that table 3-13 gives to clients.
+fn is_sent_by_clients(reason: ReasonCode) -> bool {
+    matches!(reason.0, 0x00 | 0x04 | 0x80..=0x83 | 0x90 | 0x93..=0x99)
+}
+
 fn asked_expiry(properties: &Properties<'_>) -> Option<u32> {
     properties.find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None })
 }
 
-fn connack(connect: &Connect<'_>, present: bool, expiry: u32, assigned: Option<&str>) -> Vec<u8> {
-    let mut properties = PropertiesBuilder::new();
-    if connect.version == Version::V5 {
-        properties.push(Property::ReceiveMaximum(RECEIVE_MAXIMUM));
-        properties.push(Property::MaximumPacketSize(PACKET_BYTES as u32));
-        if let Some(assigned) = assigned {
-            properties.push(Property::AssignedClientIdentifier(assigned));
-        }
-        if asked_expiry(&connect.properties).is_some_and(|asked| asked != expiry) {
-            properties.push(Property::SessionExpiryInterval(expiry));
-        }
-    }
-    let packet = ConnAck {
-        session_present: present,
-        reason: ReasonCode::SUCCESS,
-        properties: properties.as_properties(),
-    };
-    let mut bytes = Vec::new();
-    packet.encode(connect.version, &mut bytes);
-    bytes
+/// What a client gets that is let in.
+struct Granted<'a> {
+    present: bool,
+    expiry: u32,
+    assigned: Option<&'a str>,
+    client_id: &'a str,
+    server_keep_alive: Option<u16>,
 }
 
-fn will(connect: &Connect<'_>) -> Option<Message> {
-    let will = connect.will.as_ref()?;
-    Some(Message::of(&Publish {
-        dup: false,
-        qos: will.qos,
-        retain: will.retain,
-        topic: will.topic,
-        packet_id: 0,
-        properties: will.properties,
-        payload: will.payload,
-    }))
+impl Granted<'_> {
+    fn connack(&self, connect: &Connect<'_>) -> Vec<u8> {
+        let mut properties = PropertiesBuilder::new();
+        if connect.version == Version::V5 {
+            self.describe(connect, &mut properties);
+        }
+        let packet = ConnAck {
+            session_present: self.present,
+            reason: ReasonCode::SUCCESS,
+            properties: properties.as_properties(),
+        };
+        let mut bytes = Vec::new();
+        packet.encode(connect.version, &mut bytes);
+        bytes
+    }
+
+    fn describe(&self, connect: &Connect<'_>, properties: &mut PropertiesBuilder) {
+        properties.push(Property::ReceiveMaximum(RECEIVE_MAXIMUM));
+        properties.push(Property::MaximumPacketSize(PACKET_BYTES as u32));
+        properties.push(Property::TopicAliasMaximum(TOPIC_ALIAS_MAXIMUM));
+        if let Some(assigned) = self.assigned {
+            properties.push(Property::AssignedClientIdentifier(assigned));
+        }
+        if asked_expiry(&connect.properties).is_some_and(|asked| asked != self.expiry) {
+            properties.push(Property::SessionExpiryInterval(self.expiry));
+        }
+        if let Some(seconds) = self.server_keep_alive {
+            properties.push(Property::ServerKeepAlive(seconds));
+        }
+        let asks = connect.properties.iter().any(|p| p == Property::RequestResponseInformation(1));
+        if asks && !self.client_id.contains(['+', '#']) {
+            properties.push(Property::ResponseInformation(&format!("response/{}/", self.client_id)));
+        }
+    }
 }

@@ -8,8 +8,9 @@ use mio::net::TcpStream;
 use sonde_access::Principal;
 use sonde_proto::mqtt::Version;
 
-use super::message::Message;
+use super::alias::{AliasesIn, AliasesOut};
 use super::router::SessionKey;
+use super::will::Will;
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -37,7 +38,15 @@ pub(super) struct Connection {
     /// When it was accepted or last heard of, in seconds of the worker's clock.
     pub(super) heard_at: u64,
     /// The will, until a DISCONNECT takes it back.
-    pub(super) will: Option<Message>,
+    pub(super) will: Option<Box<Will>>,
+    /// The topic aliases that the client gave.
+    pub(super) aliases_in: Option<Box<AliasesIn>>,
+    /// Those that it takes.
+    pub(super) aliases_out: Option<Box<AliasesOut>>,
+    /// Whether the client wants Reason Strings with everything (Request Problem Information).
+    pub(super) explains: bool,
+    /// QoS 1 and 2 messages of it whose last answer is not sent; the QoS 2 numbers of its session come on top.
+    pub(super) unanswered: usize,
     /// The largest packet that the client takes.
     pub(super) packet_maximum: usize,
     /// The start of a packet whose end has not come.
@@ -75,6 +84,10 @@ impl Connection {
             keep_alive: 0,
             heard_at: now,
             will: None,
+            aliases_in: None,
+            aliases_out: None,
+            explains: true,
+            unanswered: 0,
             packet_maximum: usize::MAX,
             partial: Vec::new(),
             out: Vec::new(),

@@ -6,19 +6,31 @@
 
 use std::sync::atomic::Ordering;
 
+use sonde_engine::Timestamp;
 use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version};
 
+use super::alias::Written;
 use super::connection::Connection;
-use super::packets::encode_answer;
+use super::exchange::{InFlight, Next};
 use super::router::SessionKey;
-use super::session::{Delivery, Dropped, InFlight};
+use super::session::{Delivery, Dropped};
 use super::turn::Answer;
 use super::worker::Worker;
 use crate::limits::OUT_BYTES;
 
+/// What all the PUBLISHes of a turn are written with.
+#[derive(Debug)]
+pub(super) struct Pen {
+    /// The time, for what remains of their expiry.
+    pub(super) now: Timestamp,
+    /// Reused for the properties of each that differ from its message's.
+    pub(super) properties: PropertiesBuilder,
+}
+
 impl Worker {
     /// Sends again, in their first order, what was in flight when the last connection of the session ended.
     pub(super) fn resend(&mut self, key: SessionKey) {
+        let mut pen = self.take_pen();
         let Some(session) = self.sessions.get(key) else { return };
         let place = session.connection.and_then(|place| self.connections.get_mut(place));
         let Some((_, connection)) = place else { return };
@@ -27,22 +39,28 @@ impl Worker {
         let mut unsendable = Vec::new();
         for (packet_id, in_flight) in in_flight {
             match in_flight {
+                // It is sent when the record of its packet id is durable.
+                InFlight::Starting(_) => {}
                 InFlight::Sent(delivery) => {
-                    if write_publish(connection, *packet_id, delivery, true) {
+                    if write_publish(connection, *packet_id, delivery, true, &mut pen) {
                         self.sys.traffic.packets_sent += 1;
                         self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
                     } else {
                         unsendable.push(*packet_id);
                     }
                 }
-                InFlight::Released(_) => encode_answer(
-                    &Answer::PubRel(*packet_id, ReasonCode::SUCCESS),
-                    connection.version,
-                    &mut connection.out,
-                ),
+                // Four bytes: a client that took a PUBLISH takes them.
+                InFlight::Released(_) => {
+                    connection.write_answer(&Answer::PubRel(*packet_id, ReasonCode::SUCCESS));
+                }
             }
         }
+        self.properties = pen.properties;
         unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
+    }
+
+    fn take_pen(&mut self) -> Pen {
+        Pen { now: self.clock, properties: std::mem::take(&mut self.properties) }
     }
 
     /// Hands a durable delivery to its session.
@@ -63,14 +81,41 @@ impl Worker {
 
     /// Writes what waits for a session and may be sent.
     pub(super) fn pump(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(place) = session.connection else { return };
-        let Some((_, connection)) = self.connections.get_mut(place) else { return };
-        if !connection.greeted {
-            return;
+        let mut pen = self.take_pen();
+        let unsendable = self.pump_with(key, &mut pen);
+        self.properties = pen.properties;
+        if !unsendable.is_empty() {
+            unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
+            // Places in flight became free.
+            self.pump(key);
         }
+    }
+
+    /// Returns the packet ids of what cannot be sent.
+    fn pump_with(&mut self, key: SessionKey, pen: &mut Pen) -> Vec<u16> {
         let mut unsendable = Vec::new();
-        while let Some((packet_id, delivery)) = session.next_to_send() {
+        let Some(session) = self.sessions.get_mut(key) else { return unsendable };
+        let Some(place) = session.connection else { return unsendable };
+        let Some((_, connection)) = self.connections.get_mut(place) else { return unsendable };
+        if !connection.greeted {
+            return unsendable;
+        }
+        while let Some(next) = session.next_to_send(pen.now) {
+            let (packet_id, delivery) = match next {
+                Next::Send(packet_id, delivery) => (packet_id, delivery),
+                Next::Record(packet_id, record) => {
+                    self.turn.builder.state(record);
+                    self.turn.starts.push((key, packet_id));
+                    continue;
+                }
+                Next::Expired(delivery) => {
+                    self.stats.expired.fetch_add(1, Ordering::Relaxed);
+                    if session.is_durable() && delivery.qos != QoS::AtMostOnce {
+                        self.turn.settle(session.dequeue_record(delivery.number));
+                    }
+                    continue;
+                }
+            };
             if delivery.qos == QoS::AtMostOnce && connection.out.len() > OUT_BYTES {
                 // A connection that broke is closed by the write that follows.
                 let unsent = connection.out.len();
@@ -82,7 +127,7 @@ impl Worker {
                     continue;
                 }
             }
-            if write_publish(connection, packet_id, &delivery, false) {
+            if write_publish(connection, packet_id, &delivery, false, pen) {
                 self.stats.sent.fetch_add(1, Ordering::Relaxed);
                 self.sys.traffic.packets_sent += 1;
                 self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
@@ -94,42 +139,102 @@ impl Worker {
             }
         }
         self.dirty.push(place);
-        if !unsendable.is_empty() {
-            unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
-            // Places in flight became free.
+        unsendable
+    }
+
+    /// The packet id of a QoS 2 delivery is recorded: it is sent, or, where its client is not there, with the next
+    /// connection.
+    pub(super) fn start(&mut self, key: SessionKey, packet_id: u16) {
+        let mut pen = self.take_pen();
+        let fits = self.start_with(key, packet_id, &mut pen);
+        self.properties = pen.properties;
+        if !fits {
+            self.give_up(key, packet_id);
             self.pump(key);
         }
+    }
+
+    fn start_with(&mut self, key: SessionKey, packet_id: u16, pen: &mut Pen) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return true };
+        let place = session.connection;
+        let Some(delivery) = session.started(packet_id) else { return true };
+        let Some(place) = place else { return true };
+        let found = self.connections.get_mut(place).filter(|(_, connection)| connection.greeted);
+        let Some((_, connection)) = found else { return true };
+        let fits = write_publish(connection, packet_id, delivery, false, pen);
+        if fits {
+            self.stats.sent.fetch_add(1, Ordering::Relaxed);
+        }
+        self.dirty.push(place);
+        fits
     }
 
     /// Ends a delivery that is larger than its client takes, as if it had been acknowledged (MQTT 5, 3.1.2.11.4).
     fn give_up(&mut self, key: SessionKey, packet_id: u16) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(number) = session.give_up(packet_id) else { return };
+        let records = session.give_up(packet_id);
         self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        if session.is_durable() {
-            let record = session.dequeue_record(number);
-            self.turn.builder.state(record);
-        }
+        records.into_iter().for_each(|record| self.turn.settle(record));
     }
 }
 
 /// Appends a PUBLISH; `false`, and nothing appended, where it is larger than the client takes.
-fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Delivery, dup: bool) -> bool {
-    let message = &delivery.message;
-    let identified;
-    let properties = match &delivery.via.identifiers {
-        Some(identifiers) if connection.version == Version::V5 => {
-            identified = with_identifiers(&message.properties, identifiers);
-            identified.as_properties()
+fn write_publish(
+    connection: &mut Connection,
+    packet_id: u16,
+    delivery: &Delivery,
+    dup: bool,
+    pen: &mut Pen,
+) -> bool {
+    let topic = &delivery.message.topic;
+    let written = connection.aliases_out.as_ref().map_or(Written::Plain, |aliases| aliases.write(topic));
+    if append_publish(connection, packet_id, delivery, dup, written, pen) {
+        if let (Written::Introduced(alias), Some(aliases)) = (written, &mut connection.aliases_out) {
+            aliases.introduce(topic, alias);
         }
-        _ => Properties::from_encoded(&message.properties),
-    };
+        return true;
+    }
+    // It may be too large for its new alias.
+    matches!(written, Written::Introduced(_))
+        && append_publish(connection, packet_id, delivery, dup, Written::Plain, pen)
+}
+
+fn append_publish(
+    connection: &mut Connection,
+    packet_id: u16,
+    delivery: &Delivery,
+    dup: bool,
+    written: Written,
+    pen: &mut Pen,
+) -> bool {
+    let message = &delivery.message;
     let start = connection.out.len();
+    let alias = match written {
+        Written::Plain => None,
+        Written::Introduced(alias) | Written::Aliased(alias) => Some(alias),
+    };
+    let remaining = message.remaining(pen.now).filter(|_| connection.version == Version::V5);
+    let identifiers = delivery.via.identifiers.as_deref().filter(|_| connection.version == Version::V5);
+    let mut properties = Properties::from_encoded(&message.properties);
+    if alias.is_some() || remaining.is_some() || identifiers.is_some() {
+        pen.properties.clear();
+        if let Some(seconds) = remaining {
+            pen.properties.push(Property::MessageExpiryInterval(seconds));
+        }
+        if let Some(alias) = alias {
+            pen.properties.push(Property::TopicAlias(alias));
+        }
+        for identifier in identifiers.into_iter().flatten() {
+            pen.properties.push(Property::SubscriptionIdentifier(*identifier));
+        }
+        pen.properties.extend(properties);
+        properties = pen.properties.as_properties();
+    }
     let publish = Publish {
         dup: dup && delivery.qos != QoS::AtMostOnce,
         qos: delivery.qos,
         retain: delivery.retain,
-        topic: &message.topic,
+        topic: if matches!(written, Written::Aliased(_)) { "" } else { &message.topic },
         packet_id,
         properties,
         payload: &message.payload,
@@ -140,16 +245,4 @@ fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Deliver
         connection.out.truncate(start);
     }
     fits
-}
-
-/// The properties of a message, and the identifiers of the subscriptions that it comes by ([MQTT-3.3.4-3]).
-fn with_identifiers(properties: &[u8], identifiers: &[u32]) -> PropertiesBuilder {
-    let mut builder = PropertiesBuilder::new();
-    for property in Properties::from_encoded(properties).iter() {
-        builder.push(property);
-    }
-    for identifier in identifiers {
-        builder.push(Property::SubscriptionIdentifier(*identifier));
-    }
-    builder
 }

@@ -32,6 +32,8 @@ pub struct MqttStats {
     pub sent: AtomicU64,
     /// Messages that a full queue or a slow reader cost.
     pub dropped: AtomicU64,
+    /// Messages that expired before their delivery began.
+    pub expired: AtomicU64,
     /// Connections that are open.
     pub connections: AtomicU64,
     /// Connections that were closed for a malformed packet or a broken rule.
@@ -63,7 +65,13 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
     let (engine, loop_inbox, loop_stats, loop_topics) =
         (engine.clone(), Arc::clone(&inbox), Arc::clone(&stats), Arc::clone(&topics));
     let thread = std::thread::Builder::new().name("sonde-mqtt".into()).spawn(move || {
-        let shared = Shared { inbox: loop_inbox, stats: loop_stats, topics: loop_topics, dead_letters };
+        let shared = Shared {
+            inbox: loop_inbox,
+            stats: loop_stats,
+            topics: loop_topics,
+            dead_letters,
+            offers: options.offers,
+        };
         Worker::new(engine, poll, listener, options.authenticate, shared).run();
     })?;
     Ok(Mqtt { address, inbox, stats, topics, thread: Mutex::new(Some(thread)) })

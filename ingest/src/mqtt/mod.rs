@@ -5,9 +5,14 @@
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod alias;
 mod connect;
 mod connection;
 mod delivery;
+mod exchange;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod exchange_model;
 mod listener;
 mod message;
 mod packets;
@@ -24,6 +29,7 @@ mod tables;
 mod trie;
 mod turn;
 mod via;
+mod will;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};
@@ -59,6 +65,24 @@ pub struct MqttOptions {
     pub listen: SocketAddr,
     /// Who may come in.
     pub authenticate: Authenticate,
+    /// What clients are told at CONNACK.
+    pub offers: Offers,
+}
+
+/// What a 5.0 client is told that it did not ask for.
+#[derive(Clone, Debug)]
+pub struct Offers {
+    /// Seconds of the longest keep alive; a client that asks for more, or for none, gets this as Server Keep Alive.
+    /// [`KEEP_ALIVE_MAXIMUM`](crate::limits::KEEP_ALIVE_MAXIMUM) leaves clients their own.
+    pub keep_alive_maximum: u16,
+    /// Where clients are sent, as Server Reference, while this server stops or cannot store.
+    pub server_reference: Option<Arc<str>>,
+}
+
+impl Default for Offers {
+    fn default() -> Self {
+        Self { keep_alive_maximum: crate::limits::KEEP_ALIVE_MAXIMUM, server_reference: None }
+    }
 }
 
 impl std::fmt::Debug for MqttOptions {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, Principal, allows};
-use sonde_engine::Origin;
+use sonde_engine::{Origin, State, Timestamp};
 use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
+use super::exchange::Received;
 use super::message::Message;
 use super::router::SessionKey;
 use super::sharing::Handing;
@@ -43,32 +44,52 @@ impl Worker {
         self.sys.traffic.payload_received += publish.payload.len() as u64;
         let alias =
             publish.properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
-        if alias.is_some() {
-            // None were offered in CONNACK.
-            return self.refuse(key, ReasonCode::TOPIC_ALIAS_INVALID);
+        let Some(alias) = alias else { return self.publish_to_topic(key, session, principal, publish) };
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        match connection.aliases_in.get_or_insert_default().resolve(alias, publish.topic) {
+            Ok(topic) => {
+                self.publish_to_topic(key, session, principal, &Publish { topic: &topic, ..*publish });
+            }
+            Err((reason, why)) => self.refuse_because(key, reason, why),
         }
+    }
+
+    /// A PUBLISH whose topic is known.
+    fn publish_to_topic(
+        &mut self,
+        key: ConnectionKey,
+        session: SessionKey,
+        principal: &Arc<Principal>,
+        publish: &Publish<'_>,
+    ) {
         if publish
             .properties
             .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
             .is_some()
         {
-            return self.refuse(key, ReasonCode::PROTOCOL_ERROR);
+            return self.refuse_because(
+                key,
+                ReasonCode::PROTOCOL_ERROR,
+                "a subscription identifier in a PUBLISH of a client",
+            );
         }
         let id = publish.packet_id;
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let (v5, unanswered) = (connection.version == Version::V5, connection.unanswered);
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let mut taken = false;
-        if publish.qos == QoS::ExactlyOnce {
-            if state.received.contains(&id) {
+        if publish.qos != QoS::AtMostOnce {
+            if publish.qos == QoS::ExactlyOnce && state.received.contains(&id) {
                 // Sent again, or still on its way: the message is stored once.
                 return self.turn.answers.push((key, Answer::PubRec(id, ReasonCode::SUCCESS)));
             }
-            if state.received.len() >= RECEIVE_MAXIMUM.into() {
+            // 3.1.1 knows no such limit; there it is that of the QoS 2 numbers that are kept.
+            let counted = if v5 { unanswered } else { 0 };
+            if (v5 || publish.qos == QoS::ExactlyOnce)
+                && state.received.len() + counted >= RECEIVE_MAXIMUM.into()
+            {
                 return self.refuse(key, ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
             }
-            taken = true;
         }
-        let v5 =
-            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let outcome = if may_publish(principal, publish.topic) {
             let asks = |p: Property<'_>| {
                 matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
@@ -81,7 +102,7 @@ impl Worker {
                 beside_default: publish.properties.find(asks).is_some(),
                 session: Some(session),
             };
-            self.take(&arriving, || Message::of(publish))
+            self.take(&arriving, |arrival| Message::of(publish, arrival))
         } else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             Ok(ReasonCode::NOT_AUTHORIZED)
@@ -97,21 +118,24 @@ impl Worker {
         let reason = if v5 { reason } else { ReasonCode::SUCCESS };
         match publish.qos {
             QoS::AtMostOnce => {}
-            QoS::AtLeastOnce => self.turn.answers.push((key, Answer::PubAck(id, reason))),
+            QoS::AtLeastOnce => self.answer_later(key, Answer::PubAck(id, reason)),
+            QoS::ExactlyOnce if reason.is_error() => self.answer_later(key, Answer::PubRec(id, reason)),
             QoS::ExactlyOnce => {
-                if taken
-                    && !reason.is_error()
-                    && let Some(state) = self.sessions.get_mut(session)
-                {
-                    state.received.insert(id);
+                if let Some(state) = self.sessions.get_mut(session) {
+                    state.take_number(id).into_iter().for_each(|record| self.turn.builder.state(record));
                     self.turn.undo.push(Undo::Received(session, id));
-                    if state.is_durable() {
-                        self.turn.builder.state(state.received_record(id, true));
-                    }
                 }
                 self.turn.answers.push((key, Answer::PubRec(id, reason)));
             }
         }
+    }
+
+    /// The answer ends the exchange: until it is sent, the message counts for the Receive Maximum.
+    fn answer_later(&mut self, key: ConnectionKey, answer: Answer) {
+        if let Some((_, connection)) = self.connections.get_mut(key.place) {
+            connection.unanswered += 1;
+        }
+        self.turn.answers.push((key, answer));
     }
 
     /// Publishes a message that no packet carries: a will, or what a rule says.
@@ -135,7 +159,7 @@ impl Worker {
             beside_default: message.origin != Origin::Client,
             session: None,
         };
-        self.take(&arriving, || message.clone()).map(drop)
+        self.take(&arriving, |arrival| Message { arrival, ..message.clone() }).map(drop)
     }
 
     /// Stores a message, keeps it where it is to be retained, and notes who gets it. What has to be durable is in the
@@ -143,19 +167,23 @@ impl Worker {
     fn take(
         &mut self,
         arriving: &Arriving<'_>,
-        copy: impl Fn() -> Message,
+        copy: impl Fn(Timestamp) -> Message,
     ) -> sonde_engine::Result<ReasonCode> {
         let info = self.topic(arriving.topic);
         let source = info.source.as_ref();
         let source = source.filter(|source| !(arriving.beside_default && source.name == DEFAULT_SOURCE));
-        let mut reason = match source {
-            Some(source) => self.store(arriving, source, &info)?,
+        let (arrival, mut reason) = match source {
+            Some(source) => {
+                let arrival = self.engine.arrival();
+                (arrival, self.store(arriving, arrival, source, &info)?)
+            }
             None => {
                 self.turn.builder.begin_message();
                 info.stats.stored(0);
-                ReasonCode::SUCCESS
+                (self.clock, ReasonCode::SUCCESS)
             }
         };
+        let copy = || copy(arrival);
         let mut message = None;
         if arriving.retain {
             let copied = copy();
@@ -183,10 +211,10 @@ impl Worker {
     fn store(
         &mut self,
         arriving: &Arriving<'_>,
+        arrival: Timestamp,
         source: &Source,
         info: &TopicInfo,
     ) -> sonde_engine::Result<ReasonCode> {
-        let arrival = self.engine.arrival();
         let incoming = Incoming { topic: arriving.topic, payload: arriving.payload, arrival };
         let decode = |worker: &mut Self| {
             worker.turn.builder.begin_message();
@@ -262,48 +290,48 @@ impl Worker {
 
     pub(super) fn puback(&mut self, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        if let Some(number) = state.acknowledged(packet_id) {
-            self.done(session, number);
+        if let Some(records) = state.acknowledged(packet_id) {
+            self.done(session, records);
         }
     }
 
     pub(super) fn pubcomp(&mut self, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        if let Some(number) = state.completed(packet_id) {
-            self.done(session, number);
+        if let Some(records) = state.completed(packet_id) {
+            self.done(session, records);
         }
     }
 
-    /// A delivery is done with: its record goes, and the next one may be sent.
-    fn done(&mut self, session: SessionKey, number: u64) {
-        if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
-            let record = state.dequeue_record(number);
-            self.dequeue(record);
-        }
+    /// A delivery is done with: its records go, and the next one may be sent.
+    fn done(&mut self, session: SessionKey, records: Vec<State>) {
+        records.into_iter().for_each(|record| self.turn.settle(record));
         self.pump(session);
     }
 
     pub(super) fn pubrec(&mut self, key: ConnectionKey, session: SessionKey, ack: &Ack<'_>) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let known = state.received_by_client(ack.packet_id);
         if ack.reason.is_error() {
-            // The client does not want it: the exchange is over, without a PUBREL.
-            if let Some(number) = state.completed(ack.packet_id) {
-                self.done(session, number);
+            if let Some(records) = state.refused_by_client(ack.packet_id) {
+                self.done(session, records);
             }
             return;
         }
-        let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };
+        let reason = match state.received_by_client(ack.packet_id) {
+            Received::Unknown => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
+            Received::Again => ReasonCode::SUCCESS,
+            Received::Release(records) => {
+                records.into_iter().for_each(|record| self.turn.settle(record));
+                ReasonCode::SUCCESS
+            }
+        };
         self.turn.answers.push((key, Answer::PubRel(ack.packet_id, reason)));
     }
 
     pub(super) fn pubrel(&mut self, key: ConnectionKey, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let known = state.received.remove(&packet_id);
+        let (known, record) = state.release_number(packet_id);
+        record.into_iter().for_each(|record| self.turn.builder.state(record));
         if known {
-            if state.is_durable() {
-                self.turn.builder.state(state.received_record(packet_id, false));
-            }
             self.turn.undo.push(Undo::Released(session, packet_id));
         }
         let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };

@@ -10,13 +10,14 @@ use foldhash::HashMap;
 use sonde_engine::{Engine, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
+use super::exchange::{IN_FLIGHT, InFlight, RECEIVED};
 use super::message::Message;
 use super::via::Via;
+use super::will::{PendingWill, WILLS};
 use crate::limits::{QUEUED_BYTES, QUEUED_MESSAGES, SEND_MAXIMUM};
 
 const SESSIONS: &str = "mqtt.session";
 const QUEUE: &str = "mqtt.queue";
-const RECEIVED: &str = "mqtt.qos2";
 
 /// In the flags of a subscription's record: an identifier follows the filter.
 const IDENTIFIED: u8 = 16;
@@ -104,27 +105,8 @@ pub(super) struct Delivery {
     pub(super) via: Via,
 }
 
-/// How far a QoS 1 or 2 delivery is.
-#[derive(Clone, Debug)]
-pub(super) enum InFlight {
-    /// Sent; PUBACK or PUBREC is awaited.
-    Sent(Delivery),
-    /// PUBREL is sent; PUBCOMP is awaited.
-    Released(u64),
-}
-
-impl InFlight {
-    /// The delivery's number.
-    pub(super) fn number(&self) -> u64 {
-        match self {
-            Self::Sent(delivery) => delivery.number,
-            Self::Released(number) => *number,
-        }
-    }
-}
-
 /// A client's session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) client_id: String,
     /// Which of the sessions that this client has had; part of the keys of its records, so that what an earlier one
@@ -143,7 +125,9 @@ pub(super) struct Session {
     pub(super) in_flight: BTreeMap<u16, InFlight>,
     pub(super) queue: VecDeque<Delivery>,
     queue_bytes: usize,
-    next_packet_id: u16,
+    pub(super) next_packet_id: u16,
+    /// The will of the connection that broke, until its delay is over.
+    pub(super) will: Option<Box<PendingWill>>,
     /// QoS 1 and 2 messages that the client takes at once.
     pub(super) send_maximum: usize,
     /// Messages that the client did not get.
@@ -165,6 +149,7 @@ impl Session {
             queue: VecDeque::new(),
             queue_bytes: 0,
             next_packet_id: 1,
+            will: None,
             send_maximum: SEND_MAXIMUM,
             drops: Drops::default(),
         }
@@ -175,7 +160,8 @@ impl Session {
         self.expiry > 0
     }
 
-    fn key(&self, rest: &[u8]) -> Vec<u8> {
+    /// The key of a record of this session: `client id | 0 | incarnation u64 | rest`.
+    pub(super) fn key(&self, rest: &[u8]) -> Vec<u8> {
         let mut key = self.client_id.as_bytes().to_vec();
         key.push(0);
         key.extend_from_slice(&self.incarnation.to_be_bytes());
@@ -196,13 +182,19 @@ impl Session {
 
     /// The records that remove everything of the session.
     pub(super) fn forget(&self) -> Vec<State> {
-        let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
-        let mut records = vec![gone(SESSIONS, self.client_id.as_bytes().to_vec())];
-        records.extend(self.received.iter().map(|id| gone(RECEIVED, self.key(&id.to_be_bytes()))));
+        let key = self.client_id.as_bytes().to_vec();
+        let mut records = vec![State { namespace: SESSIONS.into(), key, value: None }];
+        records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().map(InFlight::number);
         let waiting = self.queue.iter().map(|delivery| delivery.number);
-        records.extend(sent.chain(waiting).map(|number| gone(QUEUE, self.key(&number.to_be_bytes()))));
+        records.extend(sent.chain(waiting).map(|number| self.dequeue_record(number)));
+        records.push(self.gone(WILLS, &[]));
         records
+    }
+
+    /// The record that removes one of this session's.
+    pub(super) fn gone(&self, namespace: &str, rest: &[u8]) -> State {
+        State { namespace: namespace.into(), key: self.key(rest), value: None }
     }
 
     /// The record of a delivery that must survive.
@@ -218,25 +210,22 @@ impl Session {
 
     /// The record that a delivery is done with.
     pub(super) fn dequeue_record(&self, number: u64) -> State {
-        State { namespace: QUEUE.into(), key: self.key(&number.to_be_bytes()), value: None }
-    }
-
-    /// The record of a QoS 2 number that was received, or released.
-    pub(super) fn received_record(&self, packet_id: u16, received: bool) -> State {
-        let value = received.then(|| vec![1]);
-        State { namespace: RECEIVED.into(), key: self.key(&packet_id.to_be_bytes()), value }
+        self.gone(QUEUE, &number.to_be_bytes())
     }
 
     /// Appends a message to what waits; the message comes back where the queue is full.
     pub(super) fn enqueue(&mut self, delivery: Delivery) -> Result<(), Delivery> {
-        let bytes = delivery.message.bytes();
-        if self.queue.len() >= QUEUED_MESSAGES || self.queue_bytes + bytes > QUEUED_BYTES {
+        if !self.has_room(&delivery.message) {
             self.count_dropped(Dropped::QueueFull);
             return Err(delivery);
         }
-        self.queue_bytes += bytes;
-        self.queue.push_back(delivery);
+        self.append(delivery);
         Ok(())
+    }
+
+    fn append(&mut self, delivery: Delivery) {
+        self.queue_bytes += delivery.message.bytes();
+        self.queue.push_back(delivery);
     }
 
     /// Counts a message that the client will not get; said in the log ever more seldom.
@@ -263,10 +252,11 @@ impl Session {
     }
 
     /// The messages of shared subscriptions that another member may get when this session ends, in their order: those
-    /// that wait, and those of QoS 1 in flight. QoS 2 in flight must not go to another ([MQTT-4.8.2-5]).
+    /// that were not sent, and those of QoS 1 in flight. QoS 2 in flight must not go to another ([MQTT-4.8.2-5]).
     pub(super) fn shared_messages(&self) -> Vec<Delivery> {
         let is_shared = |delivery: &Delivery| delivery.via.group.is_some();
         let sent = self.in_flight.values().filter_map(|in_flight| match in_flight {
+            InFlight::Starting(delivery) => Some(delivery),
             InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => Some(delivery),
             InFlight::Sent(_) | InFlight::Released(_) => None,
         });
@@ -274,13 +264,6 @@ impl Session {
             sent.chain(&self.queue).filter(|delivery| is_shared(delivery)).cloned().collect();
         shared.sort_unstable_by_key(|delivery| delivery.number);
         shared
-    }
-
-    /// Ends a delivery that cannot be sent. Returns its number.
-    pub(super) fn give_up(&mut self, packet_id: u16) -> Option<u64> {
-        let number = self.in_flight.remove(&packet_id)?.number();
-        self.count_dropped(Dropped::TooLarge);
-        Some(number)
     }
 
     /// Whether the queue takes another message of this size.
@@ -293,69 +276,21 @@ impl Session {
         self.queue.is_empty() && self.in_flight.len() < self.send_maximum
     }
 
-    /// The next waiting message that may be sent, with its packet id; it is in flight from now on.
-    pub(super) fn next_to_send(&mut self) -> Option<(u16, Delivery)> {
-        let first = self.queue.front()?;
-        let needs_id = first.qos != QoS::AtMostOnce;
-        if needs_id && self.in_flight.len() >= self.send_maximum {
-            return None;
-        }
+    /// Takes the message that has waited longest out of the queue.
+    pub(super) fn take_first(&mut self) -> Option<Delivery> {
         let delivery = self.queue.pop_front()?;
         self.queue_bytes -= delivery.message.bytes();
-        if !needs_id {
-            return Some((0, delivery));
-        }
-        let id = self.free_packet_id();
-        self.in_flight.insert(id, InFlight::Sent(delivery.clone()));
-        Some((id, delivery))
+        Some(delivery)
     }
 
-    fn free_packet_id(&mut self) -> u16 {
-        // `in_flight` holds at most 65,535 entries less one, so a free number exists.
-        loop {
-            let id = self.next_packet_id;
-            self.next_packet_id = self.next_packet_id.checked_add(1).unwrap_or(1);
-            if !self.in_flight.contains_key(&id) {
-                return id;
-            }
-        }
-    }
-
-    /// PUBACK: the delivery is done with. Returns its number.
-    pub(super) fn acknowledged(&mut self, packet_id: u16) -> Option<u64> {
-        match self.in_flight.get(&packet_id)? {
-            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => {
-                let number = delivery.number;
-                self.in_flight.remove(&packet_id);
-                Some(number)
-            }
-            _ => None,
-        }
-    }
-
-    /// PUBREC: the client has the message. Returns whether the number is known; PUBREL is due then.
-    pub(super) fn received_by_client(&mut self, packet_id: u16) -> bool {
-        match self.in_flight.get_mut(&packet_id) {
-            Some(in_flight) => {
-                if let InFlight::Sent(delivery) = in_flight {
-                    *in_flight = InFlight::Released(delivery.number);
-                }
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// PUBCOMP: the delivery is done with. Returns its number.
-    pub(super) fn completed(&mut self, packet_id: u16) -> Option<u64> {
-        match self.in_flight.get(&packet_id)? {
-            InFlight::Released(number) => {
-                let number = *number;
-                self.in_flight.remove(&packet_id);
-                Some(number)
-            }
-            InFlight::Sent(_) => None,
-        }
+    /// Takes what has expired out of the queue.
+    pub(super) fn take_expired(&mut self, now: Timestamp) -> Vec<Delivery> {
+        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(|delivery| delivery.message.is_expired(now));
+        self.queue = kept.into();
+        self.queue_bytes -= gone.iter().map(|delivery| delivery.message.bytes()).sum::<usize>();
+        gone
     }
 }
 
@@ -370,36 +305,71 @@ pub(super) struct Recovered {
 
 /// Reads the durable sessions from the state store.
 pub(super) fn recover(engine: &Engine) -> Recovered {
+    recover_from(|namespace| engine.state_entries(namespace), engine.now())
+}
+
+/// Reads the durable sessions from the entries of each namespace.
+pub(super) fn recover_from<V: AsRef<[u8]>>(
+    entries: impl Fn(&str) -> Vec<(Vec<u8>, V)>,
+    now: Timestamp,
+) -> Recovered {
     let mut sessions: HashMap<String, Session> = HashMap::default();
     let mut orphans = Vec::new();
     let mut orphan =
         |namespace: &str, key| orphans.push(State { namespace: namespace.into(), key, value: None });
-    for (key, value) in engine.state_entries(SESSIONS) {
-        let session = std::str::from_utf8(&key).ok().and_then(|client| read_session(client, &value));
+    for (key, value) in entries(SESSIONS) {
+        let session = std::str::from_utf8(&key).ok().and_then(|client| read_session(client, value.as_ref()));
         match session {
             Some(session) => drop(sessions.insert(session.client_id.clone(), session)),
             None => orphan(SESSIONS, key),
         }
     }
-    for (key, _) in engine.state_entries(RECEIVED) {
-        let found = owner(&mut sessions, &key).and_then(|(session, id)| Some((session, id.try_into().ok()?)));
-        match found {
-            Some((session, id)) => drop(session.received.insert(u16::from_be_bytes(id))),
-            None => orphan(RECEIVED, key),
-        }
-    }
-    // Keys sort by client and number, so each queue comes back in its order.
-    for (key, value) in engine.state_entries(QUEUE) {
-        let kept = owner(&mut sessions, &key).is_some_and(|(session, number)| {
-            let delivery =
-                number.try_into().ok().and_then(|number| read_delivery(u64::from_be_bytes(number), &value));
-            delivery.is_some_and(|delivery| session.enqueue(delivery).is_ok())
-        });
-        if !kept {
-            orphan(QUEUE, key);
+    // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
+    let readers: [(&str, Reader); 4] = [
+        (RECEIVED, |session, id, _, _| {
+            session.received.insert(u16::from_be_bytes(id.try_into().ok()?));
+            Some(())
+        }),
+        (QUEUE, |session, number, value, now| {
+            session.append(read_delivery(u64::from_be_bytes(number.try_into().ok()?), value, now)?);
+            Some(())
+        }),
+        (IN_FLIGHT, |session, id, value, _| {
+            session.go_on(u16::from_be_bytes(id.try_into().ok()?), Session::read_in_flight(value)?)
+        }),
+        (WILLS, |session, _, value, now| {
+            session.will = Some(Box::new(PendingWill::decode(value, session.expiry, now)?));
+            Some(())
+        }),
+    ];
+    for (namespace, read) in readers {
+        for (key, value) in entries(namespace) {
+            let found = owner(&mut sessions, &key);
+            if found.and_then(|(session, rest)| read(session, rest, value.as_ref(), now)).is_none() {
+                orphan(namespace, key);
+            }
         }
     }
     Recovered { sessions: sessions.into_values().collect(), orphans }
+}
+
+/// Gives a session one of its records: the rest of its key, its value, and the time. `None` where it means nothing.
+type Reader = fn(&mut Session, &[u8], &[u8], Timestamp) -> Option<()>;
+
+impl Session {
+    /// A QoS 2 exchange that was under way when the server ended goes on under its packet id.
+    fn go_on(&mut self, packet_id: u16, (released, number): (bool, u64)) -> Option<()> {
+        let in_flight = if released {
+            InFlight::Released(number)
+        } else {
+            let place = self.queue.iter().position(|delivery| delivery.number == number)?;
+            let delivery = self.queue.remove(place)?;
+            self.queue_bytes -= delivery.message.bytes();
+            InFlight::Sent(delivery)
+        };
+        self.in_flight.insert(packet_id, in_flight);
+        Some(())
+    }
 }
 
 /// The session that a record belongs to, and the rest of its key.
@@ -428,11 +398,11 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
     Some(session)
 }
 
-fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
+fn read_delivery(number: u64, value: &[u8], now: Timestamp) -> Option<Delivery> {
     let (flags, rest) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
     let (via, message) = if flags & VIA == 0 { (Via::default(), rest) } else { Via::decode(rest)? };
-    Some(Delivery { number, message: Message::decode(message)?, qos, retain: flags & 4 != 0, via })
+    Some(Delivery { number, message: Message::decode(message, now)?, qos, retain: flags & 4 != 0, via })
 }
 
 #[cfg(test)]
@@ -443,31 +413,6 @@ mod tests {
     fn delivery(number: u64, qos: QoS) -> Delivery {
         let message = Message::new("t", b"x", qos, false);
         Delivery { number, message, qos, retain: false, via: Via::default() }
-    }
-
-    #[test]
-    fn a_qos_2_delivery_takes_four_steps() {
-        let mut session = Session::new("c", 1);
-        assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
-        let (id, _) = session.next_to_send().unwrap();
-        assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
-        assert!(session.received_by_client(id) && session.received_by_client(id), "PUBREC may come twice");
-        assert_eq!(session.acknowledged(id), None, "PUBACK is for QoS 1");
-        assert_eq!(session.completed(id), Some(7));
-        assert!(!session.received_by_client(id));
-    }
-
-    #[test]
-    fn no_more_is_in_flight_than_the_client_takes() {
-        let mut session = Session::new("c", 1);
-        session.send_maximum = 2;
-        for number in 0..4 {
-            assert!(session.enqueue(delivery(number, QoS::AtLeastOnce)).is_ok());
-        }
-        let ids: Vec<u16> = std::iter::from_fn(|| session.next_to_send()).map(|(id, _)| id).collect();
-        assert_eq!(ids, [1, 2]);
-        assert_eq!(session.acknowledged(1), Some(0));
-        assert_eq!(session.next_to_send().map(|(id, delivery)| (id, delivery.number)), Some((3, 2)));
     }
 
     #[test]
@@ -489,11 +434,12 @@ mod tests {
     #[test]
     fn a_delivery_reads_back_with_what_it_came_by() {
         let session = Session::new("c", 1);
+        let now = Timestamp::from_nanos(0);
         let plain = delivery(7, QoS::AtLeastOnce);
         let shared = Via { group: Some("$share/g/a".into()), ..Via::identifier(3) };
         for via in [Via::default(), shared] {
             let delivery = Delivery { via: via.clone(), ..plain.clone() };
-            let again = read_delivery(7, &session.queue_record(&delivery).value.unwrap()).unwrap();
+            let again = read_delivery(7, &session.queue_record(&delivery).value.unwrap(), now).unwrap();
             assert_eq!((again.via, again.message), (via, delivery.message));
         }
     }
@@ -509,7 +455,7 @@ mod tests {
             let via = if number == 2 { Via::default() } else { shared.clone() };
             assert!(session.enqueue(Delivery { via, ..delivery(number, qos) }).is_ok());
         }
-        assert_eq!(std::iter::from_fn(|| session.next_to_send()).count(), 3);
+        assert_eq!(std::iter::from_fn(|| session.next_to_send(Timestamp::from_nanos(0))).count(), 3);
         let numbers: Vec<u64> = session.shared_messages().iter().map(|delivery| delivery.number).collect();
         assert_eq!(numbers, [0, 3], "not what QoS 2 has in flight, not what was not shared");
     }

@@ -38,6 +38,12 @@ impl Worker {
         let delivery = Delivery { number, message, qos: to.qos, retain: to.retain, via: to.via };
         if to.qos != QoS::AtMostOnce && session.is_durable() {
             if !session.has_room(&delivery.message) {
+                for expired in session.take_expired(self.clock) {
+                    self.stats.expired.fetch_add(1, Ordering::Relaxed);
+                    self.turn.settle(session.dequeue_record(expired.number));
+                }
+            }
+            if !session.has_room(&delivery.message) {
                 session.count_dropped(Dropped::QueueFull);
                 self.stats.dropped.fetch_add(1, Ordering::Relaxed);
                 return;

@@ -63,7 +63,7 @@ impl Worker {
             };
             // A group gets none: nobody could say which member (section 4.8.2).
             if sends && !is_shared(filter.filter) {
-                let mut messages = self.retained.matching(filter.filter);
+                let mut messages = self.retained.matching(filter.filter, self.clock);
                 messages.extend(self.sys_matching(filter.filter));
                 retained.extend(messages.into_iter().map(|message| (subscription, message)));
             }

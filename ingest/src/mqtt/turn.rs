@@ -11,7 +11,7 @@ use futures::channel::oneshot;
 use sonde_engine::{Engine, Origin, Receipt, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
-use super::packets::encode_answer;
+use super::packets::NOT_STORED;
 use super::router::SessionKey;
 use super::session::Delivery;
 use super::worker::Worker;
@@ -29,8 +29,8 @@ pub(super) enum Answer {
     ConnAck(Vec<u8>),
     /// A CONNACK that says why not; the connection is closed behind it.
     Refused(ReasonCode),
-    /// An error, in 5.0 with its reason; the connection is closed behind it.
-    Close(ReasonCode),
+    /// An error, in 5.0 with its reason, in a code and in words; the connection is closed behind it.
+    Close(ReasonCode, &'static str),
 }
 
 /// A connection, and which of those that had its place.
@@ -49,8 +49,8 @@ pub(super) enum Undo {
     Released(SessionKey, u16),
     /// The retained message of a topic was replaced or removed.
     Retained(String),
-    /// A delivery is done with: its record is to be removed with the next turn.
-    Dequeued(State),
+    /// Something has happened that cannot be taken back: its record is to be written with the next turn.
+    Settled(State),
     /// What a member of a group left behind was given to another one.
     HandedOn(Delivery),
 }
@@ -60,7 +60,7 @@ impl Undo {
     fn session(&self) -> Option<SessionKey> {
         match self {
             Self::Received(session, _) | Self::Released(session, _) => Some(*session),
-            Self::Retained(_) | Self::Dequeued(_) | Self::HandedOn(_) => None,
+            Self::Retained(_) | Self::Settled(_) | Self::HandedOn(_) => None,
         }
     }
 }
@@ -73,6 +73,8 @@ pub(super) struct Turn {
     pub(super) builder: WriteBatchBuilder,
     pub(super) answers: Vec<(ConnectionKey, Answer)>,
     pub(super) deliveries: Vec<(SessionKey, Delivery)>,
+    /// QoS 2 deliveries whose packet id is recorded here: they are sent then.
+    pub(super) starts: Vec<(SessionKey, u16)>,
     pub(super) undo: Vec<Undo>,
     pub(super) replies: Vec<Reply>,
 }
@@ -81,10 +83,23 @@ impl Turn {
     pub(super) fn new(engine: &Engine, origin: Origin) -> Self {
         let mut builder = engine.batch();
         builder.set_origin(origin);
-        Self { builder, answers: Vec::new(), deliveries: Vec::new(), undo: Vec::new(), replies: Vec::new() }
+        Self {
+            builder,
+            answers: Vec::new(),
+            deliveries: Vec::new(),
+            starts: Vec::new(),
+            undo: Vec::new(),
+            replies: Vec::new(),
+        }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Writes the record of something that has happened; tried again with the next turn where the commit fails.
+    pub(super) fn settle(&mut self, record: State) {
+        self.builder.state(record.clone());
+        self.undo.push(Undo::Settled(record));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.builder.is_empty()
             && self.answers.is_empty()
             && self.deliveries.is_empty()
@@ -97,6 +112,7 @@ pub(super) struct Committing {
     receipt: Option<Receipt>,
     pub(super) answers: Vec<(ConnectionKey, Answer)>,
     deliveries: Vec<(SessionKey, Delivery)>,
+    starts: Vec<(SessionKey, u16)>,
     undo: Vec<Undo>,
     replies: Vec<Reply>,
 }
@@ -113,6 +129,7 @@ impl Worker {
             receipt,
             answers: turn.answers,
             deliveries: turn.deliveries,
+            starts: turn.starts,
             undo: turn.undo,
             replies: turn.replies,
         });
@@ -141,6 +158,9 @@ impl Worker {
         for (key, answer) in turn.answers {
             self.answer(key, answer);
         }
+        for (session, packet_id) in turn.starts {
+            self.start(session, packet_id);
+        }
         for (session, delivery) in turn.deliveries {
             self.deliver(session, delivery);
         }
@@ -151,10 +171,18 @@ impl Worker {
     fn fail(&mut self, turn: Committing, error: &sonde_engine::Error) {
         tracing::warn!(%error, clients = turn.answers.len(), "MQTT messages could not be stored; their clients are closed");
         turn.undo.into_iter().for_each(|undo| self.undo(undo));
+        for (key, packet_id) in turn.starts {
+            // Nothing is sent without its record: tried again.
+            let record = self.sessions.get(key).and_then(|session| session.in_flight_record(packet_id));
+            if let Some(record) = record {
+                self.turn.builder.state(record);
+                self.turn.starts.push((key, packet_id));
+            }
+        }
         for (key, answer) in turn.answers {
             let away = match answer {
                 Answer::ConnAck(_) => Answer::Refused(ReasonCode::SERVER_UNAVAILABLE),
-                _ => Answer::Close(ReasonCode::SERVER_UNAVAILABLE),
+                _ => Answer::Close(ReasonCode::SERVER_UNAVAILABLE, NOT_STORED),
             };
             self.answer(key, away);
         }
@@ -174,22 +202,19 @@ impl Worker {
                 }
             }
             Undo::Retained(topic) => self.retained.restore(&self.engine, &topic),
-            Undo::Dequeued(record) => self.dequeue(record),
+            Undo::Settled(record) => self.turn.settle(record),
             Undo::HandedOn(delivery) => self.hand_on(vec![delivery]),
         }
-    }
-
-    /// Removes the record of a delivery that is done with; tried again with the next turn where the commit fails.
-    pub(super) fn dequeue(&mut self, record: State) {
-        self.turn.builder.state(record.clone());
-        self.turn.undo.push(Undo::Dequeued(record));
     }
 
     /// Takes out everything that waits for a session's sake, because the session ends. Returns the deliveries.
     pub(super) fn withdraw(&mut self, key: SessionKey) -> Vec<Delivery> {
         let mut withdrawn = Vec::new();
-        let outstanding = self.committing.iter_mut().map(|turn| (&mut turn.deliveries, &mut turn.undo));
-        for (deliveries, undo) in outstanding.chain([(&mut self.turn.deliveries, &mut self.turn.undo)]) {
+        let outstanding =
+            self.committing.iter_mut().map(|turn| (&mut turn.deliveries, &mut turn.starts, &mut turn.undo));
+        let Turn { deliveries, starts, undo, .. } = &mut self.turn;
+        for (deliveries, starts, undo) in outstanding.chain([(deliveries, starts, undo)]) {
+            starts.retain(|(session, _)| *session != key);
             undo.retain(|undo| undo.session() != Some(key));
             let (mine, others) =
                 std::mem::take(deliveries).into_iter().partition(|(session, _)| *session == key);
@@ -214,10 +239,19 @@ impl Worker {
         if *generation != key.generation || connection.sealed {
             return;
         }
-        encode_answer(&answer, connection.version, &mut connection.out);
-        self.sys.traffic.packets_sent += 1;
+        if matches!(&answer, Answer::PubAck(..)) || matches!(&answer, Answer::PubRec(_, r) if r.is_error()) {
+            connection.unanswered = connection.unanswered.saturating_sub(1);
+        }
+        if connection.write_answer(&answer) {
+            self.sys.traffic.packets_sent += 1;
+        } else {
+            // The client takes no packet that large: there is no other way to tell it.
+            connection.closing = true;
+            connection.sealed = true;
+        }
         self.dirty.push(key.place);
         match answer {
+            Answer::ConnAck(_) if connection.sealed => {}
             Answer::ConnAck(_) => {
                 connection.greeted = true;
                 if let Some(session) = connection.session() {
@@ -225,7 +259,13 @@ impl Worker {
                     self.pump(session);
                 }
             }
-            Answer::Close(_) | Answer::Refused(_) => {
+            Answer::Close(..) => {
+                connection.closing = true;
+                connection.sealed = true;
+            }
+            Answer::Refused(_) => {
+                // It was never let in: there is nothing that its end would have to tell.
+                connection.will = None;
                 connection.closing = true;
                 connection.sealed = true;
             }

@@ -13,18 +13,19 @@ use foldhash::HashMap;
 use mio::net::TcpListener;
 use mio::{Events, Interest as Readiness, Poll, Token};
 use slab::Slab;
-use sonde_engine::{Engine, Origin, Table};
-use sonde_proto::mqtt::{Disconnect, QoS, ReasonCode, Version, decode};
+use sonde_engine::{Engine, Origin, Table, Timestamp};
+use sonde_proto::mqtt::{Disconnect, PropertiesBuilder, Property, QoS, ReasonCode, Version, decode};
 
 use super::connection::{Connection, Phase, ReadResult};
 use super::listener::MqttStats;
 use super::message::Message;
+use super::packets::explain;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
 use super::session::{self, Session};
 use super::sys::Sys;
-use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn};
-use super::{Authenticate, Command, Inbox};
+use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn, Undo};
+use super::{Authenticate, Command, Inbox, Offers};
 use crate::limits::{
     CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
 };
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     pub(super) stats: Arc<MqttStats>,
     pub(super) topics: Arc<Topics>,
     pub(super) dead_letters: Arc<Table>,
+    pub(super) offers: Offers,
 }
 
 /// What is known of a topic, until the sources change.
@@ -57,6 +59,11 @@ pub(super) struct Worker {
     pub(super) authenticate: Authenticate,
     pub(super) stats: Arc<MqttStats>,
     pub(super) dead_letters: Arc<Table>,
+    pub(super) offers: Offers,
+    /// The engine's clock when this pass of the loop began.
+    pub(super) clock: Timestamp,
+    /// Reused by every PUBLISH that is sent.
+    pub(super) properties: PropertiesBuilder,
     pub(super) connections: Slab<(u64, Connection)>,
     pub(super) sessions: Slab<Session>,
     pub(super) by_client: HashMap<String, SessionKey>,
@@ -109,6 +116,9 @@ impl Worker {
             stats: shared.stats,
             topics: shared.topics,
             dead_letters: shared.dead_letters,
+            offers: shared.offers,
+            clock: engine.now(),
+            properties: PropertiesBuilder::new(),
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -173,6 +183,7 @@ impl Worker {
                 return;
             }
             let began = Instant::now();
+            self.clock = self.engine.now();
             if std::mem::take(&mut self.accept_again) {
                 self.accept();
             }
@@ -197,6 +208,10 @@ impl Worker {
             }
             self.submit_turn();
             self.release_turns();
+            if !self.turn.is_empty() {
+                // What was released led to more to commit: that does not wait for the next event.
+                self.inbox.wake();
+            }
             self.write_dirty();
             if began.elapsed() < TICK {
                 self.sweep();
@@ -328,7 +343,11 @@ impl Worker {
                 Err(error) => {
                     self.stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(peer = %connection.peer, %error, "MQTT connection closed");
-                    self.refuse(key, error.reason());
+                    if opening {
+                        self.refuse_malformed(key, bytes.get(done..).unwrap_or_default(), &error);
+                    } else {
+                        self.refuse_because(key, error.reason(), error.what());
+                    }
                     return bytes.len();
                 }
             }
@@ -337,11 +356,16 @@ impl Worker {
 
     /// Closes a connection behind everything that is still to be answered, with a reason where the version has one.
     pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode) {
+        self.refuse_because(key, reason, explain(reason));
+    }
+
+    /// The same, with what is wrong in words.
+    pub(super) fn refuse_because(&mut self, key: ConnectionKey, reason: ReasonCode, why: &'static str) {
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
             connection.closing = true;
             connection.partial = Vec::new();
         }
-        self.turn.answers.push((key, Answer::Close(reason)));
+        self.turn.answers.push((key, Answer::Close(reason, why)));
     }
 
     /// What is known of a topic.
@@ -388,6 +412,7 @@ impl Worker {
             tracing::debug!(%error, "cannot unwatch an MQTT connection");
         }
         let now = self.now();
+        let mut goes_on = None;
         if let Some(key) = connection.session()
             && let Some(session) = self.sessions.get_mut(key)
             && session.connection == Some(place)
@@ -395,22 +420,22 @@ impl Worker {
             session.connection = None;
             session.left_at = Some(now);
             self.sys.client_left();
-            if !session.is_durable() {
+            if session.is_durable() {
+                goes_on = Some(key);
+            } else {
                 self.drop_session(key);
             }
         }
-        if let (Some(will), Phase::Open { principal, .. }) = (connection.will.take(), &connection.phase) {
-            let principal = Arc::clone(principal);
-            if let Err(error) = self.publish_internal(&will, Some(&principal)) {
-                tracing::warn!(%error, topic = %will.topic, "a will could not be stored");
-            }
+        if let (Some(will), Phase::Open { principal, .. }) = (connection.will.take(), connection.phase) {
+            self.will_of_broken(*will, principal, goes_on);
         }
     }
 
     /// Forgets a session and everything that waits for it; what it leaves of its groups goes to other members.
     pub(super) fn drop_session(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.try_remove(key) else { return };
+        let Some(mut session) = self.sessions.try_remove(key) else { return };
         self.by_client.remove(&session.client_id);
+        let will = session.will.take();
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
         let withdrawn = self.withdraw(key);
         // Before the records go: a crash between two batches may double a message, not lose one.
@@ -420,6 +445,10 @@ impl Worker {
             session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
             let kept = withdrawn.iter().filter(|delivery| delivery.qos != QoS::AtMostOnce);
             kept.for_each(|delivery| self.turn.builder.state(session.dequeue_record(delivery.number)));
+        }
+        // The end of the session is the latest time for a will that waits.
+        if let Some(will) = will {
+            self.publish_will(&will, None);
         }
     }
 
@@ -512,6 +541,18 @@ impl Worker {
         self.sys.expired += gone.len() as u64;
         gone.into_iter().for_each(|key| self.drop_session(key));
         self.tell_sys(now);
+        self.publish_due_wills();
+        self.expire_retained();
+    }
+
+    /// Removes the retained messages that have expired, as many as a turn takes.
+    fn expire_retained(&mut self) {
+        while self.turn.builder.bytes() < TURN_BYTES {
+            let Some((topic, record)) = self.retained.expire(self.clock) else { return };
+            self.stats.expired.fetch_add(1, Ordering::Relaxed);
+            self.turn.builder.state(record);
+            self.turn.undo.push(Undo::Retained(topic.to_string()));
+        }
     }
 
     /// The end: what was committed is acknowledged, then every client is told and closed.
@@ -524,8 +565,13 @@ impl Worker {
         }
         for (_, (_, connection)) in &mut self.connections {
             if connection.version == Version::V5 && matches!(connection.phase, Phase::Open { .. }) {
-                let goodbye =
-                    Disconnect { reason: ReasonCode::SERVER_SHUTTING_DOWN, ..Disconnect::default() };
+                let mut properties = PropertiesBuilder::new();
+                let mut reason = ReasonCode::SERVER_SHUTTING_DOWN;
+                if let Some(reference) = &self.offers.server_reference {
+                    reason = ReasonCode::USE_ANOTHER_SERVER;
+                    properties.push(Property::ServerReference(reference));
+                }
+                let goodbye = Disconnect { reason, properties: properties.as_properties() };
                 goodbye.encode(Version::V5, &mut connection.out);
             }
             connection.flush();

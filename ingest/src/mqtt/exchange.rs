@@ -1,0 +1,301 @@
+//! The QoS 1 and 2 exchanges of a session, in and out (sections 4.3 and 4.4), and their records in the state store.
+//!
+//! # Invariants
+//! - No socket and no clock here: a session is told what happened and says what to send and what to keep.
+//! - A QoS 2 message of a durable session is sent once the record of its packet id is durable, and released once the
+//!   record that says so is: after a crash the exchange goes on with the same packet id ([MQTT-4.4.0-1]).
+
+use sonde_engine::{State, Timestamp};
+use sonde_proto::mqtt::QoS;
+
+use super::session::{Delivery, Dropped, Session};
+
+/// Namespace of the QoS 2 numbers that were received and not released.
+pub(super) const RECEIVED: &str = "mqtt.qos2";
+/// Namespace of the QoS 2 exchanges with subscribers.
+pub(super) const IN_FLIGHT: &str = "mqtt.inflight";
+
+/// How far a QoS 1 or 2 delivery is.
+#[derive(Clone, Debug)]
+pub(super) enum InFlight {
+    /// It has a packet id whose record is not durable yet: not sent.
+    Starting(Delivery),
+    /// Sent; PUBACK or PUBREC is awaited.
+    Sent(Delivery),
+    /// PUBREL is sent; PUBCOMP is awaited.
+    Released(u64),
+}
+
+impl InFlight {
+    /// The delivery's number.
+    pub(super) fn number(&self) -> u64 {
+        match self {
+            Self::Starting(delivery) | Self::Sent(delivery) => delivery.number,
+            Self::Released(number) => *number,
+        }
+    }
+
+    /// Whether the exchange has a record, in a durable session.
+    fn is_recorded(&self) -> bool {
+        match self {
+            Self::Starting(delivery) | Self::Sent(delivery) => delivery.qos == QoS::ExactlyOnce,
+            Self::Released(_) => true,
+        }
+    }
+}
+
+/// What becomes of the message that has waited longest.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// To be sent; the packet id is 0 with QoS 0.
+    Send(u16, Delivery),
+    /// To be sent under this packet id when this record of it is durable.
+    Record(u16, State),
+    /// Too old: its delivery does not begin.
+    Expired(Delivery),
+}
+
+/// What a PUBREC leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// There is no such exchange.
+    Unknown,
+    /// It was received before; PUBREL is due again.
+    Again,
+    /// The client has the message: PUBREL is due once these records are durable.
+    Release(Vec<State>),
+}
+
+impl Session {
+    /// Takes the next waiting message that may be sent; with QoS 1 or 2 it is in flight from now on.
+    pub(super) fn next_to_send(&mut self, now: Timestamp) -> Option<Next> {
+        let first = self.queue.front()?;
+        let needs_id = first.qos != QoS::AtMostOnce;
+        let expired = first.message.is_expired(now);
+        if needs_id && !expired && self.in_flight.len() >= self.send_maximum {
+            return None;
+        }
+        let delivery = self.take_first()?;
+        if expired {
+            return Some(Next::Expired(delivery));
+        }
+        if !needs_id {
+            return Some(Next::Send(0, delivery));
+        }
+        let id = self.free_packet_id();
+        if delivery.qos == QoS::ExactlyOnce && self.is_durable() {
+            self.in_flight.insert(id, InFlight::Starting(delivery));
+            return Some(Next::Record(id, self.in_flight_record(id)?));
+        }
+        self.in_flight.insert(id, InFlight::Sent(delivery.clone()));
+        Some(Next::Send(id, delivery))
+    }
+
+    fn free_packet_id(&mut self) -> u16 {
+        // `in_flight` holds at most 65,535 entries less one, so a free number exists.
+        loop {
+            let id = self.next_packet_id;
+            self.next_packet_id = self.next_packet_id.checked_add(1).unwrap_or(1);
+            if !self.in_flight.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// The record of the packet id is durable. Returns what is to be sent under it now.
+    pub(super) fn started(&mut self, packet_id: u16) -> Option<&Delivery> {
+        let in_flight = self.in_flight.get_mut(&packet_id)?;
+        let InFlight::Starting(delivery) = in_flight else { return None };
+        *in_flight = InFlight::Sent(delivery.clone());
+        let InFlight::Sent(delivery) = in_flight else { return None };
+        Some(delivery)
+    }
+
+    /// The record of a QoS 2 exchange: `how far u8, 0 sent and 1 released | number u64`, little endian, under the packet
+    /// id. `None` where there is no such exchange, or it needs no record.
+    pub(super) fn in_flight_record(&self, packet_id: u16) -> Option<State> {
+        let in_flight = self.in_flight.get(&packet_id)?;
+        if !in_flight.is_recorded() || !self.is_durable() {
+            return None;
+        }
+        let mut value = vec![u8::from(matches!(in_flight, InFlight::Released(_)))];
+        value.extend_from_slice(&in_flight.number().to_le_bytes());
+        let key = self.key(&packet_id.to_be_bytes());
+        Some(State { namespace: IN_FLIGHT.into(), key, value: Some(value) })
+    }
+
+    /// Reads such a record: whether the message is released, and its number.
+    pub(super) fn read_in_flight(value: &[u8]) -> Option<(bool, u64)> {
+        let (far, number) = value.split_first()?;
+        let number = u64::from_le_bytes(number.try_into().ok()?);
+        (*far <= 1).then_some((*far == 1, number))
+    }
+
+    /// The records that remove all of the session's exchanges.
+    pub(super) fn forget_exchanges(&self) -> impl Iterator<Item = State> + '_ {
+        let recorded = self.in_flight.iter().filter(|(_, in_flight)| in_flight.is_recorded());
+        let out = recorded.map(|(id, _)| self.gone(IN_FLIGHT, &id.to_be_bytes()));
+        out.chain(self.received.iter().map(|id| self.gone(RECEIVED, &id.to_be_bytes())))
+    }
+
+    /// Takes a delivery out of flight. Returns the records that remove it, for a durable session.
+    fn finish(&mut self, packet_id: u16) -> Vec<State> {
+        let Some(in_flight) = self.in_flight.remove(&packet_id) else { return Vec::new() };
+        let mut records = Vec::new();
+        if self.is_durable() {
+            if !matches!(in_flight, InFlight::Released(_)) {
+                records.push(self.dequeue_record(in_flight.number()));
+            }
+            if in_flight.is_recorded() {
+                records.push(self.gone(IN_FLIGHT, &packet_id.to_be_bytes()));
+            }
+        }
+        records
+    }
+
+    /// PUBACK: the delivery is done with. Returns the records that remove it, or `None` where nothing awaits a PUBACK.
+    pub(super) fn acknowledged(&mut self, packet_id: u16) -> Option<Vec<State>> {
+        match self.in_flight.get(&packet_id)? {
+            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => Some(self.finish(packet_id)),
+            _ => None,
+        }
+    }
+
+    /// PUBREC: the client has the message.
+    pub(super) fn received_by_client(&mut self, packet_id: u16) -> Received {
+        let number = match self.in_flight.get(&packet_id) {
+            Some(InFlight::Sent(delivery)) if delivery.qos == QoS::ExactlyOnce => delivery.number,
+            Some(InFlight::Released(_)) => return Received::Again,
+            _ => return Received::Unknown,
+        };
+        self.in_flight.insert(packet_id, InFlight::Released(number));
+        let mut records = Vec::new();
+        if let Some(record) = self.in_flight_record(packet_id) {
+            records.push(record);
+            records.push(self.dequeue_record(number));
+        }
+        Received::Release(records)
+    }
+
+    /// PUBREC with an error: the client does not want the message, and the exchange is over without a PUBREL.
+    pub(super) fn refused_by_client(&mut self, packet_id: u16) -> Option<Vec<State>> {
+        match self.in_flight.get(&packet_id)? {
+            InFlight::Sent(delivery) if delivery.qos == QoS::ExactlyOnce => Some(self.finish(packet_id)),
+            _ => None,
+        }
+    }
+
+    /// PUBCOMP: the delivery is done with. Returns the records that remove it, or `None` where nothing awaits a PUBCOMP.
+    pub(super) fn completed(&mut self, packet_id: u16) -> Option<Vec<State>> {
+        match self.in_flight.get(&packet_id)? {
+            InFlight::Released(_) => Some(self.finish(packet_id)),
+            InFlight::Starting(_) | InFlight::Sent(_) => None,
+        }
+    }
+
+    /// Ends a delivery that cannot be sent. Returns the records that remove it.
+    pub(super) fn give_up(&mut self, packet_id: u16) -> Vec<State> {
+        self.count_dropped(Dropped::TooLarge);
+        self.finish(packet_id)
+    }
+
+    /// A QoS 2 number was taken: it stays until its PUBREL. Returns the record of it, for a durable session.
+    pub(super) fn take_number(&mut self, packet_id: u16) -> Option<State> {
+        self.received.insert(packet_id);
+        let key = self.key(&packet_id.to_be_bytes());
+        self.is_durable().then(|| State { namespace: RECEIVED.into(), key, value: Some(vec![1]) })
+    }
+
+    /// PUBREL: the number may be used again. Returns whether it was known, and the record to go, for a durable session.
+    pub(super) fn release_number(&mut self, packet_id: u16) -> (bool, Option<State>) {
+        let known = self.received.remove(&packet_id);
+        let gone = (known && self.is_durable()).then(|| self.gone(RECEIVED, &packet_id.to_be_bytes()));
+        (known, gone)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::mqtt::message::Message;
+    use crate::mqtt::via::Via;
+
+    const NOW: Timestamp = Timestamp::from_nanos(0);
+
+    fn delivery(number: u64, qos: QoS) -> Delivery {
+        let message = Message::new("t", b"x", qos, false);
+        Delivery { number, message, qos, retain: false, via: Via::default() }
+    }
+
+    fn send(session: &mut Session) -> Option<(u16, u64)> {
+        match session.next_to_send(NOW)? {
+            Next::Send(id, delivery) => Some((id, delivery.number)),
+            Next::Record(id, _) => Some((id, session.started(id)?.number)),
+            Next::Expired(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_qos_2_delivery_takes_four_steps() {
+        let mut session = Session::new("c", 1);
+        assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
+        let (id, _) = send(&mut session).unwrap();
+        assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
+        assert_eq!(session.received_by_client(id), Received::Release(vec![]));
+        assert_eq!(session.received_by_client(id), Received::Again);
+        assert_eq!(session.acknowledged(id), None, "PUBACK is for QoS 1");
+        assert_eq!(session.refused_by_client(id), None, "too late to refuse");
+        assert_eq!(session.completed(id), Some(vec![]));
+        assert_eq!(session.received_by_client(id), Received::Unknown);
+    }
+
+    #[test]
+    fn a_durable_session_records_the_packet_id_before_it_sends() {
+        let mut session = Session::new("c", 1);
+        session.expiry = 60;
+        assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
+        let Some(Next::Record(1, record)) = session.next_to_send(NOW) else {
+            panic!("sent without a record")
+        };
+        assert_eq!(Session::read_in_flight(&record.value.unwrap()), Some((false, 7)));
+        assert_eq!(session.received_by_client(1), Received::Unknown, "it is not sent yet");
+        assert_eq!(session.started(1).map(|delivery| delivery.number), Some(7));
+        assert!(session.started(1).is_none(), "once");
+        let Received::Release(records) = session.received_by_client(1) else { panic!() };
+        assert_eq!(Session::read_in_flight(records[0].value.as_ref().unwrap()), Some((true, 7)));
+        assert_eq!((records.len(), &records[1].value), (2, &None));
+        let done = session.completed(1).unwrap();
+        assert_eq!((done.len(), &*done[0].namespace, &done[0].key), (1, IN_FLIGHT, &record.key));
+    }
+
+    #[test]
+    fn no_more_is_in_flight_than_the_client_takes() {
+        let mut session = Session::new("c", 1);
+        session.send_maximum = 2;
+        for number in 0..4 {
+            assert!(session.enqueue(delivery(number, QoS::AtLeastOnce)).is_ok());
+        }
+        let ids: Vec<u16> = std::iter::from_fn(|| send(&mut session)).map(|(id, _)| id).collect();
+        assert_eq!(ids, [1, 2]);
+        assert_eq!(session.acknowledged(1), Some(vec![]));
+        assert_eq!(send(&mut session), Some((3, 2)));
+    }
+
+    #[test]
+    fn what_expired_is_taken_out_even_where_nothing_may_be_sent() {
+        let mut session = Session::new("c", 1);
+        session.send_maximum = 1;
+        let mut expiring = delivery(2, QoS::AtLeastOnce);
+        expiring.message.expiry = Some(1);
+        for delivery in [delivery(1, QoS::AtLeastOnce), expiring, delivery(3, QoS::AtLeastOnce)] {
+            assert!(session.enqueue(delivery).is_ok());
+        }
+        assert_eq!(send(&mut session), Some((1, 1)));
+        assert!(session.next_to_send(NOW).is_none(), "the client takes one at a time");
+        let later = Timestamp::from_secs(1);
+        assert!(matches!(session.next_to_send(later), Some(Next::Expired(gone)) if gone.number == 2));
+        assert_eq!(session.acknowledged(1), Some(vec![]));
+        assert!(matches!(session.next_to_send(later), Some(Next::Send(_, next)) if next.number == 3));
+    }
+}
