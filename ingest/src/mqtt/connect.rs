@@ -21,6 +21,9 @@ use crate::limits::{PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY}
 /// Bytes of a client id.
 const CLIENT_ID_BYTES: usize = 1024;
 
+/// It connects too often (MQTT 5, 3.2.2.2).
+const CONNECTION_RATE_EXCEEDED: ReasonCode = ReasonCode(0x9F);
+
 /// Why a client is not let in: the reason of 5.0 and the return code of 3.1.1.
 type Unwelcome = (ReasonCode, u8);
 
@@ -57,6 +60,7 @@ impl Worker {
             return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
         };
         let peer = connection.peer;
+        let certificate = connection.transport.client_certificate();
         if let Err(error) = self.engine.health() {
             tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
             return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
@@ -67,8 +71,12 @@ impl Worker {
         if method.is_some() {
             return Err((ReasonCode::BAD_AUTHENTICATION_METHOD, 5));
         }
-        let credentials =
-            Credentials { peer: peer.ip(), username: connect.username, password: connect.password };
+        let credentials = Credentials {
+            peer: peer.ip(),
+            username: connect.username,
+            password: connect.password,
+            certificate: certificate.as_ref(),
+        };
         let Some(principal) = (self.authenticate)(&credentials) else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             tracing::info!(%peer, client = connect.client_id, "MQTT client refused: it is not known");
@@ -81,6 +89,9 @@ impl Worker {
         let nameless = id.is_empty() && connect.version != Version::V5 && !connect.clean_start;
         if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
             return Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2));
+        }
+        if self.connects_too_often(peer.ip(), id) {
+            return Err((CONNECTION_RATE_EXCEEDED, 3));
         }
         Ok(principal)
     }
@@ -117,6 +128,7 @@ impl Worker {
         let packet = ConnAck { session_present: false, reason, properties: Properties::default() };
         packet.encode(connection.version, &mut connection.out);
         connection.closing = true;
+        self.stats.connack(reason);
         self.touch(key.place);
     }
 

@@ -67,7 +67,7 @@ impl Worker {
             return;
         }
         let mut unsendable = Vec::new();
-        while let Some((packet_id, delivery)) = session.next_to_send() {
+        while let Some((packet_id, delivery)) = session.next_to_send(connection.out.len() <= OUT_BYTES) {
             if delivery.qos == QoS::AtMostOnce && connection.out.len() > OUT_BYTES {
                 // A connection that broke is closed by the write that follows.
                 connection.flush();

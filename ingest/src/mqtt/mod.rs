@@ -1,21 +1,27 @@
-//! The MQTT listener: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
+//! The MQTT listeners: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
 //!
 //! # Invariants
 //! - PUBACK, PUBREC, PUBCOMP, SUBACK and UNSUBACK of a durable session leave after the commit that holds what they stand for.
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod accept;
 mod connect;
 mod connection;
 mod delivery;
+mod guard;
 mod listener;
 mod message;
+mod options;
+mod pace;
 mod packets;
 mod publish;
 mod retained;
 mod router;
 mod session;
+mod stats;
 mod subscribe;
+mod transport;
 mod turn;
 mod worker;
 
@@ -26,8 +32,12 @@ use futures::channel::oneshot;
 use parking_lot::Mutex;
 use sonde_access::Principal;
 
-pub use listener::{Mqtt, MqttStats, start};
+pub use listener::{Mqtt, start};
 pub use message::Message;
+pub use options::{
+    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
+};
+pub use stats::MqttStats;
 
 /// Who a client is, from what it sent; `None` where it may not come in.
 pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
@@ -41,21 +51,17 @@ pub struct Credentials<'a> {
     pub username: Option<&'a str>,
     /// Its password or token.
     pub password: Option<&'a [u8]>,
+    /// Its certificate, which one of the authorities of `tls.client_ca` has signed.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
-/// How the listener is started.
-#[derive(Clone)]
-pub struct MqttOptions {
-    /// Where it listens; port 0 is any free one.
-    pub listen: SocketAddr,
-    /// Who may come in.
-    pub authenticate: Authenticate,
-}
-
-impl std::fmt::Debug for MqttOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MqttOptions({})", self.listen)
-    }
+/// Whom a client certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The common name of its subject.
+    pub common_name: Option<String>,
+    /// Its subject alternative names: DNS names, URIs and addresses of e-mail.
+    pub names: Vec<String>,
 }
 
 /// What others ask of the event loop.
@@ -67,6 +73,8 @@ pub(crate) enum Command {
     Kill(String, std::sync::mpsc::Sender<bool>),
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
+    /// Read the certificate's files again.
+    ReloadCertificates,
     /// Stop: close every connection.
     Stop,
 }

@@ -201,11 +201,12 @@ impl Session {
         self.queue.len() < QUEUED_MESSAGES && self.queue_bytes + message.bytes() <= QUEUED_BYTES
     }
 
-    /// The next waiting message that may be sent, with its packet id; it is in flight from now on.
-    pub(super) fn next_to_send(&mut self) -> Option<(u16, Delivery)> {
+    /// The next waiting message that may be sent, with its packet id; it is in flight from now on. Without `room` for
+    /// more unsent bytes, what is acknowledged waits.
+    pub(super) fn next_to_send(&mut self, room: bool) -> Option<(u16, Delivery)> {
         let first = self.queue.front()?;
         let needs_id = first.qos != QoS::AtMostOnce;
-        if needs_id && self.in_flight.len() >= self.send_maximum {
+        if needs_id && (!room || self.in_flight.len() >= self.send_maximum) {
             return None;
         }
         let delivery = self.queue.pop_front()?;
@@ -357,7 +358,7 @@ mod tests {
     fn a_qos_2_delivery_takes_four_steps() {
         let mut session = Session::new("c", 1);
         assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
-        let (id, _) = session.next_to_send().unwrap();
+        let (id, _) = session.next_to_send(true).unwrap();
         assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
         assert!(session.received_by_client(id) && session.received_by_client(id), "PUBREC may come twice");
         assert_eq!(session.acknowledged(id), None, "PUBACK is for QoS 1");
@@ -372,10 +373,10 @@ mod tests {
         for number in 0..4 {
             assert!(session.enqueue(delivery(number, QoS::AtLeastOnce)).is_ok());
         }
-        let ids: Vec<u16> = std::iter::from_fn(|| session.next_to_send()).map(|(id, _)| id).collect();
+        let ids: Vec<u16> = std::iter::from_fn(|| session.next_to_send(true)).map(|(id, _)| id).collect();
         assert_eq!(ids, [1, 2]);
         assert_eq!(session.acknowledged(1), Some(0));
-        assert_eq!(session.next_to_send().map(|(id, delivery)| (id, delivery.number)), Some((3, 2)));
+        assert_eq!(session.next_to_send(true).map(|(id, delivery)| (id, delivery.number)), Some((3, 2)));
     }
 
     #[test]

@@ -216,12 +216,17 @@ impl Worker {
         match answer {
             Answer::ConnAck(_) => {
                 connection.greeted = true;
+                self.stats.connack(ReasonCode::SUCCESS);
                 if let Some(session) = connection.session() {
                     self.resend(session);
                     self.pump(session);
                 }
             }
-            Answer::Close(_) | Answer::Refused(_) => {
+            Answer::Close(reason) | Answer::Refused(reason) => {
+                match answer {
+                    Answer::Refused(_) => self.stats.connack(reason),
+                    _ => self.stats.disconnect(reason),
+                }
                 connection.closing = true;
                 connection.sealed = true;
             }
