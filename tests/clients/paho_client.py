@@ -17,17 +17,25 @@ ANSWER_SECONDS = 20
 
 
 class Client:
-    """One connected client. `durable`: its session outlives the connection, in either version of the protocol."""
+    """One connected client. `durable`: its session outlives the connection, in either version of the protocol. `door`
+    is what it connects to, `tls` an `ssl.SSLContext`."""
 
-    def __init__(self, server, protocol=V5, name=None, durable=False, will=None):
+    def __init__(self, server, protocol=V5, name=None, durable=False, will=None, door="mqtt", tls=None):
         self.name = name or unique("client")
         self.messages = queue.Queue()
         self._connected, self._closed = queue.Queue(), threading.Event()
         self._answers = queue.Queue()
         clean = {} if protocol == V5 else {"clean_session": not durable}
         self.paho = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, self.name, protocol=protocol, reconnect_on_failure=False, **clean
+            mqtt.CallbackAPIVersion.VERSION2,
+            self.name,
+            protocol=protocol,
+            reconnect_on_failure=False,
+            transport="websockets" if door in ("mqtt_ws", "mqtt_wss") else "tcp",
+            **clean,
         )
+        if tls:
+            self.paho.tls_set_context(tls)
         self.paho.on_connect = lambda _c, _u, flags, code, _p: self._connected.put((flags, code))
         self.paho.on_disconnect = lambda *_: self._closed.set()
         self.paho.on_message = lambda _c, _u, message: self.messages.put(message)
@@ -41,7 +49,7 @@ class Client:
             properties = Properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval = 3600 if durable else 0
             arguments = {"clean_start": not durable, "properties": properties}
-        self.paho.connect(*server.address("mqtt"), keepalive=60, **arguments)
+        self.paho.connect(*server.address(door), keepalive=60, **arguments)
         self.paho.loop_start()
         flags, code = self._connected.get(timeout=ANSWER_SECONDS)
         assert not code.is_failure, f"CONNACK: {code}"
