@@ -6,12 +6,13 @@ import signal
 import socket
 import ssl
 import struct
+from pathlib import Path
 
 import pytest
 import raw_mqtt
 from certificates import Authority
 from paho_client import V5, V311, Client
-from support import CLIENT_SECONDS, TIME_S, unique, wait_until
+from support import CLIENT_SECONDS, TIME_S, Server, run, servers, tool, unique, wait_until
 
 aiomqtt = pytest.importorskip("aiomqtt", reason="aiomqtt is not installed")
 
@@ -23,8 +24,6 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(binary, tmp_path_factory, authority):
-    from support import servers
-
     with servers(binary, tmp_path_factory) as make:
         yield make(*authority.settings(), f"tls.client_ca={authority.ca}")
 
@@ -202,10 +201,25 @@ def test_a_new_certificate_is_used_without_a_restart(make_server, tmp_path, how)
     ],
 )  # fmt: skip
 def test_a_server_without_a_usable_certificate_does_not_start(binary, tmp_path, settings, says):
-    from support import Server
-
     said = Server(binary, tmp_path, settings).fails_to_start(78 if says == "tls.cert" else 74)
     assert says in said
+
+
+def test_the_commands_of_the_documentation_make_certificates_that_work(make_server, tmp_path):
+    text = (Path(__file__).parents[2] / "docs/listeners.md").read_text()
+    commands = text.split("```sh\n")[1].split("```")[0]
+    assert commands.count("openssl ") == 3
+    tool("openssl", "openssl")
+    run("sh", "-e", "-c", commands, cwd=tmp_path)
+    server = make_server(
+        f"tls.cert={tmp_path}/server.pem",
+        f"tls.key={tmp_path}/server.key",
+        f"tls.client_ca={tmp_path}/ca.pem",
+        "mqtt.tls_listen=127.0.0.1:0",
+        "mqtt.wss_listen=127.0.0.1:0",
+    )
+    with raw_mqtt.Raw(tls(server, ssl.create_default_context(cafile=str(tmp_path / "ca.pem")))) as client:
+        assert client.open() == 0
 
 
 def test_connections_are_told_by_transport(server, authority):

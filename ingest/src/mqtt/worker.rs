@@ -616,6 +616,7 @@ impl Worker {
                 goodbye.encode(Version::V5, &mut connection.out);
             }
             connection.flush();
+            connection.transport.close();
         }
     }
 }
