@@ -79,14 +79,12 @@ def test_a_rush_is_turned_away_and_then_let_in(make_server):
     server = make_server("mqtt.max_connects_per_second=5")
     sockets = [raw_mqtt.tcp(server.address("mqtt")) for _ in range(30)]
     wait_until(lambda: refused(server, "rate") > 0, "a refusal")
-    ends = []
     for made in sockets:
         made.close()
 
     def enters():
         with raw(server) as again:
             again.send(raw_mqtt.connect())
-            ends.append(time.monotonic())
             return again.next()[0] == raw_mqtt.CONNACK
 
     wait_until(enters, "the end of the rush")
@@ -315,7 +313,8 @@ def test_an_end_that_we_make_is_counted_by_its_reason(server):
     with raw(server) as client:
         assert client.open(version=5) == 0
         client.send(raw_mqtt.connect(version=5))
-        assert client.next() == (DISCONNECT, b"\x82\0") or client.next()[0] in (DISCONNECT, None)
+        kind, body = client.next()
+        assert (kind, body[:1]) == (DISCONNECT, b"\x82")
     assert metric(server, 'sonde_mqtt_disconnect_total{reason="0x82"}') == before + 1
     assert metric(server, 'sonde_mqtt_connack_total{reason="0x00"}') > 0
 

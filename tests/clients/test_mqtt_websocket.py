@@ -219,7 +219,8 @@ def test_a_will_is_published_when_a_websocket_ends(server):
     with Client(server) as watcher:
         watcher.subscribe(topic, 1)
         with WebSocket(server) as dying:
-            with_will = raw_mqtt.text("MQTT") + b"\x04\x06\0\0" + b"".join(map(raw_mqtt.text, (unique(), topic, "gone")))
+            with_will = raw_mqtt.text("MQTT") + b"\x04\x06\0\0"
+            with_will += b"".join(map(raw_mqtt.text, (unique(), topic, "gone")))
             dying.send(frame(BINARY, raw_mqtt.packet(0x10, with_will)))
             assert dying.next() == (BINARY, b"\x20\x02\x00\x00")
         watcher.next_is(topic, "gone")
