@@ -94,6 +94,7 @@ impl Listeners {
                 client_certificates: if with_tls { certificates } else { ClientCertificates::None },
                 proxies: Vec::new(),
                 max_connections,
+                optional: key != "mqtt.listen" && values.is_default(key),
             });
         }
         for (n, further) in values.listeners.iter().enumerate() {
@@ -197,6 +198,7 @@ fn further_listener(
         client_certificates,
         proxies: raw.proxy_from.iter().map(proxy).collect::<Result<_>>()?,
         max_connections: raw.max_connections.unwrap_or(max_connections),
+        optional: false,
     })
 }
 

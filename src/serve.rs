@@ -99,7 +99,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     memory::watch(engine.clone(), query.clone(), config.memory.limit)
         .map_err(|error| io("start watching memory", error))?;
     let mut server = Server {
-        addresses: mqtt_addresses(config, mqtt.as_deref()),
+        addresses: mqtt_addresses(mqtt.as_deref()),
         endpoints: config.data_dir.join(path::ENDPOINTS),
         engine,
         query,
@@ -181,10 +181,8 @@ fn start_mqtt(
 }
 
 /// Where MQTT listens, by name.
-fn mqtt_addresses(config: &Config, mqtt: Option<&Mqtt>) -> Addresses {
-    let found = mqtt.map(Mqtt::addresses).unwrap_or_default();
-    let names = config.mqtt.listeners.iter().map(|listener| listener.name.clone());
-    let mqtt_listeners: Vec<_> = names.zip(found.iter().cloned()).collect();
+fn mqtt_addresses(mqtt: Option<&Mqtt>) -> Addresses {
+    let mqtt_listeners = mqtt.map(Mqtt::addresses).unwrap_or_default().to_vec();
     let plain = mqtt_listeners.iter().find_map(|(name, address)| match address {
         ListenAddress::Tcp(address) if name == "mqtt" => Some(*address),
         _ => None,

@@ -151,20 +151,29 @@ impl Doors {
         let tls = options.tls.as_ref().map(TlsStore::load).transpose().map_err(wrong)?;
         let now = Instant::now();
         let mut doors = Vec::new();
-        for (n, listener) in options.listeners.iter().enumerate() {
+        for listener in &options.listeners {
             let config = tls.as_ref().and_then(|tls| tls.config(listener.client_certificates));
             if listener.tls && config.is_none() {
                 let text = "TLS needs tls.cert and tls.key, and client certificates need tls.client_ca";
                 return Err(wrong(format!("{} ({}): {text}", listener.address, listener.name)));
             }
-            let mut listening = Listening::open(&listener.address).map_err(|error| {
-                io::Error::new(error.kind(), format!("{} ({}): {error}", listener.address, listener.name))
-            })?;
+            let mut listening = match Listening::open(&listener.address) {
+                Ok(listening) => listening,
+                Err(error) if listener.optional && error.kind() == io::ErrorKind::AddrInUse => {
+                    let (name, address) = (&listener.name, &listener.address);
+                    tracing::warn!(listener = name, %address, "this MQTT listener stays off: its address is taken, and it was not asked for");
+                    continue;
+                }
+                Err(error) => {
+                    let text = format!("{} ({}): {error}", listener.address, listener.name);
+                    return Err(io::Error::new(error.kind(), text));
+                }
+            };
             let source: &mut dyn mio::event::Source = match &mut listening {
                 Listening::Tcp(listener) => listener,
                 Listening::Unix(listener, _) => listener,
             };
-            registry.register(source, Token(FIRST_DOOR + n), Readiness::READABLE)?;
+            registry.register(source, Token(FIRST_DOOR + doors.len()), Readiness::READABLE)?;
             doors.push(Door {
                 kind: Kind::of(listener),
                 options: listener.clone(),
@@ -188,10 +197,10 @@ impl Doors {
         })
     }
 
-    /// Where they listen.
-    pub(super) fn addresses(&self) -> Vec<ListenAddress> {
+    /// Where they listen, by name.
+    pub(super) fn addresses(&self) -> Vec<(String, ListenAddress)> {
         let address = |door: &Door| door.listening.address().unwrap_or_else(|_| door.options.address.clone());
-        self.doors.iter().map(address).collect()
+        self.doors.iter().map(|door| (door.options.name.clone(), address(door))).collect()
     }
 
     /// Bytes of the buffer for what is to be decrypted.

@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The running listeners.
 #[derive(Debug)]
 pub struct Mqtt {
-    addresses: Vec<ListenAddress>,
+    addresses: Vec<(String, ListenAddress)>,
     inbox: Arc<Inbox>,
     stats: Arc<MqttStats>,
     topics: Arc<Topics>,
@@ -63,9 +63,9 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
 }
 
 impl Mqtt {
-    /// Where they listen, in the order of the options.
+    /// The names of those that are open, and where they listen.
     #[must_use]
-    pub fn addresses(&self) -> &[ListenAddress] {
+    pub fn addresses(&self) -> &[(String, ListenAddress)] {
         &self.addresses
     }
 

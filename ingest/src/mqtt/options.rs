@@ -42,6 +42,8 @@ pub struct ListenerOptions {
     pub proxies: Vec<AddressRange>,
     /// Connections at once.
     pub max_connections: usize,
+    /// Whether the others start without it where its address is taken: nobody asked for it by name.
+    pub optional: bool,
 }
 
 /// Where a listener listens.
