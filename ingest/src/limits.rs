@@ -96,3 +96,9 @@ pub const TURNED_AWAY: usize = 1024;
 pub const CONNECT_COUNTS: usize = 100_000;
 /// Bytes that are read at once of a connection with a rate limit.
 pub const PACED_READ: usize = 16 << 10;
+/// Topics whose subscribers are remembered; a generation of them, and there are two.
+pub const CACHED_TOPICS: usize = 32_768;
+/// Subscribers of those topics: 16 MiB a generation.
+pub const CACHED_INTERESTS: usize = 1 << 20;
+/// Seconds between two states of the `$SYS` topics.
+pub const SYS_INTERVAL: u64 = 10;

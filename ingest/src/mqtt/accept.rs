@@ -345,6 +345,7 @@ impl Worker {
         )?;
         door.connections += 1;
         self.stats.opened(door.kind);
+        self.sys.traffic.sockets += 1;
         entry.insert((generation, connection));
         Ok(())
     }

@@ -16,13 +16,20 @@ mod options;
 mod pace;
 mod packets;
 mod publish;
+mod resolved;
 mod retained;
 mod router;
 mod session;
+mod shared;
+mod sharing;
 mod stats;
 mod subscribe;
+mod sys;
+mod tables;
 mod transport;
+mod trie;
 mod turn;
+mod via;
 mod worker;
 
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +38,8 @@ use std::sync::Arc;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use sonde_access::Principal;
+
+use tables::{SessionInfo, SubscriptionInfo};
 
 pub use listener::{Mqtt, start};
 pub use message::Message;
@@ -73,23 +82,12 @@ pub(crate) enum Command {
     Kill(String, std::sync::mpsc::Sender<bool>),
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
+    /// What they have subscribed to.
+    Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
     /// Read the certificate's files again.
     ReloadCertificates,
     /// Stop: close every connection.
     Stop,
-}
-
-/// What `system.sessions` says of a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SessionInfo {
-    pub(crate) client: String,
-    pub(crate) principal: Option<String>,
-    pub(crate) peer: Option<SocketAddr>,
-    pub(crate) expiry: u32,
-    pub(crate) subscriptions: usize,
-    pub(crate) in_flight: usize,
-    pub(crate) queued: usize,
-    pub(crate) dropped: u64,
 }
 
 /// The event loop's inbox.

@@ -39,11 +39,15 @@ impl Worker {
     pub(super) fn handle_packet(&mut self, key: ConnectionKey, packet: &Packet<'_>) {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let (session, principal) = match (&connection.phase, packet) {
-            (Phase::Opening, Packet::Connect(connect)) => return self.connect(key, connect),
+            (Phase::Opening, Packet::Connect(connect)) => {
+                self.sys.traffic.packets_received += 1;
+                return self.connect(key, connect);
+            }
             // Not MQTT, or not the beginning of it: nothing is answered.
             (Phase::Opening, _) => return self.close(key.place),
             (Phase::Open { session, principal }, _) => (*session, Arc::clone(principal)),
         };
+        self.sys.traffic.packets_received += 1;
         match packet {
             Packet::Publish(publish) => self.publish(key, session, &principal, publish),
             Packet::PubAck(ack) => self.puback(session, ack.packet_id),
@@ -55,6 +59,7 @@ impl Worker {
             Packet::PingReq => {
                 if let Some((_, connection)) = self.connections.get_mut(key.place) {
                     Packet::PingResp.encode(connection.version, &mut connection.out);
+                    self.sys.traffic.packets_sent += 1;
                     self.touch(key.place);
                 }
             }
