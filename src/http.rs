@@ -97,12 +97,28 @@ async fn metrics(State(front): State<Front>) -> Response {
             ("sonde_mqtt_connections", "gauge", stats.connections.load(Ordering::Relaxed)),
             ("sonde_mqtt_protocol_errors_total", "counter", stats.protocol_errors.load(Ordering::Relaxed)),
             ("sonde_mqtt_denied_total", "counter", stats.denied.load(Ordering::Relaxed)),
+            ("sonde_mqtt_connections_accepted_total", "counter", stats.accepted.load(Ordering::Relaxed)),
+            ("sonde_mqtt_bytes_received_total", "counter", stats.bytes_in.load(Ordering::Relaxed)),
+            ("sonde_mqtt_bytes_sent_total", "counter", stats.bytes_out.load(Ordering::Relaxed)),
+            ("sonde_mqtt_paused_total", "counter", stats.paused.load(Ordering::Relaxed)),
+            ("sonde_mqtt_unread_closed_total", "counter", stats.unread.load(Ordering::Relaxed)),
+            ("sonde_mqtt_banned", "gauge", stats.banned.load(Ordering::Relaxed)),
         ]);
     }
     let mut text = String::new();
     for (name, kind, value) in values {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+    }
+    if let Some(mqtt) = &front.mqtt {
+        let mut last = String::new();
+        mqtt.stats().labelled(|name, kind, labels, value| {
+            if last != name {
+                name.clone_into(&mut last);
+                let _ = writeln!(text, "# TYPE {name} {kind}");
+            }
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        });
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

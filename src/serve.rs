@@ -9,7 +9,7 @@ use axum::serve::ListenerExt;
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::Bodies;
-use sonde_ingest::mqtt::{Mqtt, MqttOptions};
+use sonde_ingest::mqtt::{Credentials, ListenAddress, Mqtt, MqttOptions};
 use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable, Kind};
 use sonde_query::{QueryEngine, QueryOptions};
@@ -24,6 +24,7 @@ use crate::auth::Authenticator;
 use crate::cli::{Exit, Failure, Result};
 use crate::config::{Config, Setting};
 use crate::http::{Front, routes};
+use crate::listeners::{self, Listeners};
 use crate::{memory, token};
 
 /// The columns of `system.settings`.
@@ -36,9 +37,11 @@ const GRACE: Duration = Duration::from_secs(5);
 const COLD_THREADS: usize = 2;
 
 /// The addresses that the server listens on.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Addresses {
     pub(crate) mqtt: Option<SocketAddr>,
+    /// All of MQTT: by the names that endpoints.json has for them, and those of `[[mqtt.listener]]`.
+    pub(crate) mqtt_listeners: Vec<(String, ListenAddress)>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) grpc: Option<SocketAddr>,
 }
@@ -96,7 +99,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     memory::watch(engine.clone(), query.clone(), config.memory.limit)
         .map_err(|error| io("start watching memory", error))?;
     let mut server = Server {
-        addresses: Addresses { mqtt: mqtt.as_ref().map(|mqtt| mqtt.address()), ..Addresses::default() },
+        addresses: mqtt_addresses(mqtt.as_deref()),
         endpoints: config.data_dir.join(path::ENDPOINTS),
         engine,
         query,
@@ -164,18 +167,27 @@ fn start_mqtt(
     query: &QueryEngine,
     authenticator: &Arc<Authenticator>,
 ) -> Result<Option<Arc<Mqtt>>> {
-    let Some(listen) = config.mqtt_listen else { return Ok(None) };
+    let Listeners { listeners, tls, limits } = config.mqtt.clone();
+    if listeners.is_empty() {
+        return Ok(None);
+    }
     let who = Arc::clone(authenticator);
-    let options = MqttOptions {
-        listen,
-        authenticate: Arc::new(move |credentials| who.mqtt(credentials)),
-        offers: config.mqtt_offers.clone(),
-    };
+    let authenticate = Arc::new(move |credentials: &Credentials<'_>| who.mqtt(credentials));
+    let options = MqttOptions { listeners, tls, limits, authenticate, offers: config.mqtt_offers.clone() };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
-    let mqtt =
-        Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
+    let mqtt = Arc::new(mqtt.map_err(|error| io("listen for MQTT (mqtt.listen and its like)", error))?);
     sonde_ingest::register_mqtt(query, &mqtt);
     Ok(Some(mqtt))
+}
+
+/// Where MQTT listens, by name.
+fn mqtt_addresses(mqtt: Option<&Mqtt>) -> Addresses {
+    let mqtt_listeners = mqtt.map(Mqtt::addresses).unwrap_or_default().to_vec();
+    let plain = mqtt_listeners.iter().find_map(|(name, address)| match address {
+        ListenAddress::Tcp(address) if name == "mqtt" => Some(*address),
+        _ => None,
+    });
+    Addresses { mqtt: plain, mqtt_listeners, ..Addresses::default() }
 }
 
 fn start_rules(query: &QueryEngine, mqtt: Option<&Arc<Mqtt>>) -> Result<Arc<Rules>> {
@@ -296,9 +308,14 @@ impl Server {
             SocketAddr::new(ip, address.port()).to_string()
         };
         let mut endpoints = serde_json::Map::new();
-        for (name, address) in
-            [("mqtt", self.addresses.mqtt), ("http", self.addresses.http), ("grpc", self.addresses.grpc)]
-        {
+        for (name, address) in &self.addresses.mqtt_listeners {
+            if let ListenAddress::Tcp(address) = address
+                && listeners::is_named(name)
+            {
+                endpoints.insert(name.clone(), text(*address).into());
+            }
+        }
+        for (name, address) in [("http", self.addresses.http), ("grpc", self.addresses.grpc)] {
             if let Some(address) = address {
                 endpoints.insert(name.into(), text(address).into());
             }
@@ -307,6 +324,13 @@ impl Server {
         let written = std::fs::write(&tmp, serde_json::Value::Object(endpoints).to_string())
             .and_then(|()| std::fs::rename(&tmp, &self.endpoints));
         written.map_err(|error| io(&format!("write {}", self.endpoints.display()), error))
+    }
+
+    /// Reads the files of the certificate again.
+    pub(crate) fn reload(&self) {
+        if let Some(mqtt) = &self.mqtt {
+            mqtt.reload_certificates();
+        }
     }
 
     /// Stops in order: listeners, then the engine's flush.

@@ -73,6 +73,29 @@ pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);
 pub const RULE_STEPS: u8 = 8;
 /// How long a field of integers that could not become one of floats is left alone before it is looked at again.
 pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+/// MQTT listeners.
+pub const LISTENERS: usize = 64;
+/// Bytes of a PROXY header behind its first 16.
+pub const PROXY_HEADER_BYTES: usize = 4096;
+/// Bytes of the request by which a client asks for WebSocket.
+pub const UPGRADE_BYTES: usize = 8 << 10;
+/// Bytes of the text in a TLS record (RFC 8446, 5.1).
+pub const TLS_RECORD: usize = 16 << 10;
+/// Bytes of a TLS record, or of a handshake message in several, whose end has not come.
+pub const TLS_PENDING: usize = 72 << 10;
+/// Bytes of the buffer that all TLS connections read into.
+pub const TLS_BUFFER: usize = 192 << 10;
+/// Encrypted and framed bytes of a connection that wait to be written, give or take a record.
+pub const WIRE_BYTES: usize = 64 << 10;
+/// Names of a client certificate that count.
+pub const CERTIFICATE_NAMES: usize = 64;
+/// Connections that are kept a moment longer, so that those of a rush do not come back together.
+pub const TURNED_AWAY: usize = 1024;
+/// Client ids and addresses of which it is known how often they connect; beyond them those that are not refused are
+/// forgotten.
+pub const CONNECT_COUNTS: usize = 100_000;
+/// Bytes that are read at once of a connection with a rate limit.
+pub const PACED_READ: usize = 16 << 10;
 /// Topics whose subscribers are remembered; a generation of them, and there are two.
 pub const CACHED_TOPICS: usize = 32_768;
 /// Subscribers of those topics: 16 MiB a generation.

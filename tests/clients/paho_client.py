@@ -18,7 +18,8 @@ ANSWER_SECONDS = 20
 
 class Client:
     """One connected client. `durable`: its session outlives the connection, in either version of the protocol.
-    `acknowledges`: it answers messages, as clients do. `receive_maximum` is that of 5.0."""
+    `acknowledges`: it answers messages, as clients do. `receive_maximum` is that of 5.0. `door` is
+    what it connects to, `tls` an `ssl.SSLContext`."""
 
     def __init__(
         self,
@@ -30,6 +31,8 @@ class Client:
         token=None,
         acknowledges=True,
         receive_maximum=None,
+        door="mqtt",
+        tls=None,
     ):
         self.name, self.protocol = name or unique("client"), protocol
         self.messages = queue.Queue()
@@ -41,11 +44,14 @@ class Client:
             self.name,
             protocol=protocol,
             reconnect_on_failure=False,
+            transport="websockets" if door in ("mqtt_ws", "mqtt_wss") else "tcp",
             manual_ack=not acknowledges,
             **clean,
         )
         if token is not None:
             self.paho.username_pw_set("any", token)
+        if tls:
+            self.paho.tls_set_context(tls)
         self.paho.on_connect = lambda _c, _u, flags, code, _p: self._connected.put((flags, code))
         self.paho.on_disconnect = lambda *_: self._closed.set()
         self.paho.on_message = lambda _c, _u, message: self.messages.put(message)
@@ -61,7 +67,7 @@ class Client:
             if receive_maximum:
                 properties.ReceiveMaximum = receive_maximum
             arguments = {"clean_start": not durable, "properties": properties}
-        self.paho.connect(*server.address("mqtt"), keepalive=60, **arguments)
+        self.paho.connect(*server.address(door), keepalive=60, **arguments)
         self.paho.loop_start()
         flags, code = self._connected.get(timeout=ANSWER_SECONDS)
         assert not code.is_failure, f"CONNACK: {code}"

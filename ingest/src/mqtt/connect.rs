@@ -24,6 +24,9 @@ use crate::limits::{
 /// Bytes of a client id.
 const CLIENT_ID_BYTES: usize = 1024;
 
+/// It connects too often (MQTT 5, 3.2.2.2).
+const CONNECTION_RATE_EXCEEDED: ReasonCode = ReasonCode(0x9F);
+
 /// Why a client is not let in: the reason of 5.0 and the return code of 3.1.1.
 type Unwelcome = (ReasonCode, u8);
 
@@ -96,6 +99,7 @@ impl Worker {
             return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
         };
         let peer = connection.peer;
+        let certificate = connection.transport.client_certificate();
         if let Err(error) = self.engine.health() {
             tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
             return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
@@ -106,8 +110,12 @@ impl Worker {
         if method.is_some() {
             return Err((ReasonCode::BAD_AUTHENTICATION_METHOD, 5));
         }
-        let credentials =
-            Credentials { peer: peer.ip(), username: connect.username, password: connect.password };
+        let credentials = Credentials {
+            peer: peer.ip(),
+            username: connect.username,
+            password: connect.password,
+            certificate: certificate.as_ref(),
+        };
         let Some(principal) = (self.authenticate)(&credentials) else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             tracing::info!(%peer, client = connect.client_id, "MQTT client refused: it is not known");
@@ -121,6 +129,9 @@ impl Worker {
             id.is_empty() && connect.version != Version::V5 && (!connect.clean_start || connect.is_3_1);
         if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
             return Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2));
+        }
+        if self.connects_too_often(peer.ip(), id) {
+            return Err((CONNECTION_RATE_EXCEEDED, 3));
         }
         Ok(principal)
     }
@@ -204,6 +215,7 @@ impl Worker {
             }
         }
         connection.closing = true;
+        self.stats.connack(reason);
         self.touch(key.place);
     }
 

@@ -100,7 +100,7 @@ impl Worker {
         if !connection.greeted {
             return unsendable;
         }
-        while let Some(next) = session.next_to_send(pen.now) {
+        while let Some(next) = session.next_to_send(pen.now, connection.out.len() <= OUT_BYTES) {
             let (packet_id, delivery) = match next {
                 Next::Send(packet_id, delivery) => (packet_id, delivery),
                 Next::Record(packet_id, record) => {

@@ -67,12 +67,13 @@ pub(super) enum Received {
 }
 
 impl Session {
-    /// Takes the next waiting message that may be sent; with QoS 1 or 2 it is in flight from now on.
-    pub(super) fn next_to_send(&mut self, now: Timestamp) -> Option<Next> {
+    /// Takes the next waiting message that may be sent; with QoS 1 or 2 it is in flight from now on. Without `room` for
+    /// more unsent bytes, what is acknowledged waits.
+    pub(super) fn next_to_send(&mut self, now: Timestamp, room: bool) -> Option<Next> {
         let first = self.queue.front()?;
         let needs_id = first.qos != QoS::AtMostOnce;
         let expired = first.message.is_expired(now);
-        if needs_id && !expired && self.in_flight.len() >= self.send_maximum {
+        if needs_id && !expired && (!room || self.in_flight.len() >= self.send_maximum) {
             return None;
         }
         let delivery = self.take_first()?;
@@ -229,7 +230,7 @@ mod tests {
     }
 
     fn send(session: &mut Session) -> Option<(u16, u64)> {
-        match session.next_to_send(NOW)? {
+        match session.next_to_send(NOW, true)? {
             Next::Send(id, delivery) => Some((id, delivery.number)),
             Next::Record(id, _) => Some((id, session.started(id)?.number)),
             Next::Expired(_) => None,
@@ -255,7 +256,7 @@ mod tests {
         let mut session = Session::new("c", 1);
         session.expiry = 60;
         assert!(session.enqueue(delivery(7, QoS::ExactlyOnce)).is_ok());
-        let Some(Next::Record(1, record)) = session.next_to_send(NOW) else {
+        let Some(Next::Record(1, record)) = session.next_to_send(NOW, true) else {
             panic!("sent without a record")
         };
         assert_eq!(Session::read_in_flight(&record.value.unwrap()), Some((false, 7)));
@@ -292,10 +293,10 @@ mod tests {
             assert!(session.enqueue(delivery).is_ok());
         }
         assert_eq!(send(&mut session), Some((1, 1)));
-        assert!(session.next_to_send(NOW).is_none(), "the client takes one at a time");
+        assert!(session.next_to_send(NOW, true).is_none(), "the client takes one at a time");
         let later = Timestamp::from_secs(1);
-        assert!(matches!(session.next_to_send(later), Some(Next::Expired(gone)) if gone.number == 2));
+        assert!(matches!(session.next_to_send(later, true), Some(Next::Expired(gone)) if gone.number == 2));
         assert_eq!(session.acknowledged(1), Some(vec![]));
-        assert!(matches!(session.next_to_send(later), Some(Next::Send(_, next)) if next.number == 3));
+        assert!(matches!(session.next_to_send(later, true), Some(Next::Send(_, next)) if next.number == 3));
     }
 }

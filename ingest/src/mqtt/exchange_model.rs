@@ -370,7 +370,7 @@ impl World {
 
     fn pump(&mut self) {
         while self.greeted
-            && let Some(next) = self.subscriber.next_to_send(NOW)
+            && let Some(next) = self.subscriber.next_to_send(NOW, true)
         {
             match next {
                 Next::Send(id, delivery) => {

@@ -1,63 +1,41 @@
-//! The handle of a running listener, and how it is started.
+//! The handle of the running listeners, and how they are started.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use futures::channel::oneshot;
-use mio::net::TcpListener;
-use mio::{Interest as Readiness, Poll};
+use mio::Poll;
 use parking_lot::Mutex;
 use sonde_engine::Engine;
 
+use super::accept::{Doors, INBOX};
 use super::message::Message;
 use super::tables;
-use super::worker::{INBOX, LISTENER, Shared, Worker};
-use super::{Command, Inbox, MqttOptions};
+use super::worker::{Shared, Worker};
+use super::{Command, Inbox, ListenAddress, MqttOptions, MqttStats};
 use crate::topics::Topics;
 
 /// How long a question to the event loop may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Counters of the listener.
-#[derive(Debug, Default)]
-pub struct MqttStats {
-    /// Messages received.
-    pub received: AtomicU64,
-    /// Messages sent to subscribers.
-    pub sent: AtomicU64,
-    /// Messages that a full queue or a slow reader cost.
-    pub dropped: AtomicU64,
-    /// Messages that expired before their delivery began.
-    pub expired: AtomicU64,
-    /// Connections that are open.
-    pub connections: AtomicU64,
-    /// Connections that were closed for a malformed packet or a broken rule.
-    pub protocol_errors: AtomicU64,
-    /// Publishes and subscriptions that were not allowed.
-    pub denied: AtomicU64,
-}
-
-/// A running listener.
+/// The running listeners.
 #[derive(Debug)]
 pub struct Mqtt {
-    address: SocketAddr,
+    addresses: Vec<(String, ListenAddress)>,
     inbox: Arc<Inbox>,
     stats: Arc<MqttStats>,
     topics: Arc<Topics>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Starts the listener: sessions are recovered and routable before the first client is let in.
+/// Starts the listeners: sessions are recovered and routable before the first client is let in.
 pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::Result<Mqtt> {
     let poll = Poll::new()?;
-    let mut listener = TcpListener::bind(options.listen)?;
-    let address = listener.local_addr()?;
-    poll.registry().register(&mut listener, LISTENER, Readiness::READABLE)?;
+    let doors = Doors::open(&options, poll.registry())?;
+    let addresses = doors.addresses();
     let waker = mio::Waker::new(poll.registry(), INBOX)?;
     let inbox = Arc::new(Inbox { commands: Mutex::new(Vec::new()), waker });
     let stats = Arc::new(MqttStats::default());
@@ -72,16 +50,21 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
             dead_letters,
             offers: options.offers,
         };
-        Worker::new(engine, poll, listener, options.authenticate, shared).run();
+        Worker::new(engine, poll, doors, options.authenticate, shared).run();
     })?;
-    Ok(Mqtt { address, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
+    Ok(Mqtt { addresses, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
 }
 
 impl Mqtt {
-    /// Where it listens.
+    /// The names of those that are open, and where they listen.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn addresses(&self) -> &[(String, ListenAddress)] {
+        &self.addresses
+    }
+
+    /// Reads the files of the certificate again, whether or not they have changed.
+    pub fn reload_certificates(&self) {
+        self.inbox.send(Command::ReloadCertificates);
     }
 
     /// Its counters.

@@ -1,10 +1,11 @@
-//! The MQTT listener: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
+//! The MQTT listeners: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
 //!
 //! # Invariants
 //! - PUBACK, PUBREC, PUBCOMP, SUBACK and UNSUBACK of a durable session leave after the commit that holds what they stand for.
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod accept;
 mod alias;
 mod connect;
 mod connection;
@@ -13,8 +14,11 @@ mod exchange;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod exchange_model;
+mod guard;
 mod listener;
 mod message;
+mod options;
+mod pace;
 mod packets;
 mod publish;
 mod resolved;
@@ -23,16 +27,18 @@ mod router;
 mod session;
 mod shared;
 mod sharing;
+mod stats;
 mod subscribe;
 mod sys;
 mod tables;
+mod transport;
 mod trie;
 mod turn;
 mod via;
 mod will;
 mod worker;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::channel::oneshot;
@@ -41,8 +47,12 @@ use sonde_access::Principal;
 
 use tables::{SessionInfo, SubscriptionInfo};
 
-pub use listener::{Mqtt, MqttStats, start};
+pub use listener::{Mqtt, start};
 pub use message::Message;
+pub use options::{
+    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
+};
+pub use stats::MqttStats;
 
 /// Who a client is, from what it sent; `None` where it may not come in.
 pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
@@ -56,17 +66,8 @@ pub struct Credentials<'a> {
     pub username: Option<&'a str>,
     /// Its password or token.
     pub password: Option<&'a [u8]>,
-}
-
-/// How the listener is started.
-#[derive(Clone)]
-pub struct MqttOptions {
-    /// Where it listens; port 0 is any free one.
-    pub listen: SocketAddr,
-    /// Who may come in.
-    pub authenticate: Authenticate,
-    /// What clients are told at CONNACK.
-    pub offers: Offers,
+    /// Its certificate, which one of the authorities of `tls.client_ca` has signed.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
 /// What a 5.0 client is told that it did not ask for.
@@ -85,10 +86,13 @@ impl Default for Offers {
     }
 }
 
-impl std::fmt::Debug for MqttOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MqttOptions({})", self.listen)
-    }
+/// Whom a client certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The common name of its subject.
+    pub common_name: Option<String>,
+    /// Its subject alternative names: DNS names, URIs and addresses of e-mail.
+    pub names: Vec<String>,
 }
 
 /// What others ask of the event loop.
@@ -102,6 +106,8 @@ pub(crate) enum Command {
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// What they have subscribed to.
     Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
+    /// Read the certificate's files again.
+    ReloadCertificates,
     /// Stop: close every connection.
     Stop,
 }

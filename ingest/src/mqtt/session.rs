@@ -455,7 +455,7 @@ mod tests {
             let via = if number == 2 { Via::default() } else { shared.clone() };
             assert!(session.enqueue(Delivery { via, ..delivery(number, qos) }).is_ok());
         }
-        assert_eq!(std::iter::from_fn(|| session.next_to_send(Timestamp::from_nanos(0))).count(), 3);
+        assert_eq!(std::iter::from_fn(|| session.next_to_send(Timestamp::from_nanos(0), true)).count(), 3);
         let numbers: Vec<u64> = session.shared_messages().iter().map(|delivery| delivery.number).collect();
         assert_eq!(numbers, [0, 3], "not what QoS 2 has in flight, not what was not shared");
     }

@@ -254,16 +254,19 @@ impl Worker {
             Answer::ConnAck(_) if connection.sealed => {}
             Answer::ConnAck(_) => {
                 connection.greeted = true;
+                self.stats.connack(ReasonCode::SUCCESS);
                 if let Some(session) = connection.session() {
                     self.resend(session);
                     self.pump(session);
                 }
             }
-            Answer::Close(..) => {
+            Answer::Close(reason, _) => {
+                self.stats.disconnect(reason);
                 connection.closing = true;
                 connection.sealed = true;
             }
-            Answer::Refused(_) => {
+            Answer::Refused(reason) => {
+                self.stats.connack(reason);
                 // It was never let in: there is nothing that its end would have to tell.
                 connection.will = None;
                 connection.closing = true;

@@ -10,31 +10,30 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
-use mio::net::TcpListener;
-use mio::{Events, Interest as Readiness, Poll, Token};
+use mio::{Events, Poll, Token};
 use slab::Slab;
 use sonde_engine::{Engine, Origin, Table, Timestamp};
-use sonde_proto::mqtt::{Disconnect, PropertiesBuilder, Property, QoS, ReasonCode, Version, decode};
+use sonde_proto::mqtt::{Disconnect, Packet, PropertiesBuilder, Property, QoS, ReasonCode, Version, decode};
 
-use super::connection::{Connection, Phase, ReadResult};
-use super::listener::MqttStats;
+use super::accept::{Doors, INBOX};
+use super::connection::{Connection, Parked, Phase};
 use super::message::Message;
 use super::packets::explain;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
 use super::session::{self, Session};
+use super::stats::Refused;
 use super::sys::Sys;
+use super::transport::ReadResult;
 use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn, Undo};
-use super::{Authenticate, Command, Inbox, Offers};
+use super::{Authenticate, Command, Inbox, MqttStats, Offers};
 use crate::limits::{
-    CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
+    CONNECT_BYTES, CONNECT_TIME, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
 };
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
 
-pub(super) const LISTENER: Token = Token(usize::MAX);
-pub(super) const INBOX: Token = Token(usize::MAX - 1);
 /// How long the loop sleeps when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -75,10 +74,8 @@ pub(super) struct Worker {
     pub(super) sys: Sys,
     /// Reused by every row.
     pub(super) row_buffer: RowBuffer,
-    poll: Poll,
-    listener: TcpListener,
-    /// Whether clients may wait that could not be accepted.
-    accept_again: bool,
+    pub(super) poll: Poll,
+    pub(super) doors: Doors,
     inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
@@ -89,6 +86,8 @@ pub(super) struct Worker {
     pub(super) dirty: Vec<usize>,
     pub(super) committing: VecDeque<Committing>,
     buffer: Vec<u8>,
+    /// What is to be decrypted.
+    scratch: Vec<u8>,
     started: Instant,
     swept_at: u64,
     generation: u64,
@@ -100,7 +99,7 @@ impl Worker {
     pub(super) fn new(
         engine: Engine,
         poll: Poll,
-        listener: TcpListener,
+        doors: Doors,
         authenticate: Authenticate,
         shared: Shared,
     ) -> Self {
@@ -126,9 +125,9 @@ impl Worker {
             router: Router::default(),
             sys: Sys::default(),
             row_buffer: RowBuffer::default(),
+            scratch: vec![0; doors.scratch_bytes()],
             poll,
-            listener,
-            accept_again: false,
+            doors,
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
             dirty: Vec::new(),
@@ -174,8 +173,7 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         while !self.stopping {
-            let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
-            let timeout = if busy { Duration::ZERO } else { TICK };
+            let timeout = self.patience();
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -184,13 +182,12 @@ impl Worker {
             }
             let began = Instant::now();
             self.clock = self.engine.now();
-            if std::mem::take(&mut self.accept_again) {
-                self.accept();
-            }
+            self.accept_again();
+            self.serve_due();
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accept(),
                     INBOX => {}
+                    token if let Some(door) = self.doors.of_token(token) => self.accept(door),
                     Token(place) => {
                         if event.is_writable() {
                             self.dirty.push(place);
@@ -220,62 +217,57 @@ impl Worker {
         self.close_all();
     }
 
-    fn accept(&mut self) {
-        loop {
-            let (mut socket, peer) = match self.listener.accept() {
-                Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors, or the client has gone. Those behind it bring no event: they are tried again.
-                    tracing::warn!(%error, "cannot accept an MQTT connection");
-                    self.accept_again = true;
-                    return;
-                }
-            };
-            if self.connections.len() >= CONNECTIONS {
-                tracing::warn!(%peer, limit = CONNECTIONS, "MQTT connection refused: too many");
-                continue;
-            }
-            // Acknowledgements are batched here; Nagle's algorithm would add 40 ms to them.
-            if let Err(error) = socket.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-            let entry = self.connections.vacant_entry();
-            let token = Token(entry.key());
-            let registered =
-                self.poll.registry().register(&mut socket, token, Readiness::READABLE | Readiness::WRITABLE);
-            if let Err(error) = registered {
-                tracing::warn!(%error, "cannot watch an MQTT connection");
-                continue;
-            }
-            self.generation += 1;
-            let now = self.started.elapsed().as_secs();
-            entry.insert((self.generation, Connection::new(socket, peer, now)));
-            self.stats.connections.fetch_add(1, Ordering::Relaxed);
-            self.sys.traffic.sockets += 1;
+    /// How long the loop may sleep.
+    fn patience(&self) -> Duration {
+        let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
+        if busy || !self.dirty.is_empty() {
+            return Duration::ZERO;
         }
+        let due = self.doors.due().map(|due| due.saturating_duration_since(Instant::now()));
+        due.map_or(TICK, |due| due.min(TICK))
+    }
+
+    /// Tells a connection from those that had its place before.
+    pub(super) fn next_generation(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
     }
 
     fn mark_ready(&mut self, place: usize) {
         if let Some((_, connection)) = self.connections.get_mut(place)
             && !std::mem::replace(&mut connection.readable, true)
+            && connection.parked.is_none()
         {
             self.ready.push_back(place);
+        }
+    }
+
+    /// Reads a connection again that was not read for this reason.
+    pub(super) fn unpark(&mut self, key: ConnectionKey, why: Parked) {
+        let now = self.now();
+        let found = self.connections.get_mut(key.place).filter(|(known, _)| *known == key.generation);
+        if let Some((_, connection)) = found
+            && connection.parked == Some(why)
+        {
+            connection.parked = None;
+            // Its silence was ours.
+            connection.heard_at = now;
+            self.ready.push_back(key.place);
         }
     }
 
     /// Reads every connection that has something once, until the turn is full.
     fn read_ready(&mut self) {
         self.refresh_sources();
-        let mut buffer = std::mem::take(&mut self.buffer);
+        let (mut buffer, mut scratch) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.scratch));
         for _ in 0..self.ready.len() {
             if self.turn.builder.bytes() >= TURN_BYTES {
                 break;
             }
             let Some(place) = self.ready.pop_front() else { break };
-            self.read_connection(place, &mut buffer);
+            self.read_connection(place, &mut buffer, &mut scratch);
         }
-        self.buffer = buffer;
+        (self.buffer, self.scratch) = (buffer, scratch);
     }
 
     /// Takes the sources of the catalog as it is now.
@@ -286,18 +278,39 @@ impl Worker {
         }
     }
 
-    fn read_connection(&mut self, place: usize, buffer: &mut [u8]) {
+    fn read_connection(&mut self, place: usize, buffer: &mut [u8], scratch: &mut [u8]) {
         let now = self.now();
         let Some((generation, connection)) = self.connections.get_mut(place) else { return };
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;
-        let found = connection.read(buffer);
+        if connection.is_clogged() {
+            // Who does not read what is answered is not asked for more; `write_dirty` goes on.
+            connection.park(Parked::Clogged);
+            self.stats.paused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let found = connection.read(buffer, scratch);
         let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
-        self.sys.traffic.bytes_received += (filled - connection.partial.len()) as u64;
+        let came = filled - connection.partial.len();
+        self.stats.bytes_in.fetch_add(came as u64, Ordering::Relaxed);
+        self.sys.traffic.bytes_received += came as u64;
         // Until CONNECT the time runs from the beginning, however slowly bytes trickle.
-        if filled > connection.partial.len() && connection.session().is_some() {
+        if came > 0 && connection.session().is_some() {
             connection.heard_at = now;
         }
+        if connection.transport.unwritten() > 0 {
+            self.dirty.push(place);
+        }
+        if let Some(error) = connection.transport.take_error() {
+            self.stats.refuse(Refused::Handshake);
+            tracing::debug!(peer = %connection.peer, error, "MQTT connection closed");
+        }
+        if let Some(source) = connection.transport.take_source()
+            && !self.take_peer(key, source)
+        {
+            return self.close(place);
+        }
+        let Some((_, connection)) = self.connections.get_mut(place) else { return };
         let ended = matches!(found, ReadResult::Closed(_));
         if connection.closing && !ended {
             connection.partial = Vec::new();
@@ -308,10 +321,19 @@ impl Worker {
         // The connection may have gone, and its place been taken, while its packets were handled.
         let still = self.connections.get_mut(place).filter(|(known, _)| *known == key.generation);
         let Some((_, connection)) = still else { return };
+        let rest = bytes.get(done..).unwrap_or_default();
+        if let Some(until) = connection.over_rate(Instant::now()).filter(|_| !connection.closing) {
+            connection.park(Parked::Rate);
+            (connection.has_rest, connection.ended) = (!rest.is_empty() || ended, ended);
+            connection.keep(rest);
+            self.stats.paused.fetch_add(1, Ordering::Relaxed);
+            self.doors.waiting.insert((until, place, key.generation));
+            return;
+        }
         if ended {
             return self.close(place);
         }
-        connection.keep(bytes.get(done..).unwrap_or_default());
+        connection.keep(rest);
         if matches!(found, ReadResult::More(_)) {
             self.mark_ready(place);
         }
@@ -329,11 +351,19 @@ impl Worker {
             if connection.closing {
                 return bytes.len();
             }
+            if connection.meter.is_some() && connection.over_rate(Instant::now()).is_some() {
+                return done;
+            }
             let opening = matches!(connection.phase, Phase::Opening);
             let limit = if opening { CONNECT_BYTES } else { PACKET_BYTES };
             match decode(bytes.get(done..).unwrap_or_default(), connection.version, limit) {
                 Ok(Some((packet, len))) => {
                     done += len;
+                    if let Some((_, connection)) = self.connections.get_mut(key.place)
+                        && let Some(meter) = &mut connection.meter
+                    {
+                        meter.count(matches!(packet, Packet::Publish(_)), len, Instant::now());
+                    }
                     self.handle_packet(key, &packet);
                     if self.turn.builder.bytes() >= TURN_BYTES {
                         self.submit_turn();
@@ -393,13 +423,33 @@ impl Worker {
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
         dirty.dedup();
+        let now = self.now();
         for place in dirty {
-            let Some((_, connection)) = self.connections.get_mut(place) else { continue };
-            let unsent = connection.out.len();
-            let alive = connection.flush();
-            self.sys.traffic.bytes_sent += (unsent - connection.out.len()) as u64;
-            if !alive || (connection.closing && connection.out.is_empty() && self.is_answered(place)) {
+            let Some((generation, connection)) = self.connections.get_mut(place) else { continue };
+            let key = ConnectionKey { place, generation: *generation };
+            let before = connection.unwritten();
+            let intact = connection.flush();
+            let written = std::mem::take(&mut connection.written);
+            self.stats.bytes_out.fetch_add(written as u64, Ordering::Relaxed);
+            self.sys.traffic.bytes_sent += written as u64;
+            let left = connection.unwritten();
+            connection.stuck_since = match (left, connection.stuck_since) {
+                (0, _) => None,
+                (_, Some(since)) if written == 0 && left >= before => Some(since),
+                _ => Some(now),
+            };
+            let (last, session) = (connection.closing && left == 0, connection.session());
+            if !intact || (last && self.is_answered(place)) {
                 self.close(place);
+                continue;
+            }
+            // What waited for room goes on.
+            let has_room = before > OUT_BYTES && left <= OUT_BYTES;
+            if let Some(session) = session.filter(|_| has_room) {
+                self.pump(session);
+            }
+            if left <= OUT_BYTES {
+                self.unpark(key, Parked::Clogged);
             }
         }
     }
@@ -407,8 +457,9 @@ impl Worker {
     /// Ends a connection: its will is published, and its session ends or waits.
     pub(super) fn close(&mut self, place: usize) {
         let Some((_, mut connection)) = self.connections.try_remove(place) else { return };
-        self.stats.connections.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = self.poll.registry().deregister(&mut connection.socket) {
+        self.leave(&connection);
+        connection.transport.close();
+        if let Err(error) = self.poll.registry().deregister(&mut connection.transport.socket) {
             tracing::debug!(%error, "cannot unwatch an MQTT connection");
         }
         let now = self.now();
@@ -468,6 +519,7 @@ impl Worker {
                 }
                 Command::List(reply) => drop(reply.send(self.list())),
                 Command::Subscriptions(reply) => drop(reply.send(self.list_subscriptions())),
+                Command::ReloadCertificates => self.doors.refresh_certificates(true),
                 Command::Stop => self.stopping = true,
             }
         }
@@ -505,9 +557,16 @@ impl Worker {
             return;
         }
         self.swept_at = now;
+        self.sweep_doors();
         let reading = self.committing.len() < TURNS_IN_FLIGHT;
-        let mut silent = Vec::new();
+        let unread = self.doors.unread_seconds();
+        let (mut silent, mut stuck) = (Vec::new(), Vec::new());
         for (place, (generation, connection)) in &self.connections {
+            let since =
+                connection.stuck_since.filter(|since| unread > 0 && now.saturating_sub(*since) > unread);
+            if since.is_some() {
+                stuck.push(place);
+            }
             let quiet = now.saturating_sub(connection.heard_at);
             let late = match connection.phase {
                 Phase::Opening => quiet > CONNECT_TIME.as_secs(),
@@ -523,9 +582,20 @@ impl Worker {
                 silent.push(ConnectionKey { place, generation: *generation });
             }
         }
+        for place in stuck {
+            if let Some((_, connection)) = self.connections.get(place) {
+                let (peer, bytes) = (connection.peer, connection.unwritten());
+                tracing::info!(%peer, bytes, "MQTT connection closed: its client does not read what waits for it");
+                self.stats.unread.fetch_add(1, Ordering::Relaxed);
+            }
+            self.close(place);
+        }
         for key in silent {
             let opening =
                 self.connections.get(key.place).is_some_and(|(_, c)| matches!(c.phase, Phase::Opening));
+            if opening {
+                self.stats.refuse(Refused::Late);
+            }
             if opening || self.connections.get(key.place).is_some_and(|(_, c)| c.closing) {
                 self.close(key.place);
             } else {
@@ -575,6 +645,7 @@ impl Worker {
                 goodbye.encode(Version::V5, &mut connection.out);
             }
             connection.flush();
+            connection.transport.close();
         }
     }
 }
