@@ -1,14 +1,12 @@
 //! CONNECT and DISCONNECT: who a client is, and which session it gets.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use sonde_access::Principal;
+use sonde_access::{Principal, SCRAM};
 use sonde_proto::mqtt::{
     ConnAck, Connect, Disconnect, Properties, PropertiesBuilder, Property, Publish, ReasonCode, Version,
 };
 
-use super::Credentials;
 use super::connection::Phase;
 use super::message::Message;
 use super::packets::encode_answer;
@@ -18,27 +16,38 @@ use super::turn::{Answer, ConnectionKey};
 use super::worker::Worker;
 use crate::limits::{PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY};
 
-/// Bytes of a client id.
-const CLIENT_ID_BYTES: usize = 1024;
-
-/// Why a client is not let in: the reason of 5.0 and the return code of 3.1.1.
-type Unwelcome = (ReasonCode, u8);
-
 impl Worker {
     pub(super) fn connect(&mut self, key: ConnectionKey, connect: &Connect<'_>) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         connection.version = connect.version;
-        let principal = match self.recognise(key, connect) {
-            Ok(principal) => principal,
-            Err((reason, code)) => return self.refuse_connect(key, reason, code),
-        };
+        match self.recognise(key, connect) {
+            Some(Ok(principal)) => self.welcome(key, connect, principal, None),
+            Some(Err((reason, code))) => self.refuse_connect(key, reason, code),
+            None => {}
+        }
+    }
+
+    /// Lets a client in whom `principal` is; `told` is what ends its SCRAM exchange.
+    pub(super) fn welcome(
+        &mut self,
+        key: ConnectionKey,
+        connect: &Connect<'_>,
+        principal: Arc<Principal>,
+        told: Option<&[u8]>,
+    ) {
         let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", self.next_number()));
         let client_id = assigned.as_deref().unwrap_or(connect.client_id);
+        if !self.may_take(client_id, &principal) {
+            tracing::info!(client = client_id, principal = principal.name, "the session is someone else's");
+            return self.refuse_connect(key, ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2);
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
-        let expiry = self.begin_session(key, session, connect);
-        let connack = connack(connect, present, expiry, assigned.as_deref());
+        let expiry = self.begin_session(key, session, connect, &principal);
+        let given = Given { present, expiry, assigned: assigned.as_deref(), told };
+        let connack = connack(connect, &given);
         let now = self.now();
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
+            connection.by_scram = told.is_some();
             connection.phase = Phase::Open { session, principal };
             connection.heard_at = now;
             connection.keep_alive = u64::from(connect.keep_alive) * 3 / 2;
@@ -51,42 +60,16 @@ impl Worker {
         self.turn.answers.push((key, Answer::ConnAck(connack)));
     }
 
-    /// Who the client is, if it may come in.
-    fn recognise(&mut self, key: ConnectionKey, connect: &Connect<'_>) -> Result<Arc<Principal>, Unwelcome> {
-        let Some((_, connection)) = self.connections.get(key.place) else {
-            return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
-        };
-        let peer = connection.peer;
-        if let Err(error) = self.engine.health() {
-            tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
-            return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
-        }
-        let method = connect
-            .properties
-            .find(|p| if let Property::AuthenticationMethod(m) = p { Some(m) } else { None });
-        if method.is_some() {
-            return Err((ReasonCode::BAD_AUTHENTICATION_METHOD, 5));
-        }
-        let credentials =
-            Credentials { peer: peer.ip(), username: connect.username, password: connect.password };
-        let Some(principal) = (self.authenticate)(&credentials) else {
-            self.stats.denied.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%peer, client = connect.client_id, "MQTT client refused: it is not known");
-            return Err(match connect.password {
-                None => (ReasonCode::NOT_AUTHORIZED, 5),
-                Some(_) => (ReasonCode::BAD_USER_NAME_OR_PASSWORD, 4),
-            });
-        };
-        let id = connect.client_id;
-        let nameless = id.is_empty() && connect.version != Version::V5 && !connect.clean_start;
-        if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
-            return Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2));
-        }
-        Ok(principal)
-    }
-
     /// Ties a session to its new connection. Returns the expiry that it has from now on.
-    fn begin_session(&mut self, key: ConnectionKey, session: SessionKey, connect: &Connect<'_>) -> u32 {
+    fn begin_session(
+        &mut self,
+        key: ConnectionKey,
+        session: SessionKey,
+        connect: &Connect<'_>,
+        principal: &Principal,
+    ) -> u32 {
+        // What the client had subscribed to it may have to give up.
+        self.recheck(session, principal);
         let longest = SESSION_EXPIRY.as_secs() as u32;
         let expiry = match (connect.version, connect.clean_start) {
             (Version::V5, _) => asked_expiry(&connect.properties).unwrap_or_default().min(longest),
@@ -98,11 +81,13 @@ impl Worker {
         if let Some(session) = self.sessions.get_mut(session) {
             let was_durable = session.is_durable();
             session.expiry = expiry;
+            session.owner = principal.owner();
             session.connection = Some(key.place);
             session.left_at = None;
             session.send_maximum = receive_maximum.map_or(SEND_MAXIMUM, |n| usize::from(n).min(SEND_MAXIMUM));
             if session.is_durable() {
                 self.turn.builder.state(session.record());
+                self.turn.builder.state(session.owner_record());
             } else if was_durable {
                 session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
             }
@@ -111,13 +96,19 @@ impl Worker {
     }
 
     /// Answers CONNECT with an error, in 3.1.1 by its return code, and closes.
-    fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
+    pub(super) fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         let reason = if connection.version == Version::V5 { reason } else { ReasonCode(code_311) };
         let packet = ConnAck { session_present: false, reason, properties: Properties::default() };
         packet.encode(connection.version, &mut connection.out);
         connection.closing = true;
         self.touch(key.place);
+    }
+
+    /// Whether someone may have the session of this client id: a session with an owner is that one's alone.
+    fn may_take(&self, client_id: &str, principal: &Principal) -> bool {
+        let known = self.by_client.get(client_id).and_then(|key| self.sessions.get(*key));
+        known.is_none_or(|session| session.owner.is_none() || session.owner == principal.owner())
     }
 
     /// The session of a client, taken over from its last connection; whether it was there before.
@@ -176,22 +167,35 @@ fn asked_expiry(properties: &Properties<'_>) -> Option<u32> {
     properties.find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None })
 }
 
-fn connack(connect: &Connect<'_>, present: bool, expiry: u32, assigned: Option<&str>) -> Vec<u8> {
+/// What a client gets besides what it asked for.
+struct Given<'a> {
+    present: bool,
+    expiry: u32,
+    assigned: Option<&'a str>,
+    /// The end of its SCRAM exchange.
+    told: Option<&'a [u8]>,
+}
+
+fn connack(connect: &Connect<'_>, given: &Given<'_>) -> Vec<u8> {
     let mut properties = PropertiesBuilder::new();
     if connect.version == Version::V5 {
         properties.push(Property::ReceiveMaximum(RECEIVE_MAXIMUM));
         properties.push(Property::MaximumPacketSize(PACKET_BYTES as u32));
         properties.push(Property::SubscriptionIdentifierAvailable(0));
         properties.push(Property::SharedSubscriptionAvailable(0));
-        if let Some(assigned) = assigned {
+        if let Some(assigned) = given.assigned {
             properties.push(Property::AssignedClientIdentifier(assigned));
         }
-        if asked_expiry(&connect.properties).is_some_and(|asked| asked != expiry) {
-            properties.push(Property::SessionExpiryInterval(expiry));
+        if asked_expiry(&connect.properties).is_some_and(|asked| asked != given.expiry) {
+            properties.push(Property::SessionExpiryInterval(given.expiry));
+        }
+        if let Some(told) = given.told {
+            properties.push(Property::AuthenticationMethod(SCRAM));
+            properties.push(Property::AuthenticationData(told));
         }
     }
     let packet = ConnAck {
-        session_present: present,
+        session_present: given.present,
         reason: ReasonCode::SUCCESS,
         properties: properties.as_properties(),
     };

@@ -8,6 +8,7 @@ use mio::net::TcpStream;
 use sonde_access::Principal;
 use sonde_proto::mqtt::Version;
 
+use super::authenticate::{ClientCertificate, Waiting};
 use super::message::Message;
 use super::router::SessionKey;
 
@@ -48,6 +49,12 @@ pub(super) struct Connection {
     pub(super) readable: bool,
     /// Whether its CONNACK is in `out`: nothing may come before it.
     pub(super) greeted: bool,
+    /// The client's certificate, which its listener has checked.
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
+    /// What it waits for before its client is recognised.
+    pub(super) waiting: Option<Box<Waiting>>,
+    /// Whether its client was recognised by a SCRAM exchange, and may begin another.
+    pub(super) by_scram: bool,
     /// Whether it is to be closed once `out` is written.
     pub(super) closing: bool,
     /// Whether its last packet is in `out`: nothing may come behind it.
@@ -80,6 +87,9 @@ impl Connection {
             out: Vec::new(),
             readable: false,
             greeted: false,
+            certificate: None,
+            waiting: None,
+            by_scram: false,
             closing: false,
             sealed: false,
         }
@@ -137,6 +147,11 @@ impl Connection {
             self.out.drain(..done);
         }
         true
+    }
+
+    /// Whether nothing more is to be read before its client is recognised.
+    pub(super) fn pauses(&self) -> bool {
+        self.waiting.as_deref().is_some_and(Waiting::is_answer)
     }
 
     /// The session's place, once the client was let in.

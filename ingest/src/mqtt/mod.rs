@@ -5,6 +5,7 @@
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod authenticate;
 mod connect;
 mod connection;
 mod delivery;
@@ -19,29 +20,16 @@ mod subscribe;
 mod turn;
 mod worker;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use sonde_access::Principal;
 
+pub use authenticate::{Authenticate, ClientCertificate, Credentials, Ended, Later, Refusal};
 pub use listener::{Mqtt, MqttStats, start};
 pub use message::Message;
-
-/// Who a client is, from what it sent; `None` where it may not come in.
-pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
-
-/// What a client sent to be recognised.
-#[derive(Clone, Copy, Debug)]
-pub struct Credentials<'a> {
-    /// From where it connects.
-    pub peer: IpAddr,
-    /// Its user name.
-    pub username: Option<&'a str>,
-    /// Its password or token.
-    pub password: Option<&'a [u8]>,
-}
 
 /// How the listener is started.
 #[derive(Clone)]
@@ -49,7 +37,7 @@ pub struct MqttOptions {
     /// Where it listens; port 0 is any free one.
     pub listen: SocketAddr,
     /// Who may come in.
-    pub authenticate: Authenticate,
+    pub authenticate: Arc<dyn Authenticate>,
 }
 
 impl std::fmt::Debug for MqttOptions {
@@ -65,6 +53,15 @@ pub(crate) enum Command {
     Publish(Vec<Message>, oneshot::Sender<sonde_engine::Result<()>>),
     /// End a session and its connection; answered with whether there was one.
     Kill(String, std::sync::mpsc::Sender<bool>),
+    /// Who the client of a connection is.
+    Recognised {
+        /// The connection's place.
+        place: usize,
+        /// Which of those that had the place.
+        generation: u64,
+        /// Who it is, or why it may not come in.
+        answer: Result<Arc<Principal>, Refusal>,
+    },
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// Stop: close every connection.

@@ -29,6 +29,10 @@ struct Arriving<'a> {
     session: Option<SessionKey>,
 }
 
+fn action(topic: &str, qos: QoS, retain: bool) -> Action<'_> {
+    Action::Publish { topic, qos: qos as u8, retain }
+}
+
 impl Worker {
     pub(super) fn publish(
         &mut self,
@@ -66,7 +70,7 @@ impl Worker {
         }
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
-        let outcome = if allows(principal, Action::Publish(publish.topic)) {
+        let outcome = if allows(principal, action(publish.topic, publish.qos, publish.retain)) {
             let asks = |p: Property<'_>| {
                 matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
             };
@@ -117,7 +121,8 @@ impl Worker {
         message: &Message,
         principal: Option<&Principal>,
     ) -> sonde_engine::Result<()> {
-        if principal.is_some_and(|principal| !allows(principal, Action::Publish(&message.topic))) {
+        let action = action(&message.topic, message.qos, message.retain);
+        if principal.is_some_and(|principal| !allows(principal, action)) {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }

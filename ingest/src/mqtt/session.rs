@@ -15,6 +15,7 @@ use crate::limits::{QUEUED_BYTES, QUEUED_MESSAGES, SEND_MAXIMUM};
 const SESSIONS: &str = "mqtt.session";
 const QUEUE: &str = "mqtt.queue";
 const RECEIVED: &str = "mqtt.qos2";
+const OWNERS: &str = "mqtt.owner";
 
 /// How a client subscribed to a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub(super) struct Session {
     /// Which of the sessions that this client has had; part of the keys of its records, so that what an earlier one
     /// left behind is never taken for its own.
     incarnation: u64,
+    /// As whom its client was recognised; nobody else can have it. `None` where nobody knows.
+    pub(super) owner: Option<String>,
     /// Seconds that it is kept after its connection; 0 ends it with the connection.
     pub(super) expiry: u32,
     pub(super) connection: Option<usize>,
@@ -96,6 +99,7 @@ impl Session {
         Self {
             client_id: client_id.to_owned(),
             incarnation,
+            owner: None,
             expiry: 0,
             connection: None,
             left_at: None,
@@ -136,10 +140,42 @@ impl Session {
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
 
+    /// The record of whose it is.
+    pub(super) fn owner_record(&self) -> State {
+        let value = self.owner.as_ref().map(|owner| owner.as_bytes().to_vec());
+        State { namespace: OWNERS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
+    /// Takes out what waits and may not be read, in flight too where no connection has it. Returns the numbers.
+    pub(super) fn keep_readable(&mut self, may_read: impl Fn(&str) -> bool) -> Vec<u64> {
+        let mut withdrawn = Vec::new();
+        let mut bytes = 0;
+        self.queue.retain(|delivery| {
+            let readable = may_read(&delivery.message.topic);
+            if !readable {
+                withdrawn.push(delivery.number);
+                bytes += delivery.message.bytes();
+            }
+            readable
+        });
+        self.queue_bytes -= bytes;
+        if self.connection.is_none() {
+            self.in_flight.retain(|_, in_flight| match in_flight {
+                InFlight::Sent(delivery) if !may_read(&delivery.message.topic) => {
+                    withdrawn.push(delivery.number);
+                    false
+                }
+                _ => true,
+            });
+        }
+        withdrawn
+    }
+
     /// The records that remove everything of the session.
     pub(super) fn forget(&self) -> Vec<State> {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
-        let mut records = vec![gone(SESSIONS, self.client_id.as_bytes().to_vec())];
+        let client = self.client_id.as_bytes().to_vec();
+        let mut records = vec![gone(SESSIONS, client.clone()), gone(OWNERS, client)];
         records.extend(self.received.iter().map(|id| gone(RECEIVED, self.key(&id.to_be_bytes()))));
         let sent = self.in_flight.values().map(InFlight::number);
         let waiting = self.queue.iter().map(|delivery| delivery.number);
@@ -289,6 +325,13 @@ pub(super) fn recover(engine: &Engine) -> Recovered {
             None => orphan(SESSIONS, key),
         }
     }
+    for (key, owner) in engine.state_entries(OWNERS) {
+        let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
+        match (session, String::from_utf8(owner.to_vec())) {
+            (Some(session), Ok(owner)) => session.owner = Some(owner),
+            _ => orphan(OWNERS, key),
+        }
+    }
     for (key, _) in engine.state_entries(RECEIVED) {
         let found = owner(&mut sessions, &key).and_then(|(session, id)| Some((session, id.try_into().ok()?)));
         match found {
@@ -376,6 +419,22 @@ mod tests {
         assert_eq!(ids, [1, 2]);
         assert_eq!(session.acknowledged(1), Some(0));
         assert_eq!(session.next_to_send().map(|(id, delivery)| (id, delivery.number)), Some((3, 2)));
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_taken_out() {
+        let mut session = Session::new("c", 1);
+        for number in 0..4 {
+            let topic = if number % 2 == 0 { "open" } else { "secret" };
+            let message = Message::new(topic, b"x", QoS::AtLeastOnce, false);
+            let delivery = Delivery { number, message, qos: QoS::AtLeastOnce, retain: false };
+            assert!(session.enqueue(delivery).is_ok());
+        }
+        session.next_to_send().unwrap();
+        session.next_to_send().unwrap();
+        assert_eq!(session.keep_readable(|topic| topic != "secret"), [3, 1]);
+        assert_eq!((session.queue.len(), session.in_flight.len()), (1, 1));
+        assert_eq!(session.queue_bytes, session.queue[0].message.bytes());
     }
 
     #[test]

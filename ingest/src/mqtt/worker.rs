@@ -53,7 +53,9 @@ pub(super) struct TopicInfo {
 /// The event loop's state. What each packet does to it is in `packets.rs` and the files of the packets.
 pub(super) struct Worker {
     pub(super) engine: Engine,
-    pub(super) authenticate: Authenticate,
+    pub(super) authenticate: Arc<dyn Authenticate>,
+    /// The rights that the principals of the connections have are of this version.
+    pub(super) rights_version: u64,
     pub(super) stats: Arc<MqttStats>,
     pub(super) dead_letters: Arc<Table>,
     pub(super) connections: Slab<(u64, Connection)>,
@@ -72,7 +74,7 @@ pub(super) struct Worker {
     listener: TcpListener,
     /// Whether clients may wait that could not be accepted.
     accept_again: bool,
-    inbox: Arc<Inbox>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
@@ -94,7 +96,7 @@ impl Worker {
         engine: Engine,
         poll: Poll,
         listener: TcpListener,
-        authenticate: Authenticate,
+        authenticate: Arc<dyn Authenticate>,
         shared: Shared,
     ) -> Self {
         let mut worker = Self {
@@ -109,6 +111,7 @@ impl Worker {
             stats: shared.stats,
             topics: shared.topics,
             dead_letters: shared.dead_letters,
+            rights_version: authenticate.version(),
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -190,6 +193,7 @@ impl Worker {
                     }
                 }
             }
+            self.renew_rights();
             self.serve_inbox();
             self.release_turns();
             if self.committing.len() < TURNS_IN_FLIGHT {
@@ -248,6 +252,11 @@ impl Worker {
         }
     }
 
+    /// Reads a connection that was not read for a while, and whose events have passed.
+    pub(super) fn read_on(&mut self, place: usize) {
+        self.mark_ready(place);
+    }
+
     /// Reads every connection that has something once, until the turn is full.
     fn read_ready(&mut self) {
         self.refresh_sources();
@@ -275,6 +284,9 @@ impl Worker {
         let Some((generation, connection)) = self.connections.get_mut(place) else { return };
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;
+        if connection.pauses() {
+            return;
+        }
         let found = connection.read(buffer);
         let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
         // Until CONNECT the time runs from the beginning, however slowly bytes trickle.
@@ -294,7 +306,12 @@ impl Worker {
         if ended {
             return self.close(place);
         }
-        connection.keep(bytes.get(done..).unwrap_or_default());
+        let rest = bytes.get(done..).unwrap_or_default();
+        if connection.pauses() && rest.len() > CONNECT_BYTES {
+            // Nobody knows yet who it is.
+            return self.close(place);
+        }
+        connection.keep(rest);
         if matches!(found, ReadResult::More(_)) {
             self.mark_ready(place);
         }
@@ -311,6 +328,9 @@ impl Worker {
             };
             if connection.closing {
                 return bytes.len();
+            }
+            if connection.pauses() {
+                return done;
             }
             let opening = matches!(connection.phase, Phase::Opening);
             let limit = if opening { CONNECT_BYTES } else { PACKET_BYTES };
@@ -432,6 +452,9 @@ impl Worker {
                     }
                     let _ = reply.send(key.is_some());
                 }
+                Command::Recognised { place, generation, answer } => {
+                    self.recognised(ConnectionKey { place, generation }, answer);
+                }
                 Command::List(reply) => {
                     let _ = reply.send(self.list());
                 }
@@ -521,6 +544,7 @@ impl Worker {
                 self.refuse(key, ReasonCode::KEEP_ALIVE_TIMEOUT);
             }
         }
+        self.end_expired();
         let expired = |session: &Session| {
             session.connection.is_none()
                 && session.left_at.is_some_and(|left| now.saturating_sub(left) > session.expiry.into())
