@@ -123,8 +123,6 @@ struct Token {
 pub struct Directory {
     /// By digest.
     tokens: HashMap<String, Token>,
-    /// By name, the rights of a token.
-    token_rights: HashMap<String, Arc<Rights>>,
     users: HashMap<String, Arc<User>>,
     /// Names of users by the name in their certificates.
     certificates: HashMap<String, String>,
@@ -140,12 +138,11 @@ impl Directory {
         users: impl Iterator<Item = (String, StoredUser)>,
         roles: impl Iterator<Item = (String, StoredRole)>,
     ) -> Self {
-        let mut directory = Self::default();
-        directory.roles = roles.map(|(name, role)| (name, role.privileges)).collect();
+        let roles = roles.map(|(name, role)| (name, role.privileges)).collect();
+        let mut directory = Self { roles, ..Self::default() };
         for (name, stored) in tokens {
-            let known = before.token_rights.get(&name);
+            let known = before.tokens.get(&stored.digest).map(|token| &token.rights);
             let rights = kept(known, Principal::new(&name, stored.grants).rights);
-            directory.token_rights.insert(name.clone(), Arc::clone(&rights));
             directory.tokens.insert(stored.digest, Token { name, rights });
         }
         for (name, stored) in users {
@@ -180,10 +177,17 @@ impl Directory {
     /// The bearer of a token.
     #[must_use]
     pub fn token(&self, secret: &str, claim: Claim<'_>) -> Option<Principal> {
-        let token = self.tokens.get(&digest(secret))?;
+        let digest = digest(secret);
+        let token = self.tokens.get(&digest)?;
         let identity = identity(claim).with(Place::Device, Some(&token.name));
         let rights = Arc::clone(&token.rights);
-        Some(Principal { name: token.name.clone(), origin: Origin::Token, identity, rights, expires: None })
+        Some(Principal {
+            name: token.name.clone(),
+            origin: Origin::Token(digest.into()),
+            identity,
+            rights,
+            expires: None,
+        })
     }
 
     /// A user who was recognised.
@@ -229,7 +233,8 @@ impl Directory {
         let mut renewed = principal.clone();
         match &principal.origin {
             Origin::Admin | Origin::Anonymous => {}
-            Origin::Token => renewed.rights = Arc::clone(self.token_rights.get(&principal.name)?),
+            // By its digest: one that was replaced is gone, whatever has its name now.
+            Origin::Token(digest) => renewed.rights = Arc::clone(&self.tokens.get(&**digest)?.rights),
             Origin::User => {
                 let user = self.user(&principal.name)?;
                 renewed.rights = Arc::clone(&user.rights);

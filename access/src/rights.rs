@@ -164,8 +164,8 @@ pub enum Origin {
     Admin,
     /// Nothing: the listener lets anyone in.
     Anonymous,
-    /// A token of the catalog.
-    Token,
+    /// A token of the catalog; its digest.
+    Token(Box<str>),
     /// A user of the catalog, by password, certificate, SCRAM or JSON Web Token.
     User,
     /// A JSON Web Token whose subject is no user; these are its roles.
@@ -209,7 +209,7 @@ impl Principal {
     pub fn new(name: &str, grants: Grants) -> Self {
         Self {
             name: name.to_owned(),
-            origin: Origin::Token,
+            origin: Origin::Token(Box::default()),
             identity: Identity::default().with(Place::Device, Some(name)),
             rights: Arc::new(Rights::of_token(&grants)),
             expires: None,
@@ -241,7 +241,7 @@ impl Principal {
         match self.origin {
             Origin::Anonymous => None,
             Origin::Admin => Some("admin".to_owned()),
-            Origin::Token => Some(format!("token:{}", self.name)),
+            Origin::Token(_) => Some(format!("token:{}", self.name)),
             Origin::User | Origin::Bearer(_) => Some(format!("user:{}", self.name)),
         }
     }

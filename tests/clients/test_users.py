@@ -153,6 +153,20 @@ def test_a_user_that_is_dropped_is_sent_away(server, user):
     assert connack(server, "c", name, PASSWORD) == BAD_PASSWORD
 
 
+@pytest.mark.parametrize("how", ["dropped", "replaced"])
+def test_the_connections_of_a_token_end_with_it(server, how):
+    name = unique("token")
+    token = server.create_token("--publish", "x/#", name=name)
+    with connected(server, "any", password=token) as raw:
+        assert raw.publish("x/1", "1") == 0
+        if how == "dropped":
+            server.sql(f"DROP TOKEN {name}")
+        else:
+            server.cli("token", "create", "--replace", "--name", name, "--publish", "x/#")
+        assert raw.disconnected() == NOT_AUTHORIZED
+    assert connack(server, "c", "any", token) == BAD_PASSWORD
+
+
 def test_a_session_is_its_owners_even_after_a_restart(make_server):
     server = make_server("mqtt.anonymous=always")
     for name in ("alice", "mallory"):

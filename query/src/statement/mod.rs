@@ -226,7 +226,7 @@ fn create(parser: &mut Parser<'_>) -> Result<Statement> {
 
 fn drop_object(parser: &mut Parser<'_>) -> Result<Statement> {
     parser.words(&["DROP"])?;
-    let kind = parser.word("TABLE, SOURCE, RULE, USER or ROLE")?.to_ascii_uppercase();
+    let kind = parser.word("TABLE, SOURCE, RULE, USER, ROLE or TOKEN")?.to_ascii_uppercase();
     let if_exists = parser.optional("IF");
     if if_exists {
         parser.words(&["EXISTS"])?;
@@ -237,9 +237,10 @@ fn drop_object(parser: &mut Parser<'_>) -> Result<Statement> {
         "SOURCE" => Ok(Statement::DropSource { name, if_exists }),
         "RULE" => Ok(Statement::DropRule { name, if_exists }),
         "USER" => Ok(Statement::Access(AccessStatement::DropUser { name: user::bare(name)?, if_exists })),
+        "TOKEN" => Ok(Statement::Access(AccessStatement::DropToken { name: user::bare(name)?, if_exists })),
         "ROLE" => Ok(Statement::Access(AccessStatement::DropRole { name: user::bare(name)?, if_exists })),
         _ => Err(Error::Invalid(format!(
-            "DROP {kind} does not exist; TABLE, SOURCE, RULE, USER and ROLE can be dropped"
+            "DROP {kind} does not exist; TABLE, SOURCE, RULE, USER, ROLE and TOKEN can be dropped"
         ))),
     }
 }

@@ -106,6 +106,13 @@ pub enum AccessStatement {
         /// Whether a missing one is no error.
         if_exists: bool,
     },
+    /// `DROP TOKEN`.
+    DropToken {
+        /// The token.
+        name: String,
+        /// Whether a missing one is no error.
+        if_exists: bool,
+    },
     /// `CREATE ROLE`.
     CreateRole {
         /// The role.
@@ -314,6 +321,7 @@ mod tests {
             "DROP USER IF EXISTS pump",
             "CREATE ROLE readers",
             "DROP ROLE readers",
+            "DROP TOKEN IF EXISTS \"press-1\"",
             "GRANT PUBLISH ON 'acme/${device}/#' QOS 1 NO RETAIN TO pump",
             "GRANT ALL ON 'x' RETAIN TO pump",
             "GRANT QUERY TO pump",

@@ -54,6 +54,7 @@ fn missing(engine: &Engine, what: &str, name: &str) -> Error {
     let kinds: &[ObjectKind] = match what {
         "user" => &[ObjectKind::User],
         "role" => &[ObjectKind::Role],
+        "token" => &[ObjectKind::Token],
         _ => &[ObjectKind::User, ObjectKind::Role],
     };
     let names = kinds.iter().flat_map(|kind| catalog.objects(*kind)).map(|object| object.name.as_str());
@@ -97,14 +98,10 @@ pub(super) fn run(engine: &Engine, statement: AccessStatement) -> Result<String>
             Ok(format!("user altered{note}"))
         }
         AccessStatement::DropUser { name, if_exists } => {
-            let _changing = CHANGING.lock();
-            match remove(engine, ObjectKind::User, &name) {
-                Err(Error::Engine(sonde_engine::Error::Conflict(_))) if if_exists => {
-                    Ok("nothing to drop".into())
-                }
-                Err(Error::Engine(sonde_engine::Error::Conflict(_))) => Err(missing(engine, "user", &name)),
-                other => other.map(|()| "user dropped".into()),
-            }
+            drop_one(engine, (ObjectKind::User, "user"), &name, if_exists)
+        }
+        AccessStatement::DropToken { name, if_exists } => {
+            drop_one(engine, (ObjectKind::Token, "token"), &name, if_exists)
         }
         AccessStatement::CreateRole { name, replace, if_not_exists } => {
             let existing = Existing { replace, if_not_exists };
@@ -198,6 +195,21 @@ fn create(
     }
     put(engine, kind, name, value)?;
     Ok(format!("{what} created"))
+}
+
+/// Drops a user or a token.
+fn drop_one(
+    engine: &Engine,
+    (kind, what): (ObjectKind, &str),
+    name: &str,
+    if_exists: bool,
+) -> Result<String> {
+    let _changing = CHANGING.lock();
+    match remove(engine, kind, name) {
+        Err(Error::Engine(sonde_engine::Error::Conflict(_))) if if_exists => Ok("nothing to drop".into()),
+        Err(Error::Engine(sonde_engine::Error::Conflict(_))) => Err(missing(engine, what, name)),
+        other => other.map(|()| format!("{what} dropped")),
+    }
 }
 
 /// Takes the role from everyone who has it, so that a new one of this name starts with nobody.
