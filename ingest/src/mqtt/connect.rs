@@ -81,13 +81,17 @@ impl Worker {
         if let Some(session) = self.sessions.get_mut(session) {
             let was_durable = session.is_durable();
             session.expiry = expiry;
-            session.owner = principal.owner();
+            let owner = principal.owner();
+            let owned = session.owner.is_some() || owner.is_some();
+            session.owner = owner;
             session.connection = Some(key.place);
             session.left_at = None;
             session.send_maximum = receive_maximum.map_or(SEND_MAXIMUM, |n| usize::from(n).min(SEND_MAXIMUM));
             if session.is_durable() {
                 self.turn.builder.state(session.record());
-                self.turn.builder.state(session.owner_record());
+                if owned {
+                    self.turn.builder.state(session.owner_record());
+                }
             } else if was_durable {
                 session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
             }

@@ -78,6 +78,7 @@ pub(super) fn run(engine: &Engine, statement: AccessStatement) -> Result<String>
         AccessStatement::CreateUser { name, logins, options, replace, if_not_exists } => {
             let mut user = StoredUser::default();
             let note = set(&mut user, logins, options)?;
+            check_certificate(engine, &name, &user)?;
             create(engine, ObjectKind::User, &name, &user, Existing { replace, if_not_exists })
                 .map(|done| done + &note)
         }
@@ -87,6 +88,7 @@ pub(super) fn run(engine: &Engine, statement: AccessStatement) -> Result<String>
                 return Err(missing(engine, "user", &name));
             };
             let note = set(&mut user, logins, options)?;
+            check_certificate(engine, &name, &user)?;
             let mut change = |stored: &mut StoredUser| {
                 let (roles, privileges) = (stored.roles.clone(), stored.privileges.clone());
                 *stored = StoredUser { roles, privileges, ..user.clone() };
@@ -158,6 +160,18 @@ fn set(user: &mut StoredUser, logins: Vec<Login>, options: UserOptions) -> Resul
     text(options.device, &mut user.device);
     text(options.tenant, &mut user.tenant);
     Ok(note.into())
+}
+
+/// Fails where the certificate is another user's.
+fn check_certificate(engine: &Engine, name: &str, user: &StoredUser) -> Result<()> {
+    let Some(certificate) = &user.certificate else { return Ok(()) };
+    for object in engine.catalog().objects(ObjectKind::User).filter(|object| object.name != name) {
+        let other: StoredUser = serde_json::from_str(&object.text).map_err(internal)?;
+        if other.certificate.as_ref() == Some(certificate) {
+            return Err(Error::Invalid(format!("certificate {certificate} is that of user {}", object.name)));
+        }
+    }
+    Ok(())
 }
 
 /// What happens where the name is taken.
