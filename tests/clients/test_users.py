@@ -261,7 +261,11 @@ def test_a_password_is_nowhere_to_be_read(make_server):
     server = make_server()
     secret = "unheard-of secret"
     server.sql(f"CREATE USER a PASSWORD '{secret}'")
-    for wrong in (f"CREATE USER a PASSWORD '{secret}'", f"CREATE USER b '{secret}'", f"ALTER USER a PASSWORD '{secret}' 1"):
+    for wrong in (
+        f"CREATE USER a PASSWORD '{secret}'",
+        f"CREATE USER b '{secret}'",
+        f"ALTER USER a PASSWORD '{secret}' 1",
+    ):
         answer = server.post_sql(wrong)
         assert answer.status == 400 and secret not in answer.text, answer
     assert connack(server, "c", "a", secret) == 0
