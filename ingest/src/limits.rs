@@ -75,3 +75,9 @@ pub const SESSION_EXPIRY: Duration = Duration::from_secs(7 * 86_400);
 pub const RULE_STEPS: u8 = 8;
 /// How long a field of integers that could not become one of floats is left alone before it is looked at again.
 pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Topics whose subscribers are remembered; a generation of them, and there are two.
+pub const CACHED_TOPICS: usize = 32_768;
+/// Subscribers of those topics: 16 MiB a generation.
+pub const CACHED_INTERESTS: usize = 1 << 20;
+/// Seconds between two states of the `$SYS` topics.
+pub const SYS_INTERVAL: u64 = 10;

@@ -113,6 +113,7 @@ impl QueryEngine {
         for function in crate::function::aggregates() {
             datafusion::execution::FunctionRegistry::register_udaf(&mut state, Arc::new(function))?;
         }
+        let row_bytes = options.memory_bytes / 8;
         let inner = Inner {
             engine,
             options,
@@ -121,7 +122,7 @@ impl QueryEngine {
             system: Arc::default(),
             handlers: RwLock::default(),
         };
-        let query = Self { inner: Arc::new(inner), threads: Arc::new(Threads::start()?) };
+        let query = Self { inner: Arc::new(inner), threads: Arc::new(Threads::start(row_bytes)?) };
         system::register(&query, &query.inner.running);
         Ok(query)
     }

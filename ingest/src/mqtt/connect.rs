@@ -86,6 +86,8 @@ impl Worker {
             session.owner = owner;
             session.connection = Some(key.place);
             session.left_at = None;
+            session.connected_at = Some(self.engine.now());
+            self.sys.client_came();
             session.send_maximum = receive_maximum.map_or(SEND_MAXIMUM, |n| usize::from(n).min(SEND_MAXIMUM));
             if session.is_durable() {
                 self.turn.builder.state(session.record());
@@ -105,6 +107,7 @@ impl Worker {
         let reason = if connection.version == Version::V5 { reason } else { ReasonCode(code_311) };
         let packet = ConnAck { session_present: false, reason, properties: Properties::default() };
         packet.encode(connection.version, &mut connection.out);
+        self.sys.traffic.packets_sent += 1;
         connection.closing = true;
         self.touch(key.place);
     }
@@ -185,8 +188,6 @@ fn connack(connect: &Connect<'_>, given: &Given<'_>) -> Vec<u8> {
     if connect.version == Version::V5 {
         properties.push(Property::ReceiveMaximum(RECEIVE_MAXIMUM));
         properties.push(Property::MaximumPacketSize(PACKET_BYTES as u32));
-        properties.push(Property::SubscriptionIdentifierAvailable(0));
-        properties.push(Property::SharedSubscriptionAvailable(0));
         if let Some(assigned) = given.assigned {
             properties.push(Property::AssignedClientIdentifier(assigned));
         }

@@ -6,12 +6,12 @@
 
 use std::sync::atomic::Ordering;
 
-use sonde_proto::mqtt::{Packet, Properties, Publish, QoS, ReasonCode};
+use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version};
 
 use super::connection::Connection;
 use super::packets::encode_answer;
 use super::router::SessionKey;
-use super::session::{Delivery, InFlight};
+use super::session::{Delivery, Dropped, InFlight};
 use super::turn::Answer;
 use super::worker::Worker;
 use crate::limits::OUT_BYTES;
@@ -28,7 +28,10 @@ impl Worker {
         for (packet_id, in_flight) in in_flight {
             match in_flight {
                 InFlight::Sent(delivery) => {
-                    if !write_publish(connection, *packet_id, delivery, true) {
+                    if write_publish(connection, *packet_id, delivery, true) {
+                        self.sys.traffic.packets_sent += 1;
+                        self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
+                    } else {
                         unsendable.push(*packet_id);
                     }
                 }
@@ -70,18 +73,22 @@ impl Worker {
         while let Some((packet_id, delivery)) = session.next_to_send() {
             if delivery.qos == QoS::AtMostOnce && connection.out.len() > OUT_BYTES {
                 // A connection that broke is closed by the write that follows.
+                let unsent = connection.out.len();
                 connection.flush();
+                self.sys.traffic.bytes_sent += (unsent - connection.out.len()) as u64;
                 if connection.out.len() > OUT_BYTES {
                     self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                    session.count_dropped();
+                    session.count_dropped(Dropped::Slow);
                     continue;
                 }
             }
             if write_publish(connection, packet_id, &delivery, false) {
                 self.stats.sent.fetch_add(1, Ordering::Relaxed);
+                self.sys.traffic.packets_sent += 1;
+                self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
             } else if packet_id == 0 {
                 self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                session.count_dropped();
+                session.count_dropped(Dropped::TooLarge);
             } else {
                 unsendable.push(packet_id);
             }
@@ -109,6 +116,14 @@ impl Worker {
 /// Appends a PUBLISH; `false`, and nothing appended, where it is larger than the client takes.
 fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Delivery, dup: bool) -> bool {
     let message = &delivery.message;
+    let identified;
+    let properties = match &delivery.via.identifiers {
+        Some(identifiers) if connection.version == Version::V5 => {
+            identified = with_identifiers(&message.properties, identifiers);
+            identified.as_properties()
+        }
+        _ => Properties::from_encoded(&message.properties),
+    };
     let start = connection.out.len();
     let publish = Publish {
         dup: dup && delivery.qos != QoS::AtMostOnce,
@@ -116,7 +131,7 @@ fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Deliver
         retain: delivery.retain,
         topic: &message.topic,
         packet_id,
-        properties: Properties::from_encoded(&message.properties),
+        properties,
         payload: &message.payload,
     };
     Packet::Publish(publish).encode(connection.version, &mut connection.out);
@@ -125,4 +140,16 @@ fn write_publish(connection: &mut Connection, packet_id: u16, delivery: &Deliver
         connection.out.truncate(start);
     }
     fits
+}
+
+/// The properties of a message, and the identifiers of the subscriptions that it comes by ([MQTT-3.3.4-3]).
+fn with_identifiers(properties: &[u8], identifiers: &[u32]) -> PropertiesBuilder {
+    let mut builder = PropertiesBuilder::new();
+    for property in Properties::from_encoded(properties).iter() {
+        builder.push(property);
+    }
+    for identifier in identifiers {
+        builder.push(Property::SubscriptionIdentifier(*identifier));
+    }
+    builder
 }

@@ -13,25 +13,12 @@ use mio::net::TcpListener;
 use mio::{Interest as Readiness, Poll};
 use parking_lot::Mutex;
 use sonde_engine::Engine;
-use sonde_query::system::{BatchBuilder, Kind};
 
 use super::message::Message;
+use super::tables;
 use super::worker::{INBOX, LISTENER, Shared, Worker};
 use super::{Command, Inbox, MqttOptions};
 use crate::topics::Topics;
-
-/// The columns of `system.sessions`.
-const COLUMNS: &[(&str, Kind)] = &[
-    ("client", Kind::Text),
-    ("state", Kind::Text),
-    ("principal", Kind::Text),
-    ("peer", Kind::Text),
-    ("expiry_seconds", Kind::UInt),
-    ("subscriptions", Kind::UInt),
-    ("in_flight", Kind::UInt),
-    ("queued", Kind::UInt),
-    ("dropped", Kind::UInt),
-];
 
 /// How long a question to the event loop may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -119,25 +106,21 @@ impl Mqtt {
 
     /// `system.sessions`.
     pub fn sessions(&self) -> sonde_query::Result<RecordBatch> {
+        tables::sessions(self.ask(Command::List)?)
+    }
+
+    /// `system.subscriptions`.
+    pub fn subscriptions(&self) -> sonde_query::Result<RecordBatch> {
+        tables::subscriptions(self.ask(Command::Subscriptions)?)
+    }
+
+    /// Asks the event loop.
+    fn ask<T>(&self, question: impl FnOnce(std::sync::mpsc::Sender<T>) -> Command) -> sonde_query::Result<T> {
         let (reply, answer) = std::sync::mpsc::channel();
-        self.inbox.send(Command::List(reply));
-        let sessions = answer
+        self.inbox.send(question(reply));
+        answer
             .recv_timeout(PATIENCE)
-            .map_err(|_| sonde_query::Error::Internal("the MQTT listener does not answer".into()))?;
-        let mut rows = BatchBuilder::new(COLUMNS);
-        for session in sessions {
-            rows.text(Some(&session.client));
-            rows.text(Some(if session.peer.is_some() { "connected" } else { "away" }));
-            rows.text(session.principal.as_deref());
-            rows.text(session.peer.map(|peer| peer.to_string()).as_deref());
-            rows.uint(session.expiry.into());
-            rows.uint(session.subscriptions as u64);
-            rows.uint(session.in_flight as u64);
-            rows.uint(session.queued as u64);
-            rows.uint(session.dropped);
-            rows.end_row();
-        }
-        rows.finish()
+            .map_err(|_| sonde_query::Error::Internal("the MQTT listener does not answer".into()))
     }
 
     /// Closes every connection and ends the loop.

@@ -13,11 +13,18 @@ mod listener;
 mod message;
 mod packets;
 mod publish;
+mod resolved;
 mod retained;
 mod router;
 mod session;
+mod shared;
+mod sharing;
 mod subscribe;
+mod sys;
+mod tables;
+mod trie;
 mod turn;
+mod via;
 mod worker;
 
 use std::net::SocketAddr;
@@ -26,6 +33,8 @@ use std::sync::Arc;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use sonde_access::Principal;
+
+use tables::{SessionInfo, SubscriptionInfo};
 
 pub use authenticate::{Authenticate, ClientCertificate, Credentials, Ended, Later, Refusal};
 pub use listener::{Mqtt, MqttStats, start};
@@ -64,21 +73,10 @@ pub(crate) enum Command {
     },
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
+    /// What they have subscribed to.
+    Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
     /// Stop: close every connection.
     Stop,
-}
-
-/// What `system.sessions` says of a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SessionInfo {
-    pub(crate) client: String,
-    pub(crate) principal: Option<String>,
-    pub(crate) peer: Option<SocketAddr>,
-    pub(crate) expiry: u32,
-    pub(crate) subscriptions: usize,
-    pub(crate) in_flight: usize,
-    pub(crate) queued: usize,
-    pub(crate) dropped: u64,
 }
 
 /// The event loop's inbox.

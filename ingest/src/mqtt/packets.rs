@@ -39,9 +39,13 @@ impl Worker {
     pub(super) fn handle_packet(&mut self, key: ConnectionKey, packet: &Packet<'_>) {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let (session, principal) = match (&connection.phase, packet) {
-            (Phase::Opening, packet) => return self.opening(key, packet),
+            (Phase::Opening, packet) => {
+                self.sys.traffic.packets_received += 1;
+                return self.opening(key, packet);
+            }
             (Phase::Open { session, principal }, _) => (*session, Arc::clone(principal)),
         };
+        self.sys.traffic.packets_received += 1;
         match packet {
             Packet::Publish(publish) => self.publish(key, session, &principal, publish),
             Packet::PubAck(ack) => self.puback(session, ack.packet_id),
@@ -53,6 +57,7 @@ impl Worker {
             Packet::PingReq => {
                 if let Some((_, connection)) = self.connections.get_mut(key.place) {
                     Packet::PingResp.encode(connection.version, &mut connection.out);
+                    self.sys.traffic.packets_sent += 1;
                     self.touch(key.place);
                 }
             }

@@ -9,24 +9,26 @@ use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
 use super::message::Message;
 use super::router::SessionKey;
-use super::session::Delivery;
+use super::sharing::Handing;
+use super::sys;
 use super::turn::{Answer, ConnectionKey, Undo};
+use super::via::Via;
 use super::worker::{TopicInfo, Worker};
 use crate::dead_letter::{self, DeadLetter};
-use crate::limits::{RECEIVE_MAXIMUM, TURN_BYTES};
+use crate::limits::RECEIVE_MAXIMUM;
 use crate::row::Refusal;
 use crate::source::{DEFAULT_SOURCE, Incoming, Sink, Source};
 
 /// A message as it comes in, from a packet or from inside.
-struct Arriving<'a> {
-    topic: &'a str,
-    payload: &'a [u8],
-    qos: QoS,
-    retain: bool,
+pub(super) struct Arriving<'a> {
+    pub(super) topic: &'a str,
+    pub(super) payload: &'a [u8],
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
     /// The default source does not take it: a rule published it, or it asks for a response.
-    beside_default: bool,
+    pub(super) beside_default: bool,
     /// The session that published it.
-    session: Option<SessionKey>,
+    pub(super) session: Option<SessionKey>,
 }
 
 fn action(topic: &str, qos: QoS, retain: bool) -> Action<'_> {
@@ -42,6 +44,7 @@ impl Worker {
         publish: &Publish<'_>,
     ) {
         self.stats.received.fetch_add(1, Ordering::Relaxed);
+        self.sys.traffic.payload_received += publish.payload.len() as u64;
         let alias =
             publish.properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
         if alias.is_some() {
@@ -70,7 +73,7 @@ impl Worker {
         }
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
-        let outcome = if allows(principal, action(publish.topic, publish.qos, publish.retain)) {
+        let outcome = if may_publish(principal, action(publish.topic, publish.qos, publish.retain)) {
             let asks = |p: Property<'_>| {
                 matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
             };
@@ -122,7 +125,9 @@ impl Worker {
         principal: Option<&Principal>,
     ) -> sonde_engine::Result<()> {
         let action = action(&message.topic, message.qos, message.retain);
-        if principal.is_some_and(|principal| !allows(principal, action)) {
+        if message.topic.starts_with(sys::ROOT)
+            || principal.is_some_and(|principal| !may_publish(principal, action))
+        {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
@@ -232,38 +237,32 @@ impl Worker {
         dead_letter::write(&self.engine, &self.dead_letters, &mut self.turn.builder, &letter)
     }
 
-    /// Notes the deliveries of a message; those to durable sessions are in a batch when this returns.
-    fn route(&mut self, arriving: &Arriving<'_>, mut message: Option<Message>, copy: &impl Fn() -> Message) {
-        let mut interests = std::mem::take(&mut self.interests);
-        self.router.matches(arriving.topic, &mut interests);
-        for found in &interests {
-            if found.no_local && arriving.session == Some(found.session) {
+    /// Notes the deliveries of a message; those to durable sessions are in a batch when this returns. A session with
+    /// several filters that match gets it once, with the largest QoS and all identifiers ([MQTT-3.3.4-3]).
+    pub(super) fn route(
+        &mut self,
+        arriving: &Arriving<'_>,
+        mut message: Option<Message>,
+        copy: &impl Fn() -> Message,
+    ) {
+        let found = self.router.resolve(arriving.topic);
+        for interests in found.interests.chunk_by(|a, b| a.session == b.session) {
+            let wanted = || {
+                let own = |session| arriving.session == Some(session);
+                interests.iter().filter(move |interest| !(interest.no_local && own(interest.session)))
+            };
+            let Some((session, qos)) = wanted().map(|interest| (interest.session, interest.qos)).max() else {
                 continue;
-            }
-            if self.turn.builder.bytes() >= TURN_BYTES {
-                // Many durable subscribers of a large message: their copies go out with several batches.
-                self.submit_turn();
-            }
+            };
+            let retain = arriving.retain && wanted().any(|interest| interest.retain_as_published);
+            let via = Via::identifiers(&mut wanted().map(|interest| interest.identifier));
             let message = message.get_or_insert_with(copy).clone();
-            let qos = found.qos.min(arriving.qos);
-            let number = self.next_number();
-            let Some(session) = self.sessions.get_mut(found.session) else { continue };
-            if session.connection.is_none() && (qos == QoS::AtMostOnce || !session.is_durable()) {
-                continue;
-            }
-            let delivery =
-                Delivery { number, message, qos, retain: found.retain_as_published && arriving.retain };
-            if qos != QoS::AtMostOnce && session.is_durable() {
-                if !session.has_room(&delivery.message) {
-                    session.count_dropped();
-                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                self.turn.builder.state(session.queue_record(&delivery));
-            }
-            self.turn.deliveries.push((found.session, delivery));
+            self.hand_over(Handing { session, qos: qos.min(arriving.qos), retain, via }, message);
         }
-        self.interests = interests;
+        for group in &found.groups {
+            let message = message.get_or_insert_with(copy);
+            self.hand_to_group(*group, arriving.qos, arriving.retain, message);
+        }
     }
 
     pub(super) fn puback(&mut self, session: SessionKey, packet_id: u16) {
@@ -315,4 +314,10 @@ impl Worker {
         let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };
         self.turn.answers.push((key, Answer::PubComp(packet_id, reason)));
     }
+}
+
+/// Whether a client may publish to a topic: what the server says of itself nobody else says.
+fn may_publish(principal: &Principal, action: Action<'_>) -> bool {
+    let is_ours = matches!(action, Action::Publish { topic, .. } if topic.starts_with(sys::ROOT));
+    !is_ours && allows(principal, action)
 }

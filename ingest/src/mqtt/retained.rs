@@ -28,6 +28,16 @@ impl Retained {
         retained
     }
 
+    /// Number of messages.
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Bytes that they take, for the quota.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn put(&mut self, message: Message) {
         self.bytes += message.bytes();
         if let Some(old) = self.messages.insert(message.topic.to_string(), message) {

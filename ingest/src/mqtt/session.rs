@@ -4,12 +4,14 @@
 //! - No socket and no clock here: a session is told what happened and says what to send and what to keep.
 //! - Everything of a durable session that an acknowledgement promises is a `State` record of the same commit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use sonde_engine::{Engine, State};
+use foldhash::HashMap;
+use sonde_engine::{Engine, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::message::Message;
+use super::via::Via;
 use crate::limits::{QUEUED_BYTES, QUEUED_MESSAGES, SEND_MAXIMUM};
 
 const SESSIONS: &str = "mqtt.session";
@@ -17,22 +19,75 @@ const QUEUE: &str = "mqtt.queue";
 const RECEIVED: &str = "mqtt.qos2";
 const OWNERS: &str = "mqtt.owner";
 
+/// In the flags of a subscription's record: an identifier follows the filter.
+const IDENTIFIED: u8 = 16;
+/// In the flags of a delivery's record: a `Via` precedes the message.
+const VIA: u8 = 8;
+
 /// How a client subscribed to a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Subscription {
     pub(super) qos: QoS,
     pub(super) no_local: bool,
     pub(super) retain_as_published: bool,
+    /// The subscription identifier; 0 is none.
+    pub(super) identifier: u32,
 }
 
 impl Subscription {
-    fn to_byte(self) -> u8 {
-        self.qos as u8 | u8::from(self.no_local) << 2 | u8::from(self.retain_as_published) << 3
+    /// `flags u8 | filter length u16 | filter`, and `identifier u32` where the flags say so; little endian.
+    fn encode(self, filter: &str, out: &mut Vec<u8>) {
+        let identified = if self.identifier == 0 { 0 } else { IDENTIFIED };
+        let flags = u8::from(self.no_local) << 2 | u8::from(self.retain_as_published) << 3 | identified;
+        out.push(self.qos as u8 | flags);
+        out.extend_from_slice(&(filter.len() as u16).to_le_bytes());
+        out.extend_from_slice(filter.as_bytes());
+        if self.identifier != 0 {
+            out.extend_from_slice(&self.identifier.to_le_bytes());
+        }
     }
 
-    fn from_byte(byte: u8) -> Option<Self> {
-        let qos = QoS::from_bits(byte & 3).ok()?;
-        Some(Self { qos, no_local: byte & 4 != 0, retain_as_published: byte & 8 != 0 })
+    /// Reads what `encode` wrote: the filter, how it was subscribed to, and what stands behind.
+    fn decode(bytes: &[u8]) -> Option<(&str, Self, &[u8])> {
+        let (flags, rest) = bytes.split_first()?;
+        let (len, rest) = rest.split_first_chunk::<2>()?;
+        let (filter, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+        let (identifier, rest) = match flags & IDENTIFIED {
+            0 => (0, rest),
+            _ => rest.split_first_chunk::<4>().map(|(bytes, rest)| (u32::from_le_bytes(*bytes), rest))?,
+        };
+        let subscription = Self {
+            qos: QoS::from_bits(flags & 3).ok()?,
+            no_local: flags & 4 != 0,
+            retain_as_published: flags & 8 != 0,
+            identifier,
+        };
+        Some((std::str::from_utf8(filter).ok()?, subscription, rest))
+    }
+}
+
+/// Why a message did not get to its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dropped {
+    /// Too much waited for the session.
+    QueueFull,
+    /// It is larger than the client takes.
+    TooLarge,
+    /// QoS 0, and the client did not read.
+    Slow,
+}
+
+/// Messages that a session did not get, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Drops {
+    pub(crate) queue_full: u64,
+    pub(crate) too_large: u64,
+    pub(crate) slow: u64,
+}
+
+impl Drops {
+    pub(crate) fn total(&self) -> u64 {
+        self.queue_full + self.too_large + self.slow
     }
 }
 
@@ -46,6 +101,8 @@ pub(super) struct Delivery {
     pub(super) qos: QoS,
     /// The retain flag it is sent with.
     pub(super) retain: bool,
+    /// The subscriptions that it comes by.
+    pub(super) via: Via,
 }
 
 /// How far a QoS 1 or 2 delivery is.
@@ -81,7 +138,9 @@ pub(super) struct Session {
     pub(super) connection: Option<usize>,
     /// When the connection ended, in seconds of the worker's clock.
     pub(super) left_at: Option<u64>,
-    pub(super) subscriptions: HashMap<String, Subscription>,
+    /// When it began.
+    pub(super) connected_at: Option<Timestamp>,
+    pub(super) subscriptions: HashMap<Box<str>, Subscription>,
     /// QoS 2 numbers that were received and not released.
     pub(super) received: BTreeSet<u16>,
     pub(super) in_flight: BTreeMap<u16, InFlight>,
@@ -90,8 +149,8 @@ pub(super) struct Session {
     next_packet_id: u16,
     /// QoS 1 and 2 messages that the client takes at once.
     pub(super) send_maximum: usize,
-    /// Messages that were dropped because the queue was full.
-    pub(super) dropped: u64,
+    /// Messages that the client did not get.
+    pub(super) drops: Drops,
 }
 
 impl Session {
@@ -103,14 +162,15 @@ impl Session {
             expiry: 0,
             connection: None,
             left_at: None,
-            subscriptions: HashMap::new(),
+            connected_at: None,
+            subscriptions: HashMap::default(),
             received: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             queue: VecDeque::new(),
             queue_bytes: 0,
             next_packet_id: 1,
             send_maximum: SEND_MAXIMUM,
-            dropped: 0,
+            drops: Drops::default(),
         }
     }
 
@@ -132,9 +192,7 @@ impl Session {
         let mut value = self.expiry.to_le_bytes().to_vec();
         value.extend_from_slice(&self.incarnation.to_le_bytes());
         for (filter, subscription) in &self.subscriptions {
-            value.push(subscription.to_byte());
-            value.extend_from_slice(&(filter.len() as u16).to_le_bytes());
-            value.extend_from_slice(filter.as_bytes());
+            subscription.encode(filter, &mut value);
         }
         let value = self.is_durable().then_some(value);
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
@@ -185,7 +243,11 @@ impl Session {
 
     /// The record of a delivery that must survive.
     pub(super) fn queue_record(&self, delivery: &Delivery) -> State {
-        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2];
+        let via = if delivery.via.is_plain() { 0 } else { VIA };
+        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via];
+        if via != 0 {
+            delivery.via.encode(&mut value);
+        }
         value.extend_from_slice(&delivery.message.encode());
         State { namespace: QUEUE.into(), key: self.key(&delivery.number.to_be_bytes()), value: Some(value) }
     }
@@ -205,7 +267,7 @@ impl Session {
     pub(super) fn enqueue(&mut self, delivery: Delivery) -> Result<(), Delivery> {
         let bytes = delivery.message.bytes();
         if self.queue.len() >= QUEUED_MESSAGES || self.queue_bytes + bytes > QUEUED_BYTES {
-            self.count_dropped();
+            self.count_dropped(Dropped::QueueFull);
             return Err(delivery);
         }
         self.queue_bytes += bytes;
@@ -214,27 +276,57 @@ impl Session {
     }
 
     /// Counts a message that the client will not get; said in the log ever more seldom.
-    pub(super) fn count_dropped(&mut self) {
-        self.dropped += 1;
-        if self.dropped.is_power_of_two() {
+    pub(super) fn count_dropped(&mut self, why: Dropped) {
+        *match why {
+            Dropped::QueueFull => &mut self.drops.queue_full,
+            Dropped::TooLarge => &mut self.drops.too_large,
+            Dropped::Slow => &mut self.drops.slow,
+        } += 1;
+        let dropped = self.drops.total();
+        if dropped.is_power_of_two() {
             tracing::warn!(
                 client = self.client_id,
-                dropped = self.dropped,
+                dropped,
+                ?why,
                 "messages for an MQTT client were dropped"
             );
         }
     }
 
+    /// Bytes of the messages that wait.
+    pub(super) fn queue_bytes(&self) -> usize {
+        self.queue_bytes
+    }
+
+    /// The messages of shared subscriptions that another member may get when this session ends, in their order: those
+    /// that wait, and those of QoS 1 in flight. QoS 2 in flight must not go to another ([MQTT-4.8.2-5]).
+    pub(super) fn shared_messages(&self) -> Vec<Delivery> {
+        let is_shared = |delivery: &Delivery| delivery.via.group.is_some();
+        let sent = self.in_flight.values().filter_map(|in_flight| match in_flight {
+            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => Some(delivery),
+            InFlight::Sent(_) | InFlight::Released(_) => None,
+        });
+        let mut shared: Vec<Delivery> =
+            sent.chain(&self.queue).filter(|delivery| is_shared(delivery)).cloned().collect();
+        shared.sort_unstable_by_key(|delivery| delivery.number);
+        shared
+    }
+
     /// Ends a delivery that cannot be sent. Returns its number.
     pub(super) fn give_up(&mut self, packet_id: u16) -> Option<u64> {
         let number = self.in_flight.remove(&packet_id)?.number();
-        self.count_dropped();
+        self.count_dropped(Dropped::TooLarge);
         Some(number)
     }
 
     /// Whether the queue takes another message of this size.
     pub(super) fn has_room(&self, message: &Message) -> bool {
         self.queue.len() < QUEUED_MESSAGES && self.queue_bytes + message.bytes() <= QUEUED_BYTES
+    }
+
+    /// Whether nothing waits, and another message could be sent.
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.queue.is_empty() && self.in_flight.len() < self.send_maximum
     }
 
     /// The next waiting message that may be sent, with its packet id; it is in flight from now on.
@@ -314,7 +406,7 @@ pub(super) struct Recovered {
 
 /// Reads the durable sessions from the state store.
 pub(super) fn recover(engine: &Engine) -> Recovered {
-    let mut sessions: HashMap<String, Session> = HashMap::new();
+    let mut sessions: HashMap<String, Session> = HashMap::default();
     let mut orphans = Vec::new();
     let mut orphan =
         |namespace: &str, key| orphans.push(State { namespace: namespace.into(), key, value: None });
@@ -371,20 +463,19 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
     let mut session = Session::new(client_id, u64::from_le_bytes(*incarnation));
     session.expiry = u32::from_le_bytes(*expiry);
     session.left_at = Some(0);
-    while let Some((byte, behind)) = rest.split_first() {
-        let (len, behind) = behind.split_first_chunk::<2>()?;
-        let (filter, behind) = behind.split_at_checked(u16::from_le_bytes(*len).into())?;
-        let filter = std::str::from_utf8(filter).ok()?.to_owned();
-        session.subscriptions.insert(filter, Subscription::from_byte(*byte)?);
+    while !rest.is_empty() {
+        let (filter, subscription, behind) = Subscription::decode(rest)?;
+        session.subscriptions.insert(filter.into(), subscription);
         rest = behind;
     }
     Some(session)
 }
 
 fn read_delivery(number: u64, value: &[u8]) -> Option<Delivery> {
-    let (flags, message) = value.split_first()?;
+    let (flags, rest) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
-    Some(Delivery { number, message: Message::decode(message)?, qos, retain: flags & 4 != 0 })
+    let (via, message) = if flags & VIA == 0 { (Via::default(), rest) } else { Via::decode(rest)? };
+    Some(Delivery { number, message: Message::decode(message)?, qos, retain: flags & 4 != 0, via })
 }
 
 #[cfg(test)]
@@ -393,7 +484,8 @@ mod tests {
     use super::*;
 
     fn delivery(number: u64, qos: QoS) -> Delivery {
-        Delivery { number, message: Message::new("t", b"x", qos, false), qos, retain: false }
+        let message = Message::new("t", b"x", qos, false);
+        Delivery { number, message, qos, retain: false, via: Via::default() }
     }
 
     #[test]
@@ -441,10 +533,43 @@ mod tests {
     fn the_record_reads_back() {
         let mut session = Session::new("c", 1);
         session.expiry = 60;
-        let subscription = Subscription { qos: QoS::AtLeastOnce, no_local: true, retain_as_published: false };
-        session.subscriptions.insert("a/+".into(), subscription);
+        let plain =
+            Subscription { qos: QoS::AtLeastOnce, no_local: true, retain_as_published: false, identifier: 0 };
+        session.subscriptions.insert("a/+".into(), plain);
+        session.subscriptions.insert("$share/g/a".into(), Subscription { identifier: 300, ..plain });
         let again = read_session("c", &session.record().value.unwrap()).unwrap();
         assert_eq!((again.incarnation, again.expiry), (1, 60));
         assert_eq!(again.subscriptions, session.subscriptions);
+        // As it was written before there were identifiers.
+        let old = [&60_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[5, 3, 0], b"a/+"].concat();
+        assert_eq!(read_session("c", &old).unwrap().subscriptions["a/+"], plain);
+    }
+
+    #[test]
+    fn a_delivery_reads_back_with_what_it_came_by() {
+        let session = Session::new("c", 1);
+        let plain = delivery(7, QoS::AtLeastOnce);
+        let shared = Via { group: Some("$share/g/a".into()), ..Via::identifier(3) };
+        for via in [Via::default(), shared] {
+            let delivery = Delivery { via: via.clone(), ..plain.clone() };
+            let again = read_delivery(7, &session.queue_record(&delivery).value.unwrap()).unwrap();
+            assert_eq!((again.via, again.message), (via, delivery.message));
+        }
+    }
+
+    #[test]
+    fn others_get_what_the_standard_lets_them_have() {
+        let mut session = Session::new("c", 1);
+        session.send_maximum = 3;
+        let shared = Via { group: Some("$share/g/a".into()), identifiers: None };
+        for (number, qos) in
+            (0..).zip([QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::AtLeastOnce, QoS::ExactlyOnce])
+        {
+            let via = if number == 2 { Via::default() } else { shared.clone() };
+            assert!(session.enqueue(Delivery { via, ..delivery(number, qos) }).is_ok());
+        }
+        assert_eq!(std::iter::from_fn(|| session.next_to_send()).count(), 3);
+        let numbers: Vec<u64> = session.shared_messages().iter().map(|delivery| delivery.number).collect();
+        assert_eq!(numbers, [0, 3], "not what QoS 2 has in flight, not what was not shared");
     }
 }

@@ -12,6 +12,7 @@ use super::message::Message;
 use super::router::SessionKey;
 use super::session::{Delivery, Subscription};
 use super::turn::{Answer, ConnectionKey};
+use super::via::Via;
 use super::worker::{Worker, interest};
 use crate::limits::{SUBSCRIPTIONS, TURN_BYTES};
 
@@ -23,14 +24,10 @@ impl Worker {
         principal: &Arc<Principal>,
         subscribe: &Subscribe<'_>,
     ) {
-        let identified = subscribe
+        let identifier = subscribe
             .properties
-            .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
-            .is_some();
-        if identified {
-            // CONNACK said that there are none.
-            return self.refuse(key, ReasonCode(0xa1));
-        }
+            .find(|p| if let Property::SubscriptionIdentifier(id) = p { Some(id) } else { None })
+            .unwrap_or_default();
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
@@ -38,9 +35,7 @@ impl Worker {
         for filter in subscribe.filters() {
             let Some(state) = self.sessions.get_mut(session) else { return };
             let is_new = !state.subscriptions.contains_key(filter.filter);
-            let refused = if is_shared(filter.filter) {
-                Some(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-            } else if !allows(principal, Action::Subscribe(filter.filter)) {
+            let refused = if !allows(principal, Action::Subscribe(filter.filter)) {
                 self.stats.denied.fetch_add(1, Ordering::Relaxed);
                 Some(ReasonCode::NOT_AUTHORIZED)
             } else if is_new && state.subscriptions.len() >= SUBSCRIPTIONS {
@@ -56,8 +51,9 @@ impl Worker {
                 qos: filter.qos,
                 no_local: filter.no_local,
                 retain_as_published: filter.retain_as_published,
+                identifier,
             };
-            state.subscriptions.insert(filter.filter.to_owned(), subscription);
+            state.subscriptions.insert(filter.filter.into(), subscription);
             self.router.subscribe(filter.filter, interest(session, subscription));
             reasons.push(filter.qos as u8);
             let sends = match filter.retain_handling {
@@ -65,9 +61,11 @@ impl Worker {
                 RetainHandling::SendIfNew => is_new,
                 RetainHandling::Never => false,
             };
-            if sends {
-                let messages = self.retained.matching(filter.filter);
-                retained.extend(messages.into_iter().map(|message| (filter.qos.min(message.qos), message)));
+            // A group gets none: nobody could say which member (section 4.8.2).
+            if sends && !is_shared(filter.filter) {
+                let mut messages = self.retained.matching(filter.filter);
+                messages.extend(self.sys_matching(filter.filter));
+                retained.extend(messages.into_iter().map(|message| (subscription, message)));
             }
         }
         if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
@@ -78,12 +76,14 @@ impl Worker {
     }
 
     /// Sends a new subscription what is retained; more than one turn holds goes out with several.
-    fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(QoS, Message)>) {
-        for (qos, message) in retained {
+    fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(Subscription, Message)>) {
+        for (subscription, message) in retained {
             if self.turn.builder.bytes() >= TURN_BYTES {
                 self.submit_turn();
             }
-            let delivery = Delivery { number: self.next_number(), message, qos, retain: true };
+            let qos = subscription.qos.min(message.qos);
+            let via = Via::identifier(subscription.identifier);
+            let delivery = Delivery { number: self.next_number(), message, qos, retain: true, via };
             let durable = self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce);
             if let Some(state) = durable {
                 self.turn.builder.state(state.queue_record(&delivery));

@@ -51,6 +51,8 @@ pub(super) enum Undo {
     Retained(String),
     /// A delivery is done with: its record is to be removed with the next turn.
     Dequeued(State),
+    /// What a member of a group left behind was given to another one.
+    HandedOn(Delivery),
 }
 
 impl Undo {
@@ -58,7 +60,7 @@ impl Undo {
     fn session(&self) -> Option<SessionKey> {
         match self {
             Self::Received(session, _) | Self::Released(session, _) => Some(*session),
-            Self::Retained(_) | Self::Dequeued(_) => None,
+            Self::Retained(_) | Self::Dequeued(_) | Self::HandedOn(_) => None,
         }
     }
 }
@@ -173,6 +175,7 @@ impl Worker {
             }
             Undo::Retained(topic) => self.retained.restore(&self.engine, &topic),
             Undo::Dequeued(record) => self.dequeue(record),
+            Undo::HandedOn(delivery) => self.hand_on(vec![delivery]),
         }
     }
 
@@ -212,6 +215,7 @@ impl Worker {
             return;
         }
         encode_answer(&answer, connection.version, &mut connection.out);
+        self.sys.traffic.packets_sent += 1;
         self.dirty.push(key.place);
         match answer {
             Answer::ConnAck(_) => {

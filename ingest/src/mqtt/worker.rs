@@ -22,8 +22,9 @@ use super::message::Message;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
 use super::session::{self, Session};
+use super::sys::Sys;
 use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn};
-use super::{Authenticate, Command, Inbox, SessionInfo};
+use super::{Authenticate, Command, Inbox};
 use crate::limits::{
     CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
 };
@@ -66,8 +67,7 @@ pub(super) struct Worker {
     pub(super) turn: Turn,
     /// Where the rows of the turn come from.
     pub(super) origin: Origin,
-    /// Reused by every look-up of the router.
-    pub(super) interests: Vec<Interest>,
+    pub(super) sys: Sys,
     /// Reused by every row.
     pub(super) row_buffer: RowBuffer,
     poll: Poll,
@@ -117,7 +117,7 @@ impl Worker {
             sessions: Slab::new(),
             by_client: HashMap::default(),
             router: Router::default(),
-            interests: Vec::new(),
+            sys: Sys::default(),
             row_buffer: RowBuffer::default(),
             poll,
             listener,
@@ -241,6 +241,7 @@ impl Worker {
             let now = self.started.elapsed().as_secs();
             entry.insert((self.generation, Connection::new(socket, peer, now)));
             self.stats.connections.fetch_add(1, Ordering::Relaxed);
+            self.sys.traffic.sockets += 1;
         }
     }
 
@@ -289,6 +290,7 @@ impl Worker {
         }
         let found = connection.read(buffer);
         let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
+        self.sys.traffic.bytes_received += (filled - connection.partial.len()) as u64;
         // Until CONNECT the time runs from the beginning, however slowly bytes trickle.
         if filled > connection.partial.len() && connection.session().is_some() {
             connection.heard_at = now;
@@ -389,9 +391,10 @@ impl Worker {
         dirty.dedup();
         for place in dirty {
             let Some((_, connection)) = self.connections.get_mut(place) else { continue };
-            if !connection.flush()
-                || (connection.closing && connection.out.is_empty() && self.is_answered(place))
-            {
+            let unsent = connection.out.len();
+            let alive = connection.flush();
+            self.sys.traffic.bytes_sent += (unsent - connection.out.len()) as u64;
+            if !alive || (connection.closing && connection.out.is_empty() && self.is_answered(place)) {
                 self.close(place);
             }
         }
@@ -411,6 +414,7 @@ impl Worker {
         {
             session.connection = None;
             session.left_at = Some(now);
+            self.sys.client_left();
             if !session.is_durable() {
                 self.drop_session(key);
             }
@@ -423,18 +427,19 @@ impl Worker {
         }
     }
 
-    /// Forgets a session and everything that waits for it.
+    /// Forgets a session and everything that waits for it; what it leaves of its groups goes to other members.
     pub(super) fn drop_session(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.try_remove(key) else { return };
         self.by_client.remove(&session.client_id);
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
+        let withdrawn = self.withdraw(key);
+        // Before the records go: a crash between two batches may double a message, not lose one.
+        self.hand_on(session.shared_messages());
+        self.hand_on(withdrawn.iter().filter(|delivery| delivery.via.group.is_some()).cloned().collect());
         if session.is_durable() {
             session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
-        }
-        for delivery in self.withdraw(key) {
-            if session.is_durable() && delivery.qos != QoS::AtMostOnce {
-                self.turn.builder.state(session.dequeue_record(delivery.number));
-            }
+            let kept = withdrawn.iter().filter(|delivery| delivery.qos != QoS::AtMostOnce);
+            kept.for_each(|delivery| self.turn.builder.state(session.dequeue_record(delivery.number)));
         }
     }
 
@@ -455,9 +460,8 @@ impl Worker {
                 Command::Recognised { place, generation, answer } => {
                     self.recognised(ConnectionKey { place, generation }, answer);
                 }
-                Command::List(reply) => {
-                    let _ = reply.send(self.list());
-                }
+                Command::List(reply) => drop(reply.send(self.list())),
+                Command::Subscriptions(reply) => drop(reply.send(self.list_subscriptions())),
                 Command::Stop => self.stopping = true,
             }
         }
@@ -486,28 +490,6 @@ impl Worker {
         self.submit_turn();
         self.origin = origin;
         self.turn.builder.set_origin(origin);
-    }
-
-    fn list(&self) -> Vec<SessionInfo> {
-        let info = |session: &Session| {
-            let connection = session.connection.and_then(|place| self.connections.get(place)).map(|(_, c)| c);
-            SessionInfo {
-                client: session.client_id.clone(),
-                principal: connection.and_then(|connection| match &connection.phase {
-                    Phase::Open { principal, .. } => Some(principal.name.clone()),
-                    Phase::Opening => None,
-                }),
-                peer: connection.map(|connection| connection.peer),
-                expiry: session.expiry,
-                subscriptions: session.subscriptions.len(),
-                in_flight: session.in_flight.len(),
-                queued: session.queue.len(),
-                dropped: session.dropped,
-            }
-        };
-        let mut list: Vec<SessionInfo> = self.sessions.iter().map(|(_, session)| info(session)).collect();
-        list.sort_by(|a, b| a.client.cmp(&b.client));
-        list
     }
 
     /// Once a second: connections that are silent or slow to CONNECT, sessions that have expired.
@@ -551,7 +533,9 @@ impl Worker {
         };
         let gone: Vec<SessionKey> =
             self.sessions.iter().filter(|(_, session)| expired(session)).map(|(key, _)| key).collect();
+        self.sys.expired += gone.len() as u64;
         gone.into_iter().for_each(|key| self.drop_session(key));
+        self.tell_sys(now);
     }
 
     /// The end: what was committed is acknowledged, then every client is told and closed.
@@ -580,5 +564,6 @@ pub(super) fn interest(session: SessionKey, subscription: session::Subscription)
         qos: subscription.qos,
         no_local: subscription.no_local,
         retain_as_published: subscription.retain_as_published,
+        identifier: subscription.identifier,
     }
 }
