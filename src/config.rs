@@ -9,15 +9,33 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sonde_access::Expected;
 use sonde_ingest::mqtt::Offers;
 use sonde_query::statement::parse_duration;
 
+use crate::auth::JwtOptions;
 use crate::cli::{ConfigArgs, Exit, Failure, Result};
 use crate::listeners::{self, Listeners};
 use crate::memory::{Split, available_bytes};
 
 /// Every key: its name, its default, what it is for.
 const KEYS: &[(&str, &str, &str)] = &[
+    (
+        "auth.audience",
+        "",
+        "for whom a JSON Web Token must be (aud); empty takes those for nobody in particular",
+    ),
+    (
+        "auth.issuer",
+        "",
+        "who must have signed a JSON Web Token (iss); empty is anyone with a key of auth.jwks",
+    ),
+    (
+        "auth.jwks",
+        "",
+        "a file of public keys (JWKS), by which JSON Web Tokens are accepted; empty accepts none",
+    ),
+    ("auth.roles", "roles", "the claim of a JSON Web Token that names roles; empty is none"),
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
@@ -112,6 +130,8 @@ pub(crate) struct Config {
     pub(crate) grpc_listen: Option<SocketAddr>,
     pub(crate) anonymous: Anonymous,
     pub(crate) insecure: bool,
+    /// How JSON Web Tokens are accepted, if they are.
+    pub(crate) jwt: Option<JwtOptions>,
     pub(crate) cold_dir: PathBuf,
     pub(crate) copy_locations: Vec<PathBuf>,
     pub(crate) backup_locations: Vec<PathBuf>,
@@ -322,6 +342,7 @@ impl Config {
             grpc_listen: listen("grpc.listen", get("grpc.listen"))?,
             anonymous,
             insecure,
+            jwt: jwt(&get),
             cold_dir: cold_dir(get("cold.url"), &data_dir)?,
             copy_locations: paths(get("copy.locations")),
             backup_locations: paths(get("backup.locations")),
@@ -389,6 +410,13 @@ fn settings(values: &Values) -> Vec<Setting> {
         help: "a further listener",
     };
     KEYS.iter().map(setting).chain(values.listeners.iter().map(listener)).collect()
+}
+
+fn jwt<'a>(get: &impl Fn(&'static str) -> &'a str) -> Option<JwtOptions> {
+    let text = |key| Some(get(key).to_owned()).filter(|text| !text.is_empty());
+    let expected =
+        Expected { issuer: text("auth.issuer"), audience: text("auth.audience"), roles: text("auth.roles") };
+    text("auth.jwks").map(|jwks| JwtOptions { jwks: jwks.into(), expected })
 }
 
 fn default_data_dir() -> Result<PathBuf> {

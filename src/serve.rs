@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::State;
+use axum::middleware::{self, Next};
 use axum::serve::ListenerExt;
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::Bodies;
-use sonde_ingest::mqtt::{Credentials, ListenAddress, Mqtt, MqttOptions};
+use sonde_ingest::mqtt::{ListenAddress, Mqtt, MqttOptions, Refusal};
 use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable, Kind};
 use sonde_query::{QueryEngine, QueryOptions};
@@ -18,9 +20,9 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
 
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, MqttDoor};
 use crate::cli::{Exit, Failure, Result};
 use crate::config::{Config, Setting};
 use crate::http::{Front, routes};
@@ -89,8 +91,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     options.backup_locations.clone_from(&config.backup_locations);
     options.backup_runtime = Some(cold_runtime.handle());
     let query = QueryEngine::new(engine.clone(), options).map_err(|error| io("start queries", error))?;
-    let authenticator =
-        Arc::new(Authenticator::new(engine.clone(), &admin_token, config.anonymous, config.insecure));
+    let authenticator = Authenticator::new(engine.clone(), &admin_token, config)?;
     query.register_statement(Arc::new(token::CreateToken(engine.clone())));
     query.register_table(Arc::new(FnTable::new("settings", settings_table(config.effective.clone()))));
     let mqtt = start_mqtt(config, &engine, &query, &authenticator)?;
@@ -171,8 +172,7 @@ fn start_mqtt(
     if listeners.is_empty() {
         return Ok(None);
     }
-    let who = Arc::clone(authenticator);
-    let authenticate = Arc::new(move |credentials: &Credentials<'_>| who.mqtt(credentials));
+    let authenticate = Arc::new(MqttDoor(Arc::clone(authenticator)));
     let options = MqttOptions { listeners, tls, limits, authenticate, offers: config.mqtt_offers.clone() };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt = Arc::new(mqtt.map_err(|error| io("listen for MQTT (mqtt.listen and its like)", error))?);
@@ -214,6 +214,27 @@ fn settings_table(
     }
 }
 
+/// Lets a gRPC request through with its principal, or answers it.
+async fn recognise_grpc(
+    State(who): State<Arc<Authenticator>>,
+    mut request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    let header = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match who.header(header, peer.map(|peer| peer.ip())).await {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Err(Refusal::Busy) => tonic::Status::unavailable("too many logins: come back in a while").into_http(),
+        Err(_) => {
+            let text = "no valid token: send authorization: Bearer <token>, or Basic with user and password";
+            tonic::Status::unauthenticated(text).into_http()
+        }
+    }
+}
+
 async fn wait_stop(mut stopped: watch::Receiver<bool>) {
     // A sender that is gone means stop, too.
     let _ = stopped.wait_for(|stop| *stop).await;
@@ -239,7 +260,7 @@ impl Server {
             insecure: config.insecure,
             bodies: self.bodies.clone(),
         };
-        let router = routes(front);
+        let router = routes(front).into_make_service_with_connect_info::<SocketAddr>();
         let listener = listener.tap_io(|stream| {
             // Answers are written whole: waiting for more of them gains nothing.
             if let Err(error) = stream.set_nodelay(true) {
@@ -266,29 +287,15 @@ impl Server {
         let listener =
             listener.map_err(|error| io(&format!("listen on {listen} for gRPC (grpc.listen)"), error))?;
         self.addresses.grpc = listener.local_addr().ok();
-        let who = Arc::clone(authenticator);
-        let check = move |mut request: tonic::Request<()>| {
-            let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-            match who.header(header) {
-                Some(principal) => {
-                    request.extensions_mut().insert(principal);
-                    Ok(request)
-                }
-                None => {
-                    Err(tonic::Status::unauthenticated("no valid token: send authorization: Bearer <token>"))
-                }
-            }
-        };
         let services = Routes::new(sonde_query::door::grpc::service(self.query.clone()))
             .add_service(sonde_query::door::flight::service(self.query.clone()))
             .add_service(sonde_ingest::grpc::service(self.engine.clone(), self.bodies.clone()));
-        let server = tonic::transport::Server::builder()
-            .layer(tonic::service::InterceptorLayer::new(check))
-            .add_routes(services)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                wait_stop(stopped),
-            );
+        let who = middleware::from_fn_with_state(Arc::clone(authenticator), recognise_grpc);
+        let services = Routes::from(services.into_axum_router().layer(who));
+        let server = tonic::transport::Server::builder().add_routes(services).serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            wait_stop(stopped),
+        );
         self.doors.push(tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the gRPC server failed");

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const PACKET_BYTES: usize = 1 << 20;
 /// Bytes of the packet before CONNECT is done.
 pub const CONNECT_BYTES: usize = 64 << 10;
+/// Bytes of a client id.
+pub const CLIENT_ID_BYTES: usize = 1024;
 /// How long a client may take to CONNECT.
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// QoS 1 and 2 messages that a client may have in flight to us.

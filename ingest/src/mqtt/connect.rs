@@ -1,14 +1,12 @@
 //! CONNECT and DISCONNECT: who a client is, and which session it gets.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use sonde_access::Principal;
+use sonde_access::{Principal, SCRAM};
 use sonde_proto::mqtt::{
     ConnAck, Connect, DecodeError, Disconnect, Properties, PropertiesBuilder, Property, ReasonCode, Version,
 };
 
-use super::Credentials;
 use super::alias::AliasesOut;
 use super::connection::Phase;
 use super::packets::explain;
@@ -21,15 +19,6 @@ use crate::limits::{
     KEEP_ALIVE_MAXIMUM, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY, TOPIC_ALIAS_MAXIMUM,
 };
 
-/// Bytes of a client id.
-const CLIENT_ID_BYTES: usize = 1024;
-
-/// It connects too often (MQTT 5, 3.2.2.2).
-const CONNECTION_RATE_EXCEEDED: ReasonCode = ReasonCode(0x9F);
-
-/// Why a client is not let in: the reason of 5.0 and the return code of 3.1.1.
-type Unwelcome = (ReasonCode, u8);
-
 impl Worker {
     pub(super) fn connect(&mut self, key: ConnectionKey, connect: &Connect<'_>) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
@@ -37,12 +26,32 @@ impl Worker {
         let find_maximum = |p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None };
         connection.packet_maximum = connect.properties.find(find_maximum).map_or(usize::MAX, |n| n as usize);
         connection.explains = !connect.properties.iter().any(|p| p == Property::RequestProblemInformation(0));
-        let principal = match self.recognise(key, connect) {
-            Ok(principal) => principal,
-            Err((reason, code)) => return self.refuse_connect(key, reason, code),
-        };
+        match self.recognise(key, connect) {
+            Some(Ok(principal)) => self.welcome(key, connect, principal, None),
+            Some(Err((reason, code))) => self.refuse_connect(key, reason, code),
+            None => {}
+        }
+    }
+
+    /// Lets a client in whom `principal` is; `told` is what ends its SCRAM exchange.
+    pub(super) fn welcome(
+        &mut self,
+        key: ConnectionKey,
+        connect: &Connect<'_>,
+        principal: Arc<Principal>,
+        told: Option<&[u8]>,
+    ) {
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let peer = connection.peer.ip();
+        if self.connects_too_often(peer, connect.client_id) {
+            return self.refuse_connect(key, ReasonCode::CONNECTION_RATE_EXCEEDED, 3);
+        }
         let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", self.next_number()));
         let client_id = assigned.as_deref().unwrap_or(connect.client_id);
+        if !self.may_take(client_id, &principal) {
+            tracing::info!(client = client_id, principal = principal.name, "the session is someone else's");
+            return self.refuse_connect(key, ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2);
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
         let will = Will::of(connect);
         let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);
@@ -52,11 +61,13 @@ impl Worker {
             assigned: assigned.as_deref(),
             client_id,
             server_keep_alive: self.server_keep_alive(connect),
+            told,
         };
         let connack = granted.connack(connect);
         let keep_alive = granted.server_keep_alive.unwrap_or(connect.keep_alive);
         let now = self.now();
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
+            connection.by_scram = told.is_some();
             connection.phase = Phase::Open { session, principal };
             connection.heard_at = now;
             connection.keep_alive = u64::from(keep_alive) * 3 / 2;
@@ -93,49 +104,6 @@ impl Worker {
         self.refuse_connect_because(key, error.reason(), 1, error.what());
     }
 
-    /// Who the client is, if it may come in.
-    fn recognise(&mut self, key: ConnectionKey, connect: &Connect<'_>) -> Result<Arc<Principal>, Unwelcome> {
-        let Some((_, connection)) = self.connections.get(key.place) else {
-            return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
-        };
-        let peer = connection.peer;
-        let certificate = connection.transport.client_certificate();
-        if let Err(error) = self.engine.health() {
-            tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
-            return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
-        }
-        let method = connect
-            .properties
-            .find(|p| if let Property::AuthenticationMethod(m) = p { Some(m) } else { None });
-        if method.is_some() {
-            return Err((ReasonCode::BAD_AUTHENTICATION_METHOD, 5));
-        }
-        let credentials = Credentials {
-            peer: peer.ip(),
-            username: connect.username,
-            password: connect.password,
-            certificate: certificate.as_ref(),
-        };
-        let Some(principal) = (self.authenticate)(&credentials) else {
-            self.stats.denied.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%peer, client = connect.client_id, "MQTT client refused: it is not known");
-            return Err(match connect.password {
-                None => (ReasonCode::NOT_AUTHORIZED, 5),
-                Some(_) => (ReasonCode::BAD_USER_NAME_OR_PASSWORD, 4),
-            });
-        };
-        let id = connect.client_id;
-        let nameless =
-            id.is_empty() && connect.version != Version::V5 && (!connect.clean_start || connect.is_3_1);
-        if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
-            return Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2));
-        }
-        if self.connects_too_often(peer.ip(), id) {
-            return Err((CONNECTION_RATE_EXCEEDED, 3));
-        }
-        Ok(principal)
-    }
-
     /// Ties a session to its new connection. Returns the expiry that it has from now on.
     fn begin_session(
         &mut self,
@@ -145,6 +113,8 @@ impl Worker {
         will: Option<&Will>,
         principal: &Principal,
     ) -> u32 {
+        // What the client had subscribed to it may have to give up.
+        self.recheck(session, principal);
         let longest = SESSION_EXPIRY.as_secs() as u32;
         let expiry = match (connect.version, connect.clean_start) {
             (Version::V5, _) => asked_expiry(&connect.properties).unwrap_or_default().min(longest),
@@ -158,6 +128,9 @@ impl Worker {
             // The client is back before its will was due: it is not published ([MQTT-3.1.3-9]).
             let cancelled = session.will.take().is_some();
             session.expiry = expiry;
+            let owner = principal.owner();
+            let owned = session.owner.is_some() || owner.is_some();
+            session.owner = owner;
             session.connection = Some(key.place);
             session.left_at = None;
             session.connected_at = Some(self.engine.now());
@@ -170,6 +143,9 @@ impl Worker {
                 } else if cancelled {
                     self.turn.builder.state(session.gone(WILLS, &[]));
                 }
+                if owned {
+                    self.turn.builder.state(session.owner_record());
+                }
             } else if was_durable {
                 session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
             }
@@ -178,7 +154,7 @@ impl Worker {
     }
 
     /// Answers CONNECT with an error, in 3.1.1 by its return code, and closes.
-    fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
+    pub(super) fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
         self.refuse_connect_because(key, reason, code_311, explain(reason));
     }
 
@@ -217,6 +193,12 @@ impl Worker {
         connection.closing = true;
         self.stats.connack(reason);
         self.touch(key.place);
+    }
+
+    /// Whether someone may have the session of this client id: a session with an owner is that one's alone.
+    fn may_take(&self, client_id: &str, principal: &Principal) -> bool {
+        let known = self.by_client.get(client_id).and_then(|key| self.sessions.get(*key));
+        known.is_none_or(|session| session.owner.is_none() || session.owner == principal.owner())
     }
 
     /// The session of a client, taken over from its last connection; whether it was there before.
@@ -297,6 +279,8 @@ struct Granted<'a> {
     assigned: Option<&'a str>,
     client_id: &'a str,
     server_keep_alive: Option<u16>,
+    /// The end of its SCRAM exchange.
+    told: Option<&'a [u8]>,
 }
 
 impl Granted<'_> {
@@ -331,6 +315,10 @@ impl Granted<'_> {
         let asks = connect.properties.iter().any(|p| p == Property::RequestResponseInformation(1));
         if asks && !self.client_id.contains(['+', '#']) {
             properties.push(Property::ResponseInformation(&format!("response/{}/", self.client_id)));
+        }
+        if let Some(told) = self.told {
+            properties.push(Property::AuthenticationMethod(SCRAM));
+            properties.push(Property::AuthenticationData(told));
         }
     }
 }

@@ -8,6 +8,7 @@ use sonde_access::Principal;
 use sonde_proto::mqtt::Version;
 
 use super::alias::{AliasesIn, AliasesOut};
+use super::authenticate::Waiting;
 use super::pace::Meter;
 use super::router::SessionKey;
 use super::stats::Kind;
@@ -88,6 +89,10 @@ pub(super) struct Connection {
     pub(super) ended: bool,
     /// Whether its CONNACK is in `out`: nothing may come before it.
     pub(super) greeted: bool,
+    /// What it waits for before its client is recognised.
+    pub(super) waiting: Option<Box<Waiting>>,
+    /// Whether its client was recognised by a SCRAM exchange, and may begin another.
+    pub(super) by_scram: bool,
     /// Whether it is to be closed once `out` is written.
     pub(super) closing: bool,
     /// Whether its last packet is in `out`: nothing may come behind it.
@@ -122,6 +127,8 @@ impl Connection {
             has_rest: false,
             ended: false,
             greeted: false,
+            waiting: None,
+            by_scram: false,
             closing: false,
             sealed: false,
         }
@@ -184,6 +191,11 @@ impl Connection {
     pub(super) fn over_rate(&self, now: Instant) -> Option<Instant> {
         let wait = self.meter.as_ref()?.wait(now);
         (!wait.is_zero()).then(|| now + wait)
+    }
+
+    /// Whether nothing more is to be read before its client is recognised.
+    pub(super) fn pauses(&self) -> bool {
+        self.waiting.as_deref().is_some_and(Waiting::is_answer)
     }
 
     /// The session's place, once the client was let in.

@@ -7,6 +7,7 @@
 
 mod accept;
 mod alias;
+mod authenticate;
 mod connect;
 mod connection;
 mod delivery;
@@ -38,7 +39,6 @@ mod via;
 mod will;
 mod worker;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::channel::oneshot;
@@ -47,28 +47,13 @@ use sonde_access::Principal;
 
 use tables::{SessionInfo, SubscriptionInfo};
 
+pub use authenticate::{Authenticate, ClientCertificate, Credentials, Ended, Later, Refusal};
 pub use listener::{Mqtt, start};
 pub use message::Message;
 pub use options::{
     AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
 };
 pub use stats::MqttStats;
-
-/// Who a client is, from what it sent; `None` where it may not come in.
-pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
-
-/// What a client sent to be recognised.
-#[derive(Clone, Copy, Debug)]
-pub struct Credentials<'a> {
-    /// From where it connects.
-    pub peer: IpAddr,
-    /// Its user name.
-    pub username: Option<&'a str>,
-    /// Its password or token.
-    pub password: Option<&'a [u8]>,
-    /// Its certificate, which one of the authorities of `tls.client_ca` has signed.
-    pub certificate: Option<&'a ClientCertificate>,
-}
 
 /// What a 5.0 client is told that it did not ask for.
 #[derive(Clone, Debug)]
@@ -86,15 +71,6 @@ impl Default for Offers {
     }
 }
 
-/// Whom a client certificate names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// The common name of its subject.
-    pub common_name: Option<String>,
-    /// Its subject alternative names: DNS names, URIs and addresses of e-mail.
-    pub names: Vec<String>,
-}
-
 /// What others ask of the event loop.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -102,6 +78,15 @@ pub(crate) enum Command {
     Publish(Vec<Message>, oneshot::Sender<sonde_engine::Result<()>>),
     /// End a session and its connection; answered with whether there was one.
     Kill(String, std::sync::mpsc::Sender<bool>),
+    /// Who the client of a connection is.
+    Recognised {
+        /// The connection's place.
+        place: usize,
+        /// Which of those that had the place.
+        generation: u64,
+        /// Who it is, or why it may not come in.
+        answer: Result<Arc<Principal>, Refusal>,
+    },
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// What they have subscribed to.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Authenticate, Offers};
@@ -16,7 +17,7 @@ pub struct MqttOptions {
     /// What one connection, one address and one listener may take.
     pub limits: ConnectionLimits,
     /// Who may come in.
-    pub authenticate: Authenticate,
+    pub authenticate: Arc<dyn Authenticate>,
     /// What clients are told at CONNACK.
     pub offers: Offers,
 }

@@ -105,12 +105,10 @@ impl Worker {
     pub(super) fn handle_packet(&mut self, key: ConnectionKey, packet: &Packet<'_>) {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let (session, principal) = match (&connection.phase, packet) {
-            (Phase::Opening, Packet::Connect(connect)) => {
+            (Phase::Opening, packet) => {
                 self.sys.traffic.packets_received += 1;
-                return self.connect(key, connect);
+                return self.opening(key, packet);
             }
-            // Not MQTT, or not the beginning of it: nothing is answered.
-            (Phase::Opening, _) => return self.close(key.place),
             (Phase::Open { session, principal }, _) => (*session, Arc::clone(principal)),
         };
         self.sys.traffic.packets_received += 1;
@@ -130,12 +128,12 @@ impl Worker {
                 }
             }
             Packet::Disconnect(disconnect) => self.disconnect(key, session, disconnect),
+            Packet::Auth(auth) => self.authenticate_again(key, session, auth),
             Packet::Connect(_)
             | Packet::ConnAck(_)
             | Packet::SubAck(_)
             | Packet::UnsubAck(_)
-            | Packet::PingResp
-            | Packet::Auth(_) => {
+            | Packet::PingResp => {
                 self.stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
                 self.refuse_because(
                     key,

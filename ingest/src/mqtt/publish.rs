@@ -32,6 +32,10 @@ pub(super) struct Arriving<'a> {
     pub(super) session: Option<SessionKey>,
 }
 
+fn action(topic: &str, qos: QoS, retain: bool) -> Action<'_> {
+    Action::Publish { topic, qos: qos as u8, retain }
+}
+
 impl Worker {
     pub(super) fn publish(
         &mut self,
@@ -90,7 +94,7 @@ impl Worker {
                 return self.refuse(key, ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
             }
         }
-        let outcome = if may_publish(principal, publish.topic) {
+        let outcome = if may_publish(principal, action(publish.topic, publish.qos, publish.retain)) {
             let asks = |p: Property<'_>| {
                 matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
             };
@@ -144,8 +148,9 @@ impl Worker {
         message: &Message,
         principal: Option<&Principal>,
     ) -> sonde_engine::Result<()> {
+        let action = action(&message.topic, message.qos, message.retain);
         if message.topic.starts_with(sys::ROOT)
-            || principal.is_some_and(|principal| !may_publish(principal, &message.topic))
+            || principal.is_some_and(|principal| !may_publish(principal, action))
         {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Ok(());
@@ -340,6 +345,7 @@ impl Worker {
 }
 
 /// Whether a client may publish to a topic: what the server says of itself nobody else says.
-fn may_publish(principal: &Principal, topic: &str) -> bool {
-    !topic.starts_with(sys::ROOT) && allows(principal, Action::Publish(topic))
+fn may_publish(principal: &Principal, action: Action<'_>) -> bool {
+    let is_ours = matches!(action, Action::Publish { topic, .. } if topic.starts_with(sys::ROOT));
+    !is_ours && allows(principal, action)
 }

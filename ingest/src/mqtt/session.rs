@@ -18,6 +18,7 @@ use crate::limits::{QUEUED_BYTES, QUEUED_MESSAGES, SEND_MAXIMUM};
 
 const SESSIONS: &str = "mqtt.session";
 const QUEUE: &str = "mqtt.queue";
+const OWNERS: &str = "mqtt.owner";
 
 /// In the flags of a subscription's record: an identifier follows the filter.
 const IDENTIFIED: u8 = 16;
@@ -112,6 +113,8 @@ pub(super) struct Session {
     /// Which of the sessions that this client has had; part of the keys of its records, so that what an earlier one
     /// left behind is never taken for its own.
     incarnation: u64,
+    /// As whom its client was recognised; nobody else can have it. `None` where nobody knows.
+    pub(super) owner: Option<String>,
     /// Seconds that it is kept after its connection; 0 ends it with the connection.
     pub(super) expiry: u32,
     pub(super) connection: Option<usize>,
@@ -139,6 +142,7 @@ impl Session {
         Self {
             client_id: client_id.to_owned(),
             incarnation,
+            owner: None,
             expiry: 0,
             connection: None,
             left_at: None,
@@ -180,10 +184,45 @@ impl Session {
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
 
+    /// The record of whose it is.
+    pub(super) fn owner_record(&self) -> State {
+        let value = self.owner.as_ref().map(|owner| owner.as_bytes().to_vec());
+        State { namespace: OWNERS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
+    /// Takes out what waits and may not be read, in flight too where no connection has it. Returns it.
+    pub(super) fn keep_readable(&mut self, may_read: impl Fn(&str) -> bool) -> Vec<Delivery> {
+        let mut withdrawn = Vec::new();
+        let mut bytes = 0;
+        self.queue.retain(|delivery| {
+            let readable = may_read(&delivery.message.topic);
+            if !readable {
+                withdrawn.push(delivery.clone());
+                bytes += delivery.message.bytes();
+            }
+            readable
+        });
+        self.queue_bytes -= bytes;
+        if self.connection.is_none() {
+            self.in_flight.retain(|_, in_flight| match in_flight {
+                // An exchange of QoS 2 that has begun is brought to its end.
+                InFlight::Sent(delivery)
+                    if delivery.qos == QoS::AtLeastOnce && !may_read(&delivery.message.topic) =>
+                {
+                    withdrawn.push(delivery.clone());
+                    false
+                }
+                _ => true,
+            });
+        }
+        withdrawn
+    }
+
     /// The records that remove everything of the session.
     pub(super) fn forget(&self) -> Vec<State> {
-        let key = self.client_id.as_bytes().to_vec();
-        let mut records = vec![State { namespace: SESSIONS.into(), key, value: None }];
+        let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
+        let client = self.client_id.as_bytes().to_vec();
+        let mut records = vec![gone(SESSIONS, client.clone()), gone(OWNERS, client)];
         records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().map(InFlight::number);
         let waiting = self.queue.iter().map(|delivery| delivery.number);
@@ -324,6 +363,13 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             None => orphan(SESSIONS, key),
         }
     }
+    for (key, value) in entries(OWNERS) {
+        let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
+        match (session, std::str::from_utf8(value.as_ref())) {
+            (Some(session), Ok(owner)) => session.owner = Some(owner.to_owned()),
+            _ => orphan(OWNERS, key),
+        }
+    }
     // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
     let readers: [(&str, Reader); 4] = [
         (RECEIVED, |session, id, _, _| {
@@ -413,6 +459,23 @@ mod tests {
     fn delivery(number: u64, qos: QoS) -> Delivery {
         let message = Message::new("t", b"x", qos, false);
         Delivery { number, message, qos, retain: false, via: Via::default() }
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_taken_out() {
+        let (mut session, now) = (Session::new("c", 1), Timestamp::from_nanos(0));
+        for number in 0..4 {
+            let topic = if number % 2 == 0 { "open" } else { "secret" };
+            let message = Message::new(topic, b"x", QoS::AtLeastOnce, false);
+            let delivery = Delivery { message, ..delivery(number, QoS::AtLeastOnce) };
+            assert!(session.enqueue(delivery).is_ok());
+        }
+        session.next_to_send(now, true).unwrap();
+        session.next_to_send(now, true).unwrap();
+        let withdrawn = session.keep_readable(|topic| topic != "secret");
+        assert_eq!(withdrawn.iter().map(|delivery| delivery.number).collect::<Vec<_>>(), [3, 1]);
+        assert_eq!((session.queue.len(), session.in_flight.len()), (1, 1));
+        assert_eq!(session.queue_bytes, session.queue[0].message.bytes());
     }
 
     #[test]

@@ -60,7 +60,9 @@ impl Will {
     /// The record of it: `delay u32 | principal length u16 | principal | message`, little endian. Nothing is kept
     /// where its publication was not allowed.
     pub(super) fn record(&self, session: &Session, principal: &Principal) -> State {
-        let value = allows(principal, Action::Publish(&self.message.topic)).then(|| {
+        let Message { topic, qos, retain, .. } = &self.message;
+        let publish = Action::Publish { topic, qos: *qos as u8, retain: *retain };
+        let value = allows(principal, publish).then(|| {
             let name = principal.name.as_bytes();
             let name = name.get(..usize::from(u16::MAX)).unwrap_or(name);
             let mut value = self.delay.to_le_bytes().to_vec();

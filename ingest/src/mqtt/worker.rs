@@ -55,7 +55,9 @@ pub(super) struct TopicInfo {
 /// The event loop's state. What each packet does to it is in `packets.rs` and the files of the packets.
 pub(super) struct Worker {
     pub(super) engine: Engine,
-    pub(super) authenticate: Authenticate,
+    pub(super) authenticate: Arc<dyn Authenticate>,
+    /// The rights that the principals of the connections have are of this version.
+    pub(super) rights_version: u64,
     pub(super) stats: Arc<MqttStats>,
     pub(super) dead_letters: Arc<Table>,
     pub(super) offers: Offers,
@@ -76,7 +78,7 @@ pub(super) struct Worker {
     pub(super) row_buffer: RowBuffer,
     pub(super) poll: Poll,
     pub(super) doors: Doors,
-    inbox: Arc<Inbox>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
@@ -100,7 +102,7 @@ impl Worker {
         engine: Engine,
         poll: Poll,
         doors: Doors,
-        authenticate: Authenticate,
+        authenticate: Arc<dyn Authenticate>,
         shared: Shared,
     ) -> Self {
         let mut worker = Self {
@@ -118,6 +120,7 @@ impl Worker {
             offers: shared.offers,
             clock: engine.now(),
             properties: PropertiesBuilder::new(),
+            rights_version: authenticate.version(),
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -198,6 +201,7 @@ impl Worker {
                     }
                 }
             }
+            self.renew_rights();
             self.serve_inbox();
             self.release_turns();
             if self.committing.len() < TURNS_IN_FLIGHT {
@@ -242,6 +246,11 @@ impl Worker {
         }
     }
 
+    /// Reads a connection that was not read for a while, and whose events have passed.
+    pub(super) fn read_on(&mut self, place: usize) {
+        self.mark_ready(place);
+    }
+
     /// Reads a connection again that was not read for this reason.
     pub(super) fn unpark(&mut self, key: ConnectionKey, why: Parked) {
         let now = self.now();
@@ -283,6 +292,9 @@ impl Worker {
         let Some((generation, connection)) = self.connections.get_mut(place) else { return };
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;
+        if connection.pauses() {
+            return;
+        }
         if connection.is_clogged() {
             // Who does not read what is answered is not asked for more; `write_dirty` goes on.
             connection.park(Parked::Clogged);
@@ -333,6 +345,11 @@ impl Worker {
         if ended {
             return self.close(place);
         }
+        let rest = bytes.get(done..).unwrap_or_default();
+        if connection.pauses() && rest.len() > CONNECT_BYTES {
+            // Nobody knows yet who it is.
+            return self.close(place);
+        }
         connection.keep(rest);
         if matches!(found, ReadResult::More(_)) {
             self.mark_ready(place);
@@ -351,7 +368,9 @@ impl Worker {
             if connection.closing {
                 return bytes.len();
             }
-            if connection.meter.is_some() && connection.over_rate(Instant::now()).is_some() {
+            if connection.pauses()
+                || connection.meter.is_some() && connection.over_rate(Instant::now()).is_some()
+            {
                 return done;
             }
             let opening = matches!(connection.phase, Phase::Opening);
@@ -517,6 +536,9 @@ impl Worker {
                     }
                     let _ = reply.send(key.is_some());
                 }
+                Command::Recognised { place, generation, answer } => {
+                    self.recognised(ConnectionKey { place, generation }, answer);
+                }
                 Command::List(reply) => drop(reply.send(self.list())),
                 Command::Subscriptions(reply) => drop(reply.send(self.list_subscriptions())),
                 Command::ReloadCertificates => self.doors.refresh_certificates(true),
@@ -602,6 +624,7 @@ impl Worker {
                 self.refuse(key, ReasonCode::KEEP_ALIVE_TIMEOUT);
             }
         }
+        self.end_expired();
         let expired = |session: &Session| {
             session.connection.is_none()
                 && session.left_at.is_some_and(|left| now.saturating_sub(left) > session.expiry.into())

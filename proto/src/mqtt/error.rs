@@ -110,6 +110,8 @@ impl ReasonCode {
     pub const USE_ANOTHER_SERVER: Self = Self(0x9c);
     /// No shared subscriptions here.
     pub const SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: Self = Self(0x9e);
+    /// Connection rate exceeded.
+    pub const CONNECTION_RATE_EXCEEDED: Self = Self(0x9f);
 
     /// Whether the code says that something failed.
     #[must_use]
