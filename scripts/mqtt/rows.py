@@ -44,7 +44,7 @@ class Bench:
     def load(self, broker, *flags, partial=False):
         """Runs a load; its figures. `partial`: that something is lost is a figure, no failure."""
         command = [self.sonde_program, "bench", "mqtt", "--json", "--port", broker.port, "--pid", broker.pid, *flags]
-        if "--messages" not in flags:
+        if not {"--messages", "--duration"} & set(flags):
             command += ["--duration", self.seconds]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=RUN_SECONDS)
         if done.returncode not in ((0, 3) if partial else (0,)):

@@ -12,12 +12,14 @@ use futures::channel::oneshot;
 use mio::net::TcpListener;
 use mio::{Interest as Readiness, Poll};
 use parking_lot::Mutex;
+use socket2::SockRef;
 use sonde_engine::Engine;
 use sonde_query::system::{BatchBuilder, Kind};
 
 use super::message::Message;
 use super::worker::{INBOX, LISTENER, Shared, Worker};
 use super::{Command, Inbox, MqttOptions};
+use crate::limits::ACCEPT_BACKLOG;
 use crate::topics::Topics;
 
 /// The columns of `system.sessions`.
@@ -67,6 +69,8 @@ pub struct Mqtt {
 pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::Result<Mqtt> {
     let poll = Poll::new()?;
     let mut listener = TcpListener::bind(options.listen)?;
+    // The standard library lets 128 wait; whoever comes beyond that is not heard, and tries again a second later.
+    SockRef::from(&listener).listen(ACCEPT_BACKLOG)?;
     let address = listener.local_addr()?;
     poll.registry().register(&mut listener, LISTENER, Readiness::READABLE)?;
     let waker = mio::Waker::new(poll.registry(), INBOX)?;

@@ -20,8 +20,9 @@ use super::plan::{Plan, Until};
 use super::template::{Fill, Random};
 
 const TICKER: Token = Token(usize::MAX);
-/// Connections that are being made at once.
-const CONNECTING: usize = 200;
+/// Connections that are being made at once: fewer than a listener with a short backlog (Mosquitto 100) lets wait, beyond
+/// which a SYN is lost and sent again after a second.
+const CONNECTING: usize = 64;
 /// Filters of one SUBSCRIBE.
 const FILTERS: usize = 100;
 /// Bytes that wait for a socket before no more QoS 0 messages are made for it.
