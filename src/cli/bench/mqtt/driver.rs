@@ -158,25 +158,20 @@ impl<'p> Driver<'p> {
     pub(super) fn connect_publishers(&mut self) -> Result<()> {
         let plan = self.plan;
         let numbers: Vec<usize> = plan.share(plan.publishers, self.thread).collect();
-        let topic = |number| plan.topic.is_constant().then(|| plan.topic.text(number as u32, 0));
-        let varied = if plan.topic.is_constant() { None } else { plan.audience(None) };
+        let topic = |number: &usize| plan.topic.is_constant().then(|| plan.topic.text(*number as u32, 0));
+        let topics: Vec<Option<String>> = numbers.iter().map(topic).collect();
+        // Before the first connects: many subscriptions take a while, and servers do not wait long for CONNECT.
+        let audiences = plan.audiences(&topics);
+        let mut roles = topics.into_iter().zip(audiences).map(|(topic, audience)| {
+            let flight = Flight::new(plan.in_flight);
+            Role::Publisher { flight, sent: 0, due: 0, last_due: 0, topic, audience }
+        });
         self.publishers = (self.clients.len()..self.clients.len() + numbers.len()).collect();
-        self.connect(&numbers, "p", |number| {
-            let topic = topic(number);
-            let audience = topic.as_deref().map_or(varied, |topic| plan.audience(Some(topic)));
-            Role::Publisher {
-                flight: Flight::new(plan.in_flight),
-                sent: 0,
-                due: 0,
-                last_due: 0,
-                topic,
-                audience,
-            }
-        })
+        self.connect(&numbers, "p", |_| roles.next().unwrap_or(Role::Quiet))
     }
 
     /// Connects clients and waits until each is ready.
-    fn connect(&mut self, numbers: &[usize], kind: &str, role: impl Fn(usize) -> Role) -> Result<()> {
+    fn connect(&mut self, numbers: &[usize], kind: &str, mut role: impl FnMut(usize) -> Role) -> Result<()> {
         let began = self.plan.clock.now();
         let rate = self.plan.connect_rate.map(|rate| Pace::new(began, rate / self.plan.threads as f64, 1));
         let (first, all) = (self.clients.len(), self.clients.len() + numbers.len());

@@ -168,21 +168,23 @@ impl Plan {
         )
     }
 
-    /// How many subscribers get each message of a topic; `None` where that cannot be told.
-    pub(super) fn audience(&self, topic: Option<&str>) -> Option<u64> {
-        let mut audience = 0;
+    /// How many subscribers get each message of these topics; `None` where that cannot be told. No topic stands for one
+    /// that differs from message to message.
+    pub(super) fn audiences(&self, topics: &[Option<String>]) -> Vec<Option<u64>> {
+        let mut audiences = vec![Some(0_u64); topics.len()];
         for subscriber in 0..self.subscribers {
-            let mut filters = self.filters_of(subscriber);
-            let gets_it = match topic {
-                Some(topic) => filters.any(|filter| !is_shared(&filter) && filter_matches(&filter, topic)),
-                // The topic differs from message to message.
-                None if filters.any(|filter| filter == "#") => true,
-                None => return None,
-            };
-            audience += u64::from(gets_it);
+            let filters: Vec<String> = self.filters_of(subscriber).collect();
+            let shares = filters.iter().any(|filter| is_shared(filter));
+            for (topic, audience) in topics.iter().zip(&mut audiences) {
+                let gets_it = match topic {
+                    _ if shares => None,
+                    Some(topic) => Some(filters.iter().any(|filter| filter_matches(filter, topic))),
+                    None => filters.iter().any(|filter| filter == "#").then_some(true),
+                };
+                *audience = audience.zip(gets_it).map(|(audience, gets_it)| audience + u64::from(gets_it));
+            }
         }
-        let shares = (0..self.subscribers).any(|s| self.filters_of(s).any(|filter| is_shared(&filter)));
-        (!shares).then_some(audience)
+        audiences
     }
 
     /// The numbers of those among `all` that a thread has.
@@ -219,19 +221,17 @@ mod tests {
         let of = |subscriber| plan.filters_of(subscriber).collect::<Vec<_>>();
         assert_eq!(of(0), ["a/0", "a/+/3", "a/6", "a/+/9"]);
         assert_eq!(of(1), ["a/1", "a/+/4", "a/7", "a/+/10"]);
-        assert_eq!(plan.audience(Some("a/7")), Some(1));
-        assert_eq!(plan.audience(Some("a/4")), Some(0), "4 is a wildcard's number");
-        assert_eq!(plan.audience(None), None);
+        let topics = [Some("a/7".to_owned()), Some("a/4".to_owned()), None];
+        // 4 is the number of one with a wildcard, which has three levels.
+        assert_eq!(plan.audiences(&topics), [Some(1), Some(0), None]);
         assert!((0..3).map(|subscriber| of(subscriber).len()).eq([4, 4, 4]));
     }
 
     #[test]
     fn everybody_gets_what_everybody_asked_for() {
         let plan = plan("x --subscribers 2 --topic t/{seq}").unwrap();
-        assert_eq!(
-            (plan.filters_of(1).collect::<Vec<_>>(), plan.audience(None)),
-            (vec!["#".to_owned()], Some(2))
-        );
+        assert_eq!(plan.filters_of(1).collect::<Vec<_>>(), ["#"]);
+        assert_eq!(plan.audiences(&[None]), [Some(2)]);
     }
 
     #[test]
