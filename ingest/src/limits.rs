@@ -13,7 +13,7 @@ pub const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// QoS 1 and 2 messages that a client may have in flight to us.
 pub const RECEIVE_MAXIMUM: u16 = 1024;
 /// QoS 1 and 2 messages that we have in flight to a client.
-pub const SEND_MAXIMUM: usize = 256;
+pub const SEND_MAXIMUM: usize = 4096;
 /// Messages that wait for a session.
 pub const QUEUED_MESSAGES: usize = 10_000;
 /// Bytes of messages that wait for a session.
@@ -26,6 +26,8 @@ pub const RETAINED_BYTES: usize = 1 << 30;
 pub const SUBSCRIPTIONS: usize = 1024;
 /// Connections at once.
 pub const CONNECTIONS: usize = 100_000;
+/// Connections that wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`).
+pub const ACCEPT_BACKLOG: i32 = 4096;
 /// Bytes of the buffer that all connections read into.
 pub const READ_BUFFER: usize = PACKET_BYTES + (256 << 10);
 /// Bytes of rows after which a turn of the loop ends.

@@ -67,7 +67,7 @@ fn broken(error: std::io::Error) -> Failure {
     failed(format!("the connection to the server broke: {error}"))
 }
 
-fn refused(what: &str, reason: ReasonCode) -> Failure {
+pub(super) fn refused(what: &str, reason: ReasonCode) -> Failure {
     let exit = match reason {
         ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED => Exit::Auth,
         _ => Exit::Failed,

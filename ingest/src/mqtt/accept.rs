@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest as Readiness, Registry, Token};
+use socket2::SockRef;
 
 use super::connection::{Connection, Parked};
 use super::guard::{Addresses, Flapping, Verdict, Who, counted};
@@ -26,7 +27,7 @@ use super::stats::{Kind, Refused};
 use super::transport::{Socket, Stack, TlsStore, Transport};
 use super::turn::ConnectionKey;
 use super::worker::Worker;
-use crate::limits::{CONNECTIONS, LISTENERS, TLS_BUFFER, TURNED_AWAY};
+use crate::limits::{ACCEPT_BACKLOG, CONNECTIONS, LISTENERS, TLS_BUFFER, TURNED_AWAY};
 
 /// The event loop's inbox.
 pub(super) const INBOX: Token = Token(usize::MAX - 1);
@@ -86,7 +87,12 @@ impl Drop for SocketFile {
 impl Listening {
     fn open(address: &ListenAddress) -> io::Result<Self> {
         match address {
-            ListenAddress::Tcp(address) => TcpListener::bind(*address).map(Self::Tcp),
+            ListenAddress::Tcp(address) => {
+                let listener = TcpListener::bind(*address)?;
+                // The standard library lets 128 wait; whoever comes beyond that is not heard, and tries again a second later.
+                SockRef::from(&listener).listen(ACCEPT_BACKLOG)?;
+                Ok(Self::Tcp(listener))
+            }
             ListenAddress::Unix(path) => open_unix(path),
         }
     }

@@ -113,9 +113,17 @@ impl Worker {
 
     /// Publishes a will, and removes its record.
     pub(super) fn publish_will(&mut self, will: &PendingWill, gone: Option<State>) {
-        if let Err(error) = self.publish_internal(&will.message, will.principal.as_deref()) {
-            tracing::warn!(%error, topic = %will.message.topic, "a will could not be stored");
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        // Under the rights of now; one that was kept over a restart was allowed when its client connected.
+        let rights = will.principal.as_ref().map(|principal| self.authenticate.renew(principal));
+        match rights {
+            Some(None) => drop(self.stats.denied.fetch_add(1, Ordering::Relaxed)),
+            rights => {
+                let principal = rights.flatten();
+                if let Err(error) = self.publish_internal(&will.message, principal.as_deref()) {
+                    tracing::warn!(%error, topic = %will.message.topic, "a will could not be stored");
+                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         }
         gone.into_iter().for_each(|record| self.turn.builder.state(record));
     }
