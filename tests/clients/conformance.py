@@ -14,6 +14,8 @@ NAMES = {V31: "3.1", V311: "3.1.1", V5: "5.0"}
 both_versions = pytest.mark.parametrize("version", [V311, V5], ids=["3.1.1", "5.0"])
 every_qos = pytest.mark.parametrize("qos", [0, 1, 2])
 
+# Another broker may remember an earlier run.
+RUN = f"x{os.getpid()}-" if os.environ.get("MQTT_BROKER") else "x"
 OTHER_BROKER = os.environ.get("MQTT_BROKER")
 ours_only = pytest.mark.skipif(bool(OTHER_BROKER), reason="this test sets up a sonde server, and MQTT_BROKER names another broker")
 
@@ -25,7 +27,7 @@ def covers(v5="", v311=""):
 
 def topic(*levels):
     """A topic of the test's own. All are below one first level, so all are rows of one table."""
-    return "/".join(("conf", unique("x"), *levels))
+    return "/".join(("conf", unique(RUN), *levels))
 
 
 class Broker:
@@ -44,7 +46,7 @@ class Broker:
     def client(self, version=V5, client_id=None, **how):
         """A connected client."""
         wire = self.wire(version)
-        wire.client_id = unique("conf") if client_id is None else client_id
+        wire.client_id = unique(f"c{RUN}") if client_id is None else client_id
         wire.connect(wire.client_id, **how)
         return wire
 
@@ -79,3 +81,13 @@ class Broker:
     def close(self):
         for wire in self.wires:
             wire.socket.close()
+
+
+def broker_refusal(broker, packets):
+    """All bytes that the server says to these until it closes, whatever form they have."""
+    wire = broker.wire()
+    wire.send(packets)
+    said = b""
+    while more := wire.socket.recv(100):
+        said += more
+    return said
