@@ -1,5 +1,7 @@
 """What only MQTT 5.0 has: properties, reason codes, flow control, aliases, expiry, shared subscriptions, identifiers."""
 
+import time
+
 import pytest
 from conformance import broker_refusal, covers, every_qos, ours_only, topic
 from mqtt_wire import (
@@ -71,8 +73,6 @@ def peek(broker, client_id):
 
 
 def wait_for(condition, seconds=15):
-    import time
-
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(1.2)
@@ -324,17 +324,19 @@ def test_an_unknown_identifier_in_pubrel(broker):
     client.ping()
 
 
-@covers(v5="3.3.2-5 3.3.2-6 4.3.3-7")
+@covers(v5="3.3.2-5 3.3.2-6 4.3.3-7 4.3.3-13")
 def test_messages_expire_and_say_how_long_they_have_left(broker):
-    import time
-
     name, sender, receiver = topic(), broker.client(), broker.durable()
     receiver.subscribe((name, 1))
     receiver.disconnect()
     for payload, expiry in (("gone", 1), ("stays", 600)):
         sender.publish(name, payload, 1, props={"message_expiry": expiry})
         sender.publish(f"{name}/kept/{payload}", payload, 1, True, {"message_expiry": expiry})
+    sender.send(publish(V5, name + "/x", "begun", 2, 500, props={"message_expiry": 1}))
+    sender.expect(PUBREC, 500)
     time.sleep(2.1)  # the seconds of the interval are what is tested
+    sender.send(ack(V5, PUBREL, 500))
+    assert sender.expect(PUBCOMP, 500).reason == 0, "the exchange goes on"
     again = broker.durable(client_id=receiver.client_id)
     found = again.message()
     assert found.payload == b"stays" and 590 <= found.props["message_expiry"] <= 599
