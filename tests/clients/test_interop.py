@@ -6,7 +6,7 @@
 - `retained` publishes `kept` retained, subscribes, shows what arrives.
 - `will` connects with the will `gone`, says `ready` and waits to be killed.
 - `resume` keeps its session: without one it subscribes and says `ready`, with one it says `present` and shows what it missed.
-  (aiomqtt does not tell which; it reads `again` from standard input.)
+  (aiomqtt, and paho for C in 5, do not tell which; they read `again` from standard input.)
 
 What arrives is shown as `message <qos> <retain> <payload>`.
 
