@@ -12,7 +12,7 @@ use std::time::Duration;
 use sonde_query::statement::parse_duration;
 
 use crate::cli::{ConfigArgs, Exit, Failure, Result};
-use crate::memory::Split;
+use crate::memory::{Split, available_bytes};
 
 /// Every key: its name, its default, what it is for.
 const KEYS: [(&str, &str, &str); 16] = [
@@ -184,7 +184,7 @@ impl Config {
             dir => PathBuf::from(dir),
         };
         let split = Split::of(match get("memory.limit") {
-            "" => machine_memory() / 2,
+            "" => available_bytes() / 2,
             text => bytes("memory.limit", text)?,
         });
         if split.limit < MEMORY_LEAST {
@@ -324,19 +324,6 @@ fn bytes(key: &str, text: &str) -> Result<u64> {
         .checked_shl(shift)
         .filter(|bytes| bytes >> shift == number)
         .ok_or_else(|| wrong(format!("{key} = {text} is too large")))
-}
-
-/// Memory of the machine, or of the control group where that is less.
-fn machine_memory() -> u64 {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let total = read("/proc/meminfo").lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
-    let total = total.map_or(2 << 30, |kib| kib << 10);
-    // Version 2, and version 1.
-    let groups = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let group = groups.iter().filter_map(|path| read(path).trim().parse::<u64>().ok()).min();
-    total.min(group.unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

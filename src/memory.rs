@@ -2,15 +2,21 @@
 //!
 //! # Invariants
 //! - Each part has a bound of its own, and the parts together with what they leave are the limit.
-//! - Where the process comes near its limit all the same, writers wait for each other and rows in memory are flushed
-//!   early: slower, never aborted. Mapped pages of files do not count; the system takes them back as it likes.
+//! - Where the process comes near its limit all the same, writers wait for each other, rows in memory are flushed early
+//!   and new queries wait; where it is used up, the query that holds the most ends. Writers are slower, never aborted.
+//! - Mapped pages of files do not count; the system takes them back as it likes.
 
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sonde_engine::Engine;
+use sonde_query::{Pressure, QueryEngine};
 
-/// How often the process is measured.
+/// How often the process is measured, and how often where half of the limit is used.
 const TICK: Duration = Duration::from_millis(100);
+const TICK_NEAR: Duration = Duration::from_millis(10);
+/// How long after the end of one query the next one may be ended.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Most bytes of a memtable, unless the configuration asks for more.
 const MEMTABLE_MOST: u64 = 64 << 20;
 /// Least and most bytes of requests, of batches that wait, and of directories of chunks.
@@ -31,6 +37,8 @@ pub(crate) struct Split {
     pub(crate) bodies: u64,
     /// Directories of chunks that stay open.
     pub(crate) directories: u64,
+    /// What one scan or merge has decoded at a time.
+    pub(crate) merge: u64,
 }
 
 impl Split {
@@ -45,6 +53,7 @@ impl Split {
             queue: part(16),
             bodies: part(16),
             directories: part(32),
+            merge: (limit / 64).clamp(1 << 20, 16 << 20),
         }
     }
 
@@ -63,32 +72,85 @@ impl Split {
     }
 }
 
+/// Memory of the machine, or of the control groups that the process is in, whichever is least.
+pub(crate) fn available_bytes() -> u64 {
+    let total = kib_of(&read("/proc/meminfo"), "MemTotal:").unwrap_or(2 << 30);
+    let limits = limit_files(&read("/proc/self/cgroup"));
+    let groups = limits.iter().filter_map(|path| read(path).trim().parse::<u64>().ok()).min();
+    total.min(groups.unwrap_or(u64::MAX))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Where a limit of memory may stand for the process whose `/proc/self/cgroup` this is: its group, of version 2 or 1, and all
+/// above. In a container the outermost one is its own.
+fn limit_files(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else { continue };
+        let (mount, file) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        let group = Path::new(group.trim_start_matches('/'));
+        files.extend(group.ancestors().map(|ancestor| Path::new(mount).join(ancestor).join(file)));
+    }
+    files
+}
+
+/// A number of KiB behind a name, in bytes.
+fn kib_of(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
 /// Bytes of the process that are no mapped files; 0 where the system does not say.
 pub(crate) fn anonymous_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|line| {
-        line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
-    kib.unwrap_or_default() << 10
+    kib_of(&read("/proc/self/status"), "RssAnon:").unwrap_or_default()
 }
 
 /// Watches the process until the engine is closed.
-pub(crate) fn watch(engine: Engine, limit: u64) -> std::io::Result<()> {
+pub(crate) fn watch(engine: Engine, query: QueryEngine, limit: u64) -> std::io::Result<()> {
     let run = move || {
-        let mut tight = false;
+        let mut pressure = Pressure::None;
+        let mut ended_at: Option<Instant> = None;
         while engine.is_open() {
             let used = anonymous_bytes();
-            // Two marks, so that it does not flap.
-            let now = if tight { used > limit / 8 * 7 } else { used > limit / 16 * 15 };
-            if now != tight {
-                tracing::debug!(used, limit, tight = now, "memory");
+            let now = pressure_of(used, limit, pressure != Pressure::None);
+            if now != pressure {
+                tracing::debug!(used, limit, ?now, "memory");
             }
-            engine.relieve(now);
-            tight = now;
-            std::thread::sleep(TICK);
+            pressure = now;
+            engine.relieve(pressure != Pressure::None);
+            // What a query held is not given back at once: the next one gets the time to live.
+            let settled = ended_at.is_none_or(|at| at.elapsed() > SETTLE);
+            match pressure {
+                Pressure::Over if settled => ended_at = Some(Instant::now()),
+                Pressure::Over => pressure = Pressure::Tight,
+                Pressure::None | Pressure::Tight => {}
+            }
+            query.relieve(pressure);
+            std::thread::sleep(if used > limit / 2 { TICK_NEAR } else { TICK });
         }
     };
     std::thread::Builder::new().name("sonde-memory".to_owned()).spawn(run).map(drop)
+}
+
+/// How scarce memory is. There are two marks between plenty and scarcity, so that it does not flap.
+fn pressure_of(used: u64, limit: u64, was_tight: bool) -> Pressure {
+    if used > limit / 32 * 31 {
+        Pressure::Over
+    } else if used > limit / 8 * 7 || was_tight && used > limit / 16 * 13 {
+        Pressure::Tight
+    } else {
+        Pressure::None
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +164,29 @@ mod tests {
             let parts = 3 * split.memtable + split.queries + split.queue + split.bodies + split.directories;
             assert!(parts <= limit / 16 * 13, "{split:?}");
         }
+    }
+
+    #[test]
+    fn limits_are_looked_for_in_the_own_group_and_above() {
+        let two = limit_files("0::/system.slice/sonde.service\n");
+        let expected = ["system.slice/sonde.service/memory.max", "system.slice/memory.max", "memory.max"];
+        assert_eq!(two, expected.map(|file| Path::new("/sys/fs/cgroup").join(file)));
+        let one = limit_files("5:cpu,cpuacct:/x\n4:memory:/a:b\n1:name=systemd:/\nnonsense\n");
+        let expected = ["a:b/memory.limit_in_bytes", "memory.limit_in_bytes"];
+        assert_eq!(one, expected.map(|file| Path::new("/sys/fs/cgroup/memory").join(file)));
+    }
+
+    #[test]
+    fn pressure_has_two_marks() {
+        let at = |used, was_tight| pressure_of(used, 3200, was_tight);
+        assert_eq!(
+            [at(2500, false), at(2700, false), at(2700, true)],
+            [Pressure::None, Pressure::None, Pressure::Tight]
+        );
+        assert_eq!(
+            [at(2810, false), at(3110, false), at(2500, true)],
+            [Pressure::Tight, Pressure::Over, Pressure::None]
+        );
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     let mqtt = start_mqtt(config, &engine, &query, &authenticator)?;
     let rules = start_rules(&query, mqtt.as_ref())?;
     let (stop, stopped) = watch::channel(false);
-    memory::watch(engine.clone(), config.memory.limit).map_err(|error| io("start watching memory", error))?;
+    memory::watch(engine.clone(), query.clone(), config.memory.limit)
+        .map_err(|error| io("start watching memory", error))?;
     let mut server = Server {
         addresses: Addresses { mqtt: mqtt.as_ref().map(|mqtt| mqtt.address()), ..Addresses::default() },
         endpoints: config.data_dir.join(path::ENDPOINTS),
@@ -150,6 +151,7 @@ fn open_engine(config: &Config, runtime: Handle) -> Result<Engine> {
     options.memtable_bytes = config.memory.memtable as usize;
     options.queue_bytes = config.memory.queue as usize;
     options.directory_bytes = config.memory.directories as usize;
+    options.merge_bytes = config.memory.merge as usize;
     options.log = LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age };
     options.cold =
         Some(ColdOptions { store: Arc::new(store), directory: Some(config.cold_dir.clone()), runtime });

@@ -233,7 +233,13 @@ fn merge(inner: &Arc<Inner>, table: &Arc<Table>, plan: &Plan, profile: Profile) 
     let order = table.series().order();
     let mut merged = Vec::with_capacity(plan.ranges.len());
     for range in &plan.ranges {
-        let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), *range, masks.clone()));
+        let context = Arc::new(ScanContext::whole(
+            table,
+            Arc::clone(&order),
+            *range,
+            masks.clone(),
+            inner.options.merge_bytes,
+        ));
         let has_rows =
             |chunk: &&Arc<Chunk>| chunk.meta.times.0 < range.end && range.start <= chunk.meta.times.1;
         let chunks: Vec<&Arc<Chunk>> = plan.chunks.iter().filter(has_rows).collect();

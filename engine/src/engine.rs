@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::flushes::Flushes;
 use crate::health::Health;
 use crate::jobs::{Job, Worker, run_flushes};
-use crate::limits::{LOG_READ_BYTES, OPEN_CHUNK_BYTES, QUEUE_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
+use crate::limits::{LOG_READ_BYTES, MERGE_BYTES, OPEN_CHUNK_BYTES, QUEUE_BYTES, SEGMENT_BYTES, WRITE_QUEUE};
 use crate::log_reader::{LogReader, LogTurn};
 use crate::manifest::Manifest;
 use crate::memtable::Memtable;
@@ -60,6 +60,8 @@ pub struct Options {
     pub queue_bytes: usize,
     /// Bytes of the directories of chunks that stay open for the next reader. Default 64 MiB.
     pub directory_bytes: usize,
+    /// About the bytes of the windows of all sources of one merge, in a scan as in compaction. Default 16 MiB.
+    pub merge_bytes: usize,
     /// Bytes of a log segment. Default 64 MiB.
     pub segment_bytes: u64,
     /// How much log is kept for readers that are behind.
@@ -77,6 +79,7 @@ impl Options {
             memtable_bytes: 64 << 20,
             queue_bytes: QUEUE_BYTES,
             directory_bytes: OPEN_CHUNK_BYTES,
+            merge_bytes: MERGE_BYTES,
             segment_bytes: SEGMENT_BYTES,
             log: LogBudget::default(),
             cold: None,

@@ -21,7 +21,7 @@ use crate::limits::GROUP_TEXT_BYTES;
 use crate::memtable::{Memtable, PartitionBlocks};
 use crate::scan::ScanContext;
 use crate::scan::merge::{Merge, Window};
-use crate::scan::source::{Source, sort_blocks};
+use crate::scan::source::{MemorySource, Source};
 use crate::version::{Chunk, FileEdit};
 
 /// Flushes a frozen memtable: chunks, checkpoint, and the edit that makes both count; then what they replace goes. Returns
@@ -56,7 +56,8 @@ fn write_chunks(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Resul
             continue;
         };
         let order = table.series().order();
-        let context = Arc::new(ScanContext::whole(table, order, TimeRange::ALL, Vec::new()));
+        let context =
+            Arc::new(ScanContext::whole(table, order, TimeRange::ALL, Vec::new(), inner.options.merge_bytes));
         let sizes: Vec<(TimeRange, usize)> =
             of_table.iter().map(|(_, partition)| (partition.range, partition.rows())).collect();
         let mut rest = of_table.iter().map(|(_, partition)| *partition);
@@ -66,7 +67,7 @@ fn write_chunks(inner: &Arc<Inner>, memtable: &Memtable, seq: SeqRange) -> Resul
             rest.by_ref()
                 .take(count)
                 .for_each(|partition| together.blocks.extend_from_slice(&partition.blocks));
-            let sorted = Source::Memory(Some(Box::new(sort_blocks(&context, &together))));
+            let sorted = Source::Memory(MemorySource::new(&context, &together.blocks, 1));
             let merge = Merge::newest_wins(Arc::clone(&context), vec![sorted]);
             chunks.extend(write_chunk(inner, &context, range, seq, Profile::Fast, merge)?);
         }

@@ -17,7 +17,7 @@ use sonde_storage_format::{
 use crate::batch::{BatchSeries, FieldValue, NEW_SERIES, Part, RowColumns, type_conflict};
 use crate::catalog::Table;
 use crate::error::{Error, Result};
-use crate::limits::TABLE_SERIES;
+use crate::limits::{COALESCE_ROWS, TABLE_SERIES};
 
 /// Marks a column that the part has not met.
 const NO_PLACE: u32 = u32::MAX;
@@ -268,6 +268,12 @@ impl OpenPart {
             if missing > 0 {
                 column.push_empty(Cell::Absent, missing);
             }
+        }
+        // What stays in memory has no room to grow; small parts are copied into larger ones anyway.
+        if rows > COALESCE_ROWS {
+            self.part.columns.iter_mut().for_each(|(_, column)| column.shrink_to_fit());
+            self.part.series.shrink_to_fit();
+            self.part.times.shrink_to_fit();
         }
         self.part
     }

@@ -9,7 +9,7 @@ use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
-use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::{DmlStatement, LogicalPlan, WriteOp};
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::{DFParserBuilder, Statement as DataFusionStatement};
@@ -25,7 +25,8 @@ use crate::catalog::{Overrides, SondeCatalog, SystemTables, check_writable};
 use crate::environment::{QueryOptions, config, runtime};
 use crate::error::{Error, Result};
 use crate::latest::{LATEST, LatestFunction};
-use crate::limits::STATEMENT_DEPTH;
+use crate::limits::{PRESSURE_WAIT, STATEMENT_DEPTH};
+use crate::pressure::{Held, Pressure, charged};
 use crate::running::{QueryInfo, Running, Threads};
 use crate::statement::{RuleSpec, Statement, parse};
 use crate::{change, guard, insert, names, statement, system};
@@ -156,6 +157,14 @@ impl QueryEngine {
         self.inner.running.kill(id)
     }
 
+    /// Says how scarce the process's memory is: new queries wait, or the largest one ends.
+    pub fn relieve(&self, pressure: Pressure) {
+        self.inner.running.gate.set_open(pressure == Pressure::None);
+        if pressure == Pressure::Over {
+            self.inner.running.end_largest();
+        }
+    }
+
     /// Runs one statement.
     pub async fn run(&self, request: Request) -> Result<Answer> {
         permit_any(&request.principal)?;
@@ -192,10 +201,12 @@ impl QueryEngine {
 
     /// Runs a query or an INSERT.
     pub(crate) async fn query(&self, sql: &str, request: &Request) -> Result<Answer> {
+        self.inner.running.gate.pass(PRESSURE_WAIT).await?;
         let registration = self.inner.running.register(&request.principal.name, sql)?;
         tracing::debug!(id = registration.id, principal = request.principal.name, sql, "query");
         let (inner, sql, request) = (Arc::clone(&self.inner), sql.to_owned(), request.clone());
-        let start = async move { inner.start(&sql, &request).await };
+        let held = Arc::clone(&registration.held);
+        let start = async move { inner.start(&sql, &request, held).await };
         let timeout = self.inner.options.timeout;
         Ok(Answer::new(self.threads.stream(registration, timeout, start).await?))
     }
@@ -245,7 +256,7 @@ pub(crate) struct Session {
 
 impl Inner {
     /// Plans a query, an INSERT or a change of rows and gives what it answers.
-    async fn start(&self, sql: &str, request: &Request) -> Result<SendableRecordBatchStream> {
+    async fn start(&self, sql: &str, request: &Request, held: Held) -> Result<SendableRecordBatchStream> {
         let statement = parse_for(sql, request)?;
         if change::is_change(&statement) {
             return change::run(self, &statement, request).await;
@@ -253,7 +264,7 @@ impl Inner {
         let session = self.session(&request.database, Overrides::new());
         let plan = self.with_parameters(self.plan(&session, statement).await?, request)?;
         let plan = session.state.create_physical_plan(&insert::as_named(plan)?).await?;
-        Ok(execute_stream(plan, session.state.task_ctx())?)
+        Ok(execute_stream(plan, charged(TaskContext::from(&session.state), held))?)
     }
 
     async fn describe(&self, sql: &str, request: &Request) -> Result<(SchemaRef, Vec<Option<DataType>>)> {

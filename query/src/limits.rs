@@ -23,6 +23,8 @@ pub const RUNNING_QUERIES: usize = 256;
 pub const QUERY_STACK: usize = 16 << 20;
 /// Batches that a query is ahead of its reader.
 pub const ANSWER_AHEAD: usize = 2;
+/// How long a query waits to begin while memory is short.
+pub const PRESSURE_WAIT: Duration = Duration::from_secs(5);
 /// How long a query may run by default.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Prepared statements that are open at once.

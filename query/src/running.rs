@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
 use crate::limits::{ANSWER_AHEAD, QUERY_STACK, RUNNING_QUERIES};
+use crate::pressure::{Gate, Held};
 
 /// A running query.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct QueryInfo {
     pub sql: String,
     /// How long it has been running.
     pub elapsed: Duration,
+    /// Bytes that its operators hold in memory.
+    pub memory: usize,
 }
 
 #[derive(Debug)]
@@ -46,7 +49,9 @@ struct Entry {
     principal: String,
     sql: String,
     started: Instant,
-    cancel: Option<oneshot::Sender<()>>,
+    /// Tells the query why it ends.
+    cancel: Option<oneshot::Sender<Error>>,
+    held: Held,
 }
 
 /// All running queries.
@@ -54,6 +59,8 @@ struct Entry {
 pub(crate) struct Running {
     next: AtomicU64,
     queries: Mutex<BTreeMap<u64, Entry>>,
+    /// Closed while memory is short.
+    pub(crate) gate: Gate,
 }
 
 /// Takes the query off the list when it ends, however it ends.
@@ -61,7 +68,9 @@ pub(crate) struct Running {
 pub(crate) struct Registration {
     running: Arc<Running>,
     pub(crate) id: u64,
-    cancelled: oneshot::Receiver<()>,
+    /// What the query holds.
+    pub(crate) held: Held,
+    cancelled: oneshot::Receiver<Error>,
 }
 
 impl Drop for Registration {
@@ -79,8 +88,9 @@ impl Running {
             return Err(Error::Resources(format!("{RUNNING_QUERIES} queries are running; try again later")));
         }
         let (principal, sql, started) = (principal.to_owned(), sql.to_owned(), Instant::now());
-        queries.insert(id, Entry { principal, sql, started, cancel: Some(cancel) });
-        Ok(Registration { running: Arc::clone(self), id, cancelled })
+        let held = Held::default();
+        queries.insert(id, Entry { principal, sql, started, cancel: Some(cancel), held: Arc::clone(&held) });
+        Ok(Registration { running: Arc::clone(self), id, held, cancelled })
     }
 
     pub(crate) fn list(&self) -> Vec<QueryInfo> {
@@ -92,6 +102,7 @@ impl Running {
                 principal: entry.principal.clone(),
                 sql: entry.sql.clone(),
                 elapsed: entry.started.elapsed(),
+                memory: entry.held.load(Ordering::Relaxed),
             })
             .collect()
     }
@@ -100,7 +111,28 @@ impl Running {
     pub(crate) fn kill(&self, id: u64) -> bool {
         let mut queries = self.queries.lock();
         let cancel = queries.get_mut(&id).and_then(|entry| entry.cancel.take());
-        cancel.is_some_and(|cancel| cancel.send(()).is_ok())
+        cancel.is_some_and(|cancel| cancel.send(Error::Cancelled).is_ok())
+    }
+
+    /// Ends the query that holds the most memory, where one holds any and was not told to end before.
+    pub(crate) fn end_largest(&self) {
+        let mut queries = self.queries.lock();
+        let alive = queries.iter_mut().filter(|(_, entry)| entry.cancel.is_some());
+        let held = |entry: &Entry| entry.held.load(Ordering::Relaxed);
+        let Some((id, largest)) = alive.max_by_key(|(_, entry)| held(entry)) else { return };
+        let held = held(largest);
+        if held == 0 {
+            return;
+        }
+        tracing::warn!(id, held, sql = largest.sql, "memory.limit is reached: the largest query ends");
+        let text = format!(
+            "the query held {} MiB, the most of all, when the server reached its memory.limit, and was ended; ask for less, or raise the limit",
+            held >> 20
+        );
+        if let Some(cancel) = largest.cancel.take() {
+            // It may have ended by itself.
+            let _ = cancel.send(Error::Resources(text));
+        }
     }
 }
 
@@ -216,7 +248,7 @@ async fn drive(
         // First of all the clock, so that a stream that is always ready ends in time, too.
         biased;
         () = tokio::time::sleep_until(deadline.at) => Err(deadline.error()),
-        Ok(()) = &mut registration.cancelled => Err(Error::Cancelled),
+        Ok(why) = &mut registration.cancelled => Err(why),
         () = sender.closed() => return,
         end = feed(start, &sender) => end,
     };
@@ -330,6 +362,22 @@ mod tests {
         let registration = running.register("me", "SELECT").unwrap();
         drop(threads.stream(registration, LONG, async { Ok(batches(0, true)) }).await.unwrap());
         until_none_runs(&running).await;
+    }
+
+    #[tokio::test]
+    async fn the_largest_query_ends_when_memory_is_used_up() {
+        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let mut streams = Vec::new();
+        for held in [1, 3, 2] {
+            let registration = running.register("me", "SELECT").unwrap();
+            registration.held.store(held, Ordering::Relaxed);
+            streams.push(threads.stream(registration, LONG, async { Ok(batches(0, true)) }).await.unwrap());
+        }
+        running.end_largest();
+        let largest = streams.get_mut(1).unwrap();
+        let ended = largest.next().await.unwrap().map_err(Error::from);
+        assert!(matches!(ended, Err(Error::Resources(_))), "{ended:?}");
+        assert_eq!(running.list().iter().map(|query| query.memory).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[tokio::test]

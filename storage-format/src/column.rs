@@ -333,6 +333,23 @@ impl Column {
         self.values.byte_len() + if matches!(self.cells, Cells::Mixed(_)) { self.len() } else { 0 }
     }
 
+    /// Gives back the memory that was set aside for more rows.
+    pub fn shrink_to_fit(&mut self) {
+        if let Cells::Mixed(cells) = &mut self.cells {
+            cells.shrink_to_fit();
+        }
+        match &mut self.values {
+            Values::Float(values) => values.shrink_to_fit(),
+            Values::Int(values) => values.shrink_to_fit(),
+            Values::UInt(values) => values.shrink_to_fit(),
+            Values::Bool(values) => values.shrink_to_fit(),
+            Values::Text(texts) => {
+                texts.offsets.shrink_to_fit();
+                texts.bytes.shrink_to_fit();
+            }
+        }
+    }
+
     /// Appends `n` rows without a value.
     pub fn push_empty(&mut self, cell: Cell, n: usize) {
         assert!(cell != Cell::Value || n == 0, "a cell with a value needs the value");

@@ -196,7 +196,13 @@ fn move_day(inner: &Arc<Inner>, cold: &ColdOptions, table: &Arc<Table>, plan: &D
     // An upload would be in vain if the manifest could not name it.
     inner.manifest.lock().settle()?;
     let masks = inner.versions.current().masks_of(table.id());
-    let context = Arc::new(ScanContext::whole(table, table.series().order(), plan.day, masks));
+    let context = Arc::new(ScanContext::whole(
+        table,
+        table.series().order(),
+        plan.day,
+        masks,
+        inner.options.merge_bytes,
+    ));
     let sources = open_sources(inner, &context, &plan.layers())?;
     let merge = Merge::newest_wins(Arc::clone(&context), sources);
     let file = write_day(cold, &context, file, merge)?;
@@ -239,7 +245,13 @@ fn split(inner: &Arc<Inner>, table: &Arc<Table>, chunk: &Arc<Chunk>) -> Result<(
     let mut parts = Vec::new();
     let mut day = day_of(chunk.meta.times.0);
     loop {
-        let context = Arc::new(ScanContext::whole(table, Arc::clone(&order), day, masks.clone()));
+        let context = Arc::new(ScanContext::whole(
+            table,
+            Arc::clone(&order),
+            day,
+            masks.clone(),
+            inner.options.merge_bytes,
+        ));
         let source = Source::Chunk(ChunkSource::merged(&context, chunk, 1));
         let merge = Merge::newest_wins(Arc::clone(&context), vec![source]);
         let range = chunk.meta.range.intersect(&day);

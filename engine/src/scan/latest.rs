@@ -88,7 +88,7 @@ struct Candidate {
 pub(crate) fn latest(inner: &Arc<Inner>, snapshot: &Snapshot, request: &LatestRequest) -> Result<Latest> {
     let mut all = ScanRequest::all(Arc::clone(&request.table), request.columns.clone());
     all.tags.clone_from(&request.tags);
-    let mut context = context(&snapshot.version, &all);
+    let mut context = context(inner, &snapshot.version, &all);
     context.needs_points = true;
     let wanted = context.wanted.take();
     let mut search = Search::new(inner, &context, wanted.as_deref(), request.part);

@@ -70,7 +70,7 @@ pub(crate) struct RowRef {
 }
 
 impl RowRef {
-    fn point(&self) -> (u32, i64) {
+    pub(crate) fn point(&self) -> (u32, i64) {
         (self.rank, self.time)
     }
 }

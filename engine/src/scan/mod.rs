@@ -120,6 +120,8 @@ pub(crate) struct ScanContext {
     pub(crate) needs_points: bool,
     /// What is hidden of sources older than they are, in the order of their sequence numbers.
     pub(crate) masks: Vec<Arc<Mask>>,
+    /// About the bytes that the windows of all sources of one merge take.
+    pub(crate) merge_bytes: usize,
 }
 
 impl ScanContext {
@@ -149,12 +151,13 @@ impl ScanContext {
         order: Arc<KeyOrder>,
         time: TimeRange,
         masks: Vec<Arc<Mask>>,
+        merge_bytes: usize,
     ) -> Self {
         let columns = table.def().columns.iter();
         let fields =
             columns.filter(|column| column.role == ColumnRole::Field).map(|column| column.id).collect();
         let (table, values) = (Arc::clone(table), Vec::new());
-        Self { table, time, fields, values, order, wanted: None, needs_points: true, masks }
+        Self { table, time, fields, values, order, wanted: None, needs_points: true, masks, merge_bytes }
     }
 }
 
@@ -177,7 +180,7 @@ impl std::fmt::Debug for Scan {
 }
 
 /// What the sources of a request share.
-fn context(version: &Version, request: &ScanRequest) -> ScanContext {
+fn context(inner: &Inner, version: &Version, request: &ScanRequest) -> ScanContext {
     let order = request.table.series().order();
     let columns = request.columns.iter();
     let is_field =
@@ -191,13 +194,14 @@ fn context(version: &Version, request: &ScanRequest) -> ScanContext {
         order,
         needs_points: !request.columns.iter().all(|id| is_field(&id)),
         masks: version.masks_of(request.table.id()),
+        merge_bytes: inner.options.merge_bytes,
     }
 }
 
 /// Chooses what `request` needs of one snapshot.
 pub(crate) fn scan(inner: &Arc<Inner>, snapshot: &Snapshot, request: &ScanRequest) -> Result<Scan> {
     let version = Arc::clone(&snapshot.version);
-    let context = context(&version, request);
+    let context = context(inner, &version, request);
     let groups = prune::groups(&version, &context);
     Ok(Scan {
         inner: Arc::clone(inner),

@@ -9,9 +9,8 @@ use sonde_storage_format::{Column, ColumnId, PageMeta, PhysicalType, Timestamp, 
 use crate::cold::read::ColdSource;
 use crate::engine::Inner;
 use crate::error::Result;
-use crate::limits::MERGE_BYTES;
 use crate::mask::{Mask, hide};
-use crate::memtable::PartitionBlocks;
+use crate::memtable::Block;
 use crate::open_chunk::OpenChunk;
 use crate::scan::ScanContext;
 use crate::scan::merge::{RowRef, Window, assemble, kinds};
@@ -22,8 +21,7 @@ use crate::widen::widened;
 /// A sorted source.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// The rows are sorted already.
-    Memory(Option<Box<Window>>),
+    Memory(MemorySource),
     Chunk(ChunkSource),
     Cold(Box<ColdSource>),
 }
@@ -32,7 +30,7 @@ impl Source {
     /// The next rows in (key, time) order; `None` at the end.
     pub(crate) fn next_window(&mut self) -> Result<Option<Window>> {
         match self {
-            Self::Memory(window) => Ok(window.take().map(|window| *window)),
+            Self::Memory(source) => Ok(source.next_window()),
             Self::Chunk(source) => source.next_window(),
             Self::Cold(source) => source.next_window(),
         }
@@ -44,7 +42,7 @@ pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group
     let layers = group.layers.len();
     let source = |layer: &Layer| {
         Ok(match layer {
-            Layer::Memory(partition) => Source::Memory(Some(Box::new(sort_blocks(context, partition)))),
+            Layer::Memory(partition) => Source::Memory(MemorySource::new(context, &partition.blocks, layers)),
             Layer::Chunk(chunk) => Source::Chunk(ChunkSource::kept(inner, context, chunk, layers)?),
             Layer::Cold(file) => Source::Cold(Box::new(ColdSource::open(inner, context, file)?)),
         })
@@ -52,10 +50,54 @@ pub(crate) fn open(inner: &Arc<Inner>, context: &Arc<ScanContext>, group: &Group
     group.layers.iter().map(source).collect()
 }
 
-/// Sorts and folds the rows of a partition that the scan wants.
-pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) -> Window {
+/// Rows in memory that a scan wants: sorted as a whole, gathered and folded window by window.
+#[derive(Debug)]
+pub(crate) struct MemorySource {
+    context: Arc<ScanContext>,
+    blocks: Vec<Arc<Block>>,
+    /// In (key, time) order, those of one point in log order.
+    rows: Vec<RowRef>,
+    /// Rows that are out already.
+    done: usize,
+    /// Rows of one window.
+    window_rows: usize,
+}
+
+impl MemorySource {
+    /// Of the blocks of one partition, or of some whose times do not overlap, which is merged with others, `inputs` in all.
+    pub(crate) fn new(context: &Arc<ScanContext>, blocks: &[Arc<Block>], inputs: usize) -> Self {
+        Self {
+            blocks: blocks.to_vec(),
+            rows: in_key_order(wanted_rows(context, blocks), context.order.len()),
+            done: 0,
+            window_rows: window_rows(context, inputs),
+            context: Arc::clone(context),
+        }
+    }
+
+    fn next_window(&mut self) -> Option<Window> {
+        let left = self.rows.get(self.done..).filter(|left| !left.is_empty())?;
+        // Rows of one point stay together, so that they fold.
+        let (window, behind) = left.split_at_checked(self.window_rows).unwrap_or((left, &[]));
+        let last = window.last().map(RowRef::point);
+        let more = behind.iter().take_while(|row| Some(row.point()) == last).count();
+        let rows = left.get(..window.len() + more).unwrap_or_default();
+        let columns: Vec<Vec<Option<&Column>>> = self
+            .context
+            .fields
+            .iter()
+            .map(|id| self.blocks.iter().map(|block| block.column(*id)).collect())
+            .collect();
+        let out = assemble(&kinds(&self.context), &columns, rows, self.context.folds());
+        self.done += rows.len();
+        Some(out)
+    }
+}
+
+/// The rows of blocks that a scan wants, in log order.
+fn wanted_rows(context: &ScanContext, blocks: &[Arc<Block>]) -> Vec<RowRef> {
     let mut refs = Vec::new();
-    for (input, block) in partition.blocks.iter().enumerate() {
+    for (input, block) in blocks.iter().enumerate() {
         if block.last < context.time.start || block.first >= context.time.end {
             continue;
         }
@@ -72,13 +114,7 @@ pub(crate) fn sort_blocks(context: &ScanContext, partition: &PartitionBlocks) ->
             }
         }
     }
-    let refs = in_key_order(refs, context.order.len());
-    let columns: Vec<Vec<Option<&Column>>> = context
-        .fields
-        .iter()
-        .map(|id| partition.blocks.iter().map(|block| block.column(*id)).collect())
-        .collect();
-    assemble(&kinds(context), &columns, &refs, context.folds())
+    refs
 }
 
 /// Rows of one point stay in log order. Rows of a series mostly come in the order of their times, so they are dealt out
@@ -134,7 +170,7 @@ pub(crate) struct ChunkSource {
 fn window_rows(context: &ScanContext, inputs: usize) -> usize {
     // Eight bytes a field, and as many again for texts and copies; series and time.
     let row = 16 * (1 + context.fields.len());
-    if inputs > 1 { (MERGE_BYTES / inputs / row).max(VECTOR_VALUES) } else { usize::MAX }
+    (context.merge_bytes / inputs.max(1) / row).max(VECTOR_VALUES)
 }
 
 /// The rows of a row group that one series has, and its rank.
@@ -154,7 +190,8 @@ impl ChunkSource {
             alone: false,
             group: 0,
             left: Vec::new(),
-            window_rows: window_rows(context, inputs),
+            // Alone, it is read a row group at a time.
+            window_rows: if inputs > 1 { window_rows(context, inputs) } else { usize::MAX },
             masks: context.masks_of(chunk.covers(), chunk.meta.times),
         }
     }

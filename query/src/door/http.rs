@@ -138,6 +138,7 @@ async fn queries(
         .map(|info| {
             serde_json::json!({
                 "id": info.id, "principal": info.principal, "sql": info.sql, "seconds": info.elapsed.as_secs_f64(),
+                "memory": info.memory,
             })
         })
         .collect();

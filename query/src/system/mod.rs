@@ -66,8 +66,13 @@ pub(crate) fn register(query: &QueryEngine, running: &Arc<Running>) {
     }
 }
 
-const QUERIES: [(&str, Kind); 4] =
-    [("id", Kind::UInt), ("principal", Kind::Text), ("seconds", Kind::Float), ("sql", Kind::Text)];
+const QUERIES: [(&str, Kind); 5] = [
+    ("id", Kind::UInt),
+    ("principal", Kind::Text),
+    ("seconds", Kind::Float),
+    ("memory", Kind::UInt),
+    ("sql", Kind::Text),
+];
 
 fn queries(_engine: &Engine, running: &Running) -> Result<RecordBatch> {
     let mut rows = BatchBuilder::new(&QUERIES);
@@ -75,6 +80,7 @@ fn queries(_engine: &Engine, running: &Running) -> Result<RecordBatch> {
         rows.uint(info.id);
         rows.text(Some(&info.principal));
         rows.float(info.elapsed.as_secs_f64());
+        rows.uint(info.memory as u64);
         rows.text(Some(&info.sql));
         rows.end_row();
     }

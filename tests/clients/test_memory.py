@@ -1,0 +1,129 @@
+"""Promise 7, the ceiling: in a control group the server takes half of it as `memory.limit`, and under full load with large
+queries, merges, deletes and offline MQTT sessions it is neither ended by the kernel nor larger than it may be."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cgroup import memory_group
+from paho_client import V311, mqtt
+from support import Server, wait_until
+
+MIB = 1 << 20
+GROUP = 512 * MIB
+LIMIT = GROUP // 2
+SERIES = 4000
+FIELDS = 8
+WRITERS = 4
+SECONDS = 12
+# Each may be refused for its size; none may end the server.
+QUERIES = (
+    "SELECT count(*), sum(f0), max(f1) FROM cpu",
+    "SELECT host, count(*), avg(f0), avg(f1) FROM cpu GROUP BY host ORDER BY host",
+    "SELECT array_agg(f0), array_agg(f1), array_agg(f2), array_agg(host) FROM cpu",
+    "SELECT time, host, count(*) FROM cpu GROUP BY time, host ORDER BY time DESC LIMIT 10",
+    "SELECT a.host, b.f0 FROM cpu a JOIN cpu b ON a.f0 = b.f1 ORDER BY b.f0 LIMIT 10",
+)
+
+
+def body():
+    """One row of each series, without times: each is a new point at its arrival."""
+    fields = [",".join(f"f{n}={(series * 7 + n * 13) % 100}.5" for n in range(FIELDS)) for series in range(SERIES)]
+    return "".join(f"cpu,host=host_{series},region=r{series % 10} {values}\n" for series, values in enumerate(fields))
+
+
+class Watch(threading.Thread):
+    """The most anonymous memory of a process."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.status = Path(f"/proc/{pid}/status")
+        self.peak, self.ended = 0, threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.02):
+            try:
+                lines = self.status.read_text().splitlines()
+            except OSError:
+                return  # the process is gone
+            kib = next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
+            self.peak = max(self.peak, kib << 10)
+
+
+@pytest.fixture
+def grouped(binary, tmp_path):
+    """A server in a control group, and the group."""
+    with memory_group(GROUP) as group:
+        server = Server(group.wrap(binary, tmp_path), tmp_path)
+        try:
+            yield server.start(), group
+        finally:
+            if server.running:
+                server.kill9()
+
+
+def test_promise_7_the_process_stays_within_its_memory(grouped):
+    server, group = grouped
+    said = server.log_tail()
+    assert f"{LIMIT // MIB} MiB: queries" in said, said
+    watch = Watch(server.process.pid)
+    watch.start()
+    text, until = body().encode(), time.monotonic() + SECONDS
+    written, answers = [0] * WRITERS, []
+    assert server.http("POST", "/write?db=public", text).status == 204
+    written[0] = SERIES
+
+    def write(writer):
+        while time.monotonic() < until:
+            answer = server.http("POST", "/write?db=public", text)
+            # Back-pressure may ask to come again; it never breaks the connection.
+            assert answer.status in (204, 429, 503), answer
+            written[writer] += SERIES if answer.status == 204 else 0
+
+    def query(text):
+        while time.monotonic() < until:
+            answer = server.post_sql(text)
+            assert answer.status == 200 or (answer.status in (408, 429, 507) and answer.error), answer
+            answers.append(answer.status)
+
+    def change():
+        while time.monotonic() < until:
+            for statement in ("DELETE FROM cpu WHERE host = 'host_7'", "COMPACT TABLE cpu"):
+                answer = server.post_sql(statement)
+                assert answer.status in (200, 409, 429, 503, 507), answer
+
+    away = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "away", clean_session=False, protocol=V311)
+    away.connect(*server.address("mqtt"))
+    away.subscribe("bulk/#", qos=1)
+    away.loop_start()
+    wait_until(lambda: away.is_connected(), "the subscriber's connection")
+    away.disconnect()
+    away.loop_stop()
+
+    def publish():
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "bulk", protocol=V311)
+        client.connect(*server.address("mqtt"))
+        client.loop_start()
+        while time.monotonic() < until:
+            client.publish("bulk/x", bytes(20_000), 1).wait_for_publish(60)
+        client.disconnect()
+        client.loop_stop()
+
+    with ThreadPoolExecutor(WRITERS + len(QUERIES) + 2) as executor:
+        work = [executor.submit(write, writer) for writer in range(WRITERS)]
+        work += [executor.submit(query, text) for text in QUERIES]
+        work += [executor.submit(change), executor.submit(publish)]
+        for done in work:
+            done.result()
+    watch.ended.set()
+    watch.join()
+    print(f"{sum(written)} rows, {len(answers)} queries, peak {watch.peak / MIB:.0f} MiB of {LIMIT // MIB}")
+    assert group.killed == 0, "the kernel has ended the server for its memory"
+    assert server.running, server.log_tail()
+    [[count]] = server.sql("SELECT count(*) FROM cpu")
+    assert 0 < count <= sum(written)
+    assert 200 in answers
+    assert watch.peak <= LIMIT, f"{watch.peak / MIB:.0f} MiB of {LIMIT // MIB}"
+    server.stop()
