@@ -3,10 +3,12 @@
 DEMO_ARGS ?=
 # PEERS_ARGS likewise: make bench-peers PEERS_ARGS="--quick"
 PEERS_ARGS ?=
+# MQTT_ARGS too: make bench-mqtt MQTT_ARGS="--quick"
+MQTT_ARGS ?=
 # SOAK_ARGS too: make soak SOAK_ARGS="--minutes 5"
 SOAK_ARGS ?=
 
-.PHONY: demo test lint bench bench-peers fuzz mutants torture soak interop help
+.PHONY: demo test lint bench bench-peers bench-mqtt fuzz mutants torture soak interop help
 .DEFAULT_GOAL := help
 
 demo:     ## build and run the main job on real recordings
@@ -23,6 +25,9 @@ bench:    ## all benchmarks, with machine and commit
 
 bench-peers: ## SondeDB and other databases in one run; needs Java, Maven, Go and Debian for all of them
 	@scripts/bench_peers.sh $(PEERS_ARGS)
+
+bench-mqtt: ## the MQTT broker beside Mosquitto in one run: about six minutes
+	@scripts/bench_mqtt.sh $(MQTT_ARGS)
 
 fuzz:     ## every fuzz target for two minutes
 	@scripts/fuzz.sh

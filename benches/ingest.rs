@@ -1,6 +1,6 @@
 //! Ingest of a whole server: real sockets, durable acknowledgements, and the server's own CPU time.
 //!
-//! `cargo bench --bench ingest --profile demo -- [mqtt|line|small|single|arrow] [--clients 4] [--scale 0.1]`. The server
+//! `cargo bench --bench ingest --profile demo -- [mqtt|router|line|small|single|arrow] [--clients 4] [--scale 0.1]`. The server
 //! is a process of its own; the load shares its cores, so messages per CPU second of the server is the figure that the
 //! machine's noise moves least.
 #![allow(
@@ -13,9 +13,10 @@ mod arrow;
 mod cpu;
 mod http;
 mod mqtt;
+mod router;
 mod server;
 
-const LOADS: [&str; 5] = ["mqtt", "line", "small", "single", "arrow"];
+const LOADS: [&str; 6] = ["mqtt", "router", "line", "small", "single", "arrow"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +32,10 @@ fn main() {
         if wanted("mqtt", connections) {
             mqtt::run(&mqtt::Load { connections, in_flight, messages: scaled(2_000_000, 2000) });
         }
+    }
+    if wanted("router", 10) {
+        let load = mqtt::Load { connections: 10, in_flight: 64, messages: scaled(2_000_000, 2000) };
+        router::run(100_000, &load);
     }
     let requests = [
         ("line", 2, 10_000, scaled(300, 8)),

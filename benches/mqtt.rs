@@ -35,25 +35,43 @@ pub(crate) fn run(load: &Load) {
         load.connections, load.in_flight, load.messages
     );
     let server = Server::start();
-    let mut poll = Poll::new().unwrap();
-    let mut devices: Vec<Device> = (0..load.connections).map(|i| connect(&server, &poll, i)).collect();
-    let warm = load.messages / 10 / load.connections;
-    drive(&mut poll, &mut devices, load.in_flight, warm);
-    let (cpu, started) = (server.cpu(), Instant::now());
-    let each = load.messages / load.connections;
-    let mut latencies = drive(&mut poll, &mut devices, load.in_flight, warm + each);
-    let (elapsed, cpu) = (started.elapsed().as_secs_f64(), server.cpu() - cpu);
-    let sent = (warm + each) * load.connections;
+    let Measured { sent, rate, cpu_rate, mut latencies } = measure(&server, load);
     let asked = Instant::now();
     let stored = server.number("SELECT count(*) FROM acme");
     assert_eq!(stored, sent as f64, "rows visible when the last PUBACK has come");
-    let messages = (each * load.connections) as f64;
-    figure("messages per second", messages / elapsed, "/s");
-    figure("messages per CPU second of the server", messages / cpu, "/s");
+    figure("messages per second", rate, "/s");
+    figure("messages per CPU second of the server", cpu_rate, "/s");
     figure("acknowledgement p50", at(&mut latencies, 0.5), "ms");
     figure("acknowledgement p99", at(&mut latencies, 0.99), "ms");
     figure("all rows counted, right after the last ack", asked.elapsed().as_secs_f64() * 1e3, "ms");
     figure("peak resident memory of the server", server.memory("VmHWM"), "MiB");
+}
+
+/// What a load came to.
+pub(crate) struct Measured {
+    /// Messages, those before the measurement included.
+    pub(crate) sent: usize,
+    pub(crate) rate: f64,
+    pub(crate) cpu_rate: f64,
+    pub(crate) latencies: Vec<Duration>,
+}
+
+/// Puts a load on a server, after a tenth of it to warm up.
+pub(crate) fn measure(server: &Server, load: &Load) -> Measured {
+    let mut poll = Poll::new().unwrap();
+    let mut devices: Vec<Device> = (0..load.connections).map(|i| connect(server, &poll, i)).collect();
+    let warm = load.messages / 10 / load.connections;
+    drive(&mut poll, &mut devices, load.in_flight, warm);
+    let (cpu, started) = (server.cpu(), Instant::now());
+    let each = load.messages / load.connections;
+    let latencies = drive(&mut poll, &mut devices, load.in_flight, warm + each);
+    let messages = (each * load.connections) as f64;
+    Measured {
+        sent: (warm + each) * load.connections,
+        rate: messages / started.elapsed().as_secs_f64(),
+        cpu_rate: messages / (server.cpu() - cpu),
+        latencies,
+    }
 }
 
 fn connect(server: &Server, poll: &Poll, number: usize) -> Device {
@@ -64,6 +82,7 @@ fn connect(server: &Server, poll: &Poll, number: usize) -> Device {
     let client_id = format!("d{number:06}");
     let connect = Connect {
         version: Version::V311,
+        is_3_1: false,
         clean_start: true,
         keep_alive: 0,
         properties: Properties::default(),

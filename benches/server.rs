@@ -20,8 +20,8 @@ impl Server {
         let _ = std::fs::remove_dir_all(&dir);
         let mut command = Command::new(env!("CARGO_BIN_EXE_sonde"));
         command.arg("serve").arg("--data-dir").arg(&dir).stdout(Stdio::null());
-        for door in ["mqtt", "http", "grpc"] {
-            command.arg("--set").arg(format!("{door}.listen=127.0.0.1:0"));
+        for key in ["mqtt.listen", "mqtt.ws_listen", "http.listen", "grpc.listen"] {
+            command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
         }
         let server = Self { process: command.spawn().unwrap(), dir };
         let started = Instant::now();

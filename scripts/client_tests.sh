@@ -15,6 +15,7 @@ soak=false
 case "${1:-}" in
     --require)
         required=true
+        export SONDE_INTEROP=all
         shift
         ;;
     --torture)

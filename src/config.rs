@@ -9,14 +9,33 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sonde_ingest::mqtt::{Overflow, QueueLimits};
+use sonde_access::Expected;
+use sonde_ingest::mqtt::{Offers, Overflow, QueueLimits};
 use sonde_query::statement::parse_duration;
 
+use crate::auth::JwtOptions;
 use crate::cli::{ConfigArgs, Exit, Failure, Result};
+use crate::listeners::{self, Listeners};
 use crate::memory::{Split, available_bytes};
 
 /// Every key: its name, its default, what it is for.
-const KEYS: [(&str, &str, &str); 20] = [
+const KEYS: &[(&str, &str, &str)] = &[
+    (
+        "auth.audience",
+        "",
+        "for whom a JSON Web Token must be (aud); empty takes those for nobody in particular",
+    ),
+    (
+        "auth.issuer",
+        "",
+        "who must have signed a JSON Web Token (iss); empty is anyone with a key of auth.jwks",
+    ),
+    (
+        "auth.jwks",
+        "",
+        "a file of public keys (JWKS), by which JSON Web Tokens are accepted; empty accepts none",
+    ),
+    ("auth.roles", "roles", "the claim of a JSON Web Token that names roles; empty is none"),
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
@@ -36,7 +55,35 @@ const KEYS: [(&str, &str, &str); 20] = [
     ("memory.limit", "", "memory of the process; empty is half of the machine's"),
     ("mqtt.allow_plaintext", "false", "listen for MQTT beyond loopback without TLS"),
     ("mqtt.anonymous", "loopback", "who may come in without a token: loopback, always or never"),
+    ("mqtt.flapping_ban", "5 minutes", "how long mqtt.flapping_connects refuses"),
+    (
+        "mqtt.flapping_connects",
+        "0",
+        "connects of a client id or address in a minute before it is refused; 0 is any number",
+    ),
+    (
+        "mqtt.keep_alive_maximum",
+        "",
+        "the longest keep alive of MQTT 5.0 clients, as a duration; empty leaves them theirs",
+    ),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
+    ("mqtt.max_bytes_per_second", "0", "bytes that a connection may send in a second; 0 is any number"),
+    ("mqtt.max_connections", "100000", "connections of a listener at once"),
+    (
+        "mqtt.max_connections_per_address",
+        "1000",
+        "connections of an address beyond loopback; 0 is any number",
+    ),
+    (
+        "mqtt.max_connects_per_second",
+        "20000",
+        "connections that a listener accepts in a second; 0 is any number",
+    ),
+    (
+        "mqtt.max_messages_per_second",
+        "0",
+        "messages that a connection may publish in a second; 0 is any number",
+    ),
     (
         "mqtt.queue_overflow",
         "drop_new",
@@ -49,6 +96,20 @@ const KEYS: [(&str, &str, &str); 20] = [
         "",
         "how long messages that no source but default takes stay in the log; empty is not at all",
     ),
+    ("mqtt.server_reference", "", "where MQTT 5.0 clients are sent while this server stops or cannot store"),
+    ("mqtt.tls_listen", "127.0.0.1:8883", "MQTT over TLS, once there is tls.cert; empty is off"),
+    (
+        "mqtt.unread_timeout",
+        "1 minute",
+        "how long a client may take nothing of what waits for it; 0 s is for ever",
+    ),
+    ("mqtt.ws_listen", "127.0.0.1:8083", "MQTT over WebSocket, on /mqtt; empty is off"),
+    (
+        "mqtt.ws_origins",
+        "",
+        "origins of web pages that may connect, separated by commas, * is any; empty: any, on loopback those of this machine",
+    ),
+    ("mqtt.wss_listen", "127.0.0.1:8084", "MQTT over secure WebSocket, once there is tls.cert; empty is off"),
     ("query.memory", "", "memory of all queries together; empty is three eighths of memory.limit"),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
@@ -57,6 +118,18 @@ const KEYS: [(&str, &str, &str); 20] = [
         "",
         "rows in memory before a flush; empty is a sixteenth of memory.limit, at most 64 MiB",
     ),
+    ("tls.cert", "", "the server's certificate and those up to its root, PEM; read again when it changes"),
+    (
+        "tls.client_ca",
+        "",
+        "the authorities of clients' certificates, PEM; empty: clients are not asked for one",
+    ),
+    (
+        "tls.client_certificates",
+        "optional",
+        "whether clients must show a certificate of tls.client_ca: optional or required",
+    ),
+    ("tls.key", "", "the private key of tls.cert, PEM"),
 ];
 
 /// Who may come in over MQTT without a token.
@@ -71,11 +144,14 @@ pub(crate) enum Anonymous {
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
-    pub(crate) mqtt_listen: Option<SocketAddr>,
+    pub(crate) mqtt: Listeners,
+    pub(crate) mqtt_offers: Offers,
     pub(crate) http_listen: Option<SocketAddr>,
     pub(crate) grpc_listen: Option<SocketAddr>,
     pub(crate) anonymous: Anonymous,
     pub(crate) insecure: bool,
+    /// How JSON Web Tokens are accepted, if they are.
+    pub(crate) jwt: Option<JwtOptions>,
     pub(crate) cold_dir: PathBuf,
     pub(crate) copy_locations: Vec<PathBuf>,
     pub(crate) backup_locations: Vec<PathBuf>,
@@ -98,14 +174,44 @@ pub(crate) struct Setting {
     pub(crate) help: &'static str,
 }
 
-fn wrong(text: impl Into<String>) -> Failure {
+pub(crate) fn wrong(text: impl Into<String>) -> Failure {
     Failure::new(Exit::Config, text)
 }
 
 /// Below this the program itself does not fit.
 const MEMORY_LEAST: u64 = 64 << 20;
 
-type Values = BTreeMap<&'static str, (String, String)>;
+/// Values of keys, each with its origin, and the tables of further listeners.
+#[derive(Default)]
+pub(crate) struct Values {
+    keys: BTreeMap<&'static str, (String, String)>,
+    pub(crate) listeners: Vec<Table>,
+}
+
+/// One `[[mqtt.listener]]`, and the file that has it.
+pub(crate) struct Table {
+    pub(crate) table: toml::Table,
+    pub(crate) origin: String,
+}
+
+impl Values {
+    fn insert(&mut self, key: &'static str, value: (String, String)) {
+        self.keys.insert(key, value);
+    }
+
+    /// The value of a key.
+    pub(crate) fn get(&self, key: &'static str) -> &str {
+        self.keys.get(key).map(|(value, _)| value.as_str()).unwrap_or_default()
+    }
+
+    /// Whether nobody set the key.
+    pub(crate) fn is_default(&self, key: &'static str) -> bool {
+        self.keys.get(key).is_none_or(|(_, origin)| origin == DEFAULT)
+    }
+}
+
+/// The origin of what nobody set.
+const DEFAULT: &str = "default";
 
 fn known(key: &str, origin: &str) -> Result<&'static str> {
     if let Some((known, ..)) = KEYS.iter().find(|(known, ..)| *known == key) {
@@ -117,7 +223,9 @@ fn known(key: &str, origin: &str) -> Result<&'static str> {
 }
 
 fn defaults() -> Values {
-    KEYS.iter().map(|(key, default, _)| (*key, ((*default).to_owned(), "default".to_owned()))).collect()
+    let key =
+        |(key, default, _): &(&'static str, &str, &str)| (*key, ((*default).to_owned(), DEFAULT.to_owned()));
+    Values { keys: KEYS.iter().map(key).collect(), listeners: Vec::new() }
 }
 
 /// The file that was named, else `sonde.toml` where there is one.
@@ -126,9 +234,14 @@ fn add_file(values: &mut Values, named: Option<&Path>) -> Result<()> {
     let Some(file) = named.map(Path::to_owned).or_else(usual) else { return Ok(()) };
     let origin = file.display().to_string();
     let text = std::fs::read_to_string(&file).map_err(|error| wrong(format!("read {origin}: {error}")))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+    let mut table: toml::Table = toml::from_str(&text).map_err(|error| {
         wrong(format!("{origin}: {}", error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))
     })?;
+    if let Some(mqtt) = table.get_mut("mqtt").and_then(toml::Value::as_table_mut)
+        && let Some(listeners) = mqtt.remove("listener")
+    {
+        values.listeners = listeners::tables(listeners, &origin)?;
+    }
     let mut flat = Vec::new();
     flatten("", &table, &mut flat);
     for (key, value) in flat {
@@ -202,6 +315,24 @@ fn queue_limits<'v>(get: &impl Fn(&'static str) -> &'v str) -> Result<QueueLimit
     Ok(QueueLimits { messages, bytes: usize::try_from(bytes).unwrap_or(usize::MAX), overflow })
 }
 
+/// What 5.0 clients are told.
+fn offers(keep_alive: &str, reference: &str) -> Result<Offers> {
+    let mut offers = Offers::default();
+    if !keep_alive.is_empty() {
+        let key = "mqtt.keep_alive_maximum";
+        let seconds = duration(key, keep_alive)?.as_secs();
+        let fits = u16::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+        let most = offers.keep_alive_maximum;
+        offers.keep_alive_maximum =
+            fits.ok_or_else(|| wrong(format!("{key} is {keep_alive}; expected 1 second to {most} seconds")))?;
+    }
+    if reference.len() > usize::from(u16::MAX) || reference.contains('\0') {
+        return Err(wrong("mqtt.server_reference is longer than 65,535 bytes, or has U+0000".to_owned()));
+    }
+    offers.server_reference = (!reference.is_empty()).then(|| reference.into());
+    Ok(offers)
+}
+
 impl Config {
     /// Gathers the values of all keys, the strongest origin last, and checks them.
     pub(crate) fn load(args: &ConfigArgs, insecure: bool) -> Result<Self> {
@@ -220,7 +351,7 @@ impl Config {
     }
 
     fn check(values: &Values, insecure: bool) -> Result<Self> {
-        let get = |key: &'static str| values.get(key).map(|(value, _)| value.as_str()).unwrap_or_default();
+        let get = |key: &'static str| values.get(key);
         let data_dir = match get("storage.data_dir") {
             "" => default_data_dir()?,
             dir => PathBuf::from(dir),
@@ -246,11 +377,13 @@ impl Config {
             }
         };
         let config = Self {
-            mqtt_listen: listen("mqtt.listen", get("mqtt.listen"))?,
+            mqtt: Listeners::check(values, insecure)?,
+            mqtt_offers: offers(get("mqtt.keep_alive_maximum"), get("mqtt.server_reference"))?,
             http_listen: listen("http.listen", get("http.listen"))?,
             grpc_listen: listen("grpc.listen", get("grpc.listen"))?,
             anonymous,
             insecure,
+            jwt: jwt(&get),
             cold_dir: cold_dir(get("cold.url"), &data_dir)?,
             copy_locations: paths(get("copy.locations")),
             backup_locations: paths(get("backup.locations")),
@@ -270,7 +403,7 @@ impl Config {
             data_dir,
             effective: settings(values),
         };
-        config.refuse_open_doors(get("mqtt.allow_plaintext"), get("http.allow_plaintext"))?;
+        config.refuse_open_doors(get("http.allow_plaintext"))?;
         Ok(config)
     }
 
@@ -280,35 +413,56 @@ impl Config {
     }
 
     /// A listener that others can reach needs to be asked for by name.
-    fn refuse_open_doors(&self, mqtt: &str, http: &str) -> Result<()> {
-        for (key, address, allowed, allow_key) in [
-            ("mqtt.listen", self.mqtt_listen, mqtt, "mqtt.allow_plaintext"),
-            ("http.listen", self.http_listen, http, "http.allow_plaintext"),
-            ("grpc.listen", self.grpc_listen, http, "http.allow_plaintext"),
-        ] {
-            let allowed = match allowed {
-                "true" => true,
-                "false" => false,
-                other => return Err(wrong(format!("{allow_key} is true or false, not '{other}'"))),
-            };
-            let open = address.is_some_and(|address| !address.ip().is_loopback());
-            if open && !allowed && !self.insecure {
-                let address = address.map(|address| address.to_string()).unwrap_or_default();
-                return Err(wrong(format!(
-                    "{key} = {address} can be reached from the network without TLS; if that is meant, add {allow_key} = true"
-                )));
+    fn refuse_open_doors(&self, allowed: &str) -> Result<()> {
+        let allowed = flag("http.allow_plaintext", allowed)? || self.insecure;
+        for (key, address) in [("http.listen", self.http_listen), ("grpc.listen", self.grpc_listen)] {
+            if let Some(address) = address.filter(|address| !address.ip().is_loopback() && !allowed) {
+                return Err(open_door(key, &address.to_string(), "http.allow_plaintext"));
             }
         }
         Ok(())
     }
 }
 
+/// What a listener beyond loopback without TLS is told.
+pub(crate) fn open_door(what: &str, address: &str, allow_key: &str) -> Failure {
+    wrong(format!(
+        "{what} = {address} can be reached from the network without TLS; if that is meant, add {allow_key} = true"
+    ))
+}
+
+pub(crate) fn flag(key: &str, text: &str) -> Result<bool> {
+    text.parse().map_err(|_| wrong(format!("{key} is true or false, not '{text}'")))
+}
+
+/// A number that is not negative.
+pub(crate) fn count<T: std::str::FromStr>(key: &str, text: &str) -> Result<T> {
+    text.parse().map_err(|_| wrong(format!("{key} is a number from 0 on, not '{text}'")))
+}
+
 fn settings(values: &Values) -> Vec<Setting> {
     let setting = |(key, _, help): &(&'static str, &str, &'static str)| {
-        let (value, origin) = values.get(key).cloned().unwrap_or_default();
+        let (value, origin) = values.keys.get(key).cloned().unwrap_or_default();
         Setting { key, value, origin, help }
     };
-    KEYS.iter().map(setting).collect()
+    let listener = |listener: &Table| Setting {
+        key: "mqtt.listener",
+        value: {
+            let mut flat = Vec::new();
+            flatten("", &listener.table, &mut flat);
+            flat.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ")
+        },
+        origin: listener.origin.clone(),
+        help: "a further listener",
+    };
+    KEYS.iter().map(setting).chain(values.listeners.iter().map(listener)).collect()
+}
+
+fn jwt<'a>(get: &impl Fn(&'static str) -> &'a str) -> Option<JwtOptions> {
+    let text = |key| Some(get(key).to_owned()).filter(|text| !text.is_empty());
+    let expected =
+        Expected { issuer: text("auth.issuer"), audience: text("auth.audience"), roles: text("auth.roles") };
+    text("auth.jwks").map(|jwks| JwtOptions { jwks: jwks.into(), expected })
 }
 
 fn default_data_dir() -> Result<PathBuf> {
@@ -334,7 +488,7 @@ fn cold_dir(url: &str, data_dir: &Path) -> Result<PathBuf> {
     }
 }
 
-fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
+pub(crate) fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -345,11 +499,11 @@ fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
 }
 
 /// A list of paths, separated by commas.
-fn paths(text: &str) -> Vec<PathBuf> {
+pub(crate) fn paths(text: &str) -> Vec<PathBuf> {
     text.split(',').map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from).collect()
 }
 
-fn duration(key: &str, text: &str) -> Result<Duration> {
+pub(crate) fn duration(key: &str, text: &str) -> Result<Duration> {
     let nanos = parse_duration(text).map_err(|error| wrong(format!("{key}: {error}")))?;
     Ok(Duration::from_nanos(nanos.unsigned_abs()))
 }

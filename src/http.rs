@@ -1,18 +1,19 @@
 //! The HTTP front door: mounts the crates' routes behind one authentication layer, and tells how the server is.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use sonde_engine::Engine;
 use sonde_ingest::Bodies;
-use sonde_ingest::mqtt::Mqtt;
+use sonde_ingest::mqtt::{Mqtt, Refusal};
 use sonde_query::QueryEngine;
 
 use crate::auth::Authenticator;
@@ -51,15 +52,21 @@ async fn authenticate(State(front): State<Front>, mut request: Request, next: Ne
         return next.run(request).await;
     }
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match front.authenticator.header(header) {
-        Some(principal) => {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    match front.authenticator.header(header, peer).await {
+        Ok(principal) => {
             request.extensions_mut().insert(principal);
             next.run(request).await
         }
-        None => {
+        Err(Refusal::Busy) => {
+            let text = "too many logins, or too many wrong passwords from this address: come back in a while";
+            let body = axum::Json(serde_json::json!({ "error": text }));
+            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "5")], body).into_response()
+        }
+        Err(_) => {
             let text = "no valid token: send Authorization: Bearer <token>; the administrator's is in <data-dir>/admin.token";
             let body = axum::Json(serde_json::json!({ "error": text }));
-            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], body).into_response()
+            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer, Basic")], body).into_response()
         }
     }
 }
@@ -91,21 +98,43 @@ async fn metrics(State(front): State<Front>) -> Response {
         ("sonde_cold_bytes", "gauge", cold.iter().map(|file| file.bytes).sum()),
         ("sonde_queries_running", "gauge", front.query.running().len() as u64),
     ];
+    let logins = &front.authenticator.logins;
+    values.extend([
+        ("sonde_logins_failed_total", "counter", logins.failed.load(Ordering::Relaxed)),
+        ("sonde_logins_put_off_total", "counter", logins.put_off.load(Ordering::Relaxed)),
+    ]);
     if let Some(mqtt) = &front.mqtt {
         let stats = mqtt.stats();
         values.extend([
             ("sonde_mqtt_messages_received_total", "counter", stats.received.load(Ordering::Relaxed)),
             ("sonde_mqtt_messages_sent_total", "counter", stats.sent.load(Ordering::Relaxed)),
             ("sonde_mqtt_messages_dropped_total", "counter", stats.dropped.load(Ordering::Relaxed)),
+            ("sonde_mqtt_messages_expired_total", "counter", stats.expired.load(Ordering::Relaxed)),
             ("sonde_mqtt_connections", "gauge", stats.connections.load(Ordering::Relaxed)),
             ("sonde_mqtt_protocol_errors_total", "counter", stats.protocol_errors.load(Ordering::Relaxed)),
             ("sonde_mqtt_denied_total", "counter", stats.denied.load(Ordering::Relaxed)),
+            ("sonde_mqtt_connections_accepted_total", "counter", stats.accepted.load(Ordering::Relaxed)),
+            ("sonde_mqtt_bytes_received_total", "counter", stats.bytes_in.load(Ordering::Relaxed)),
+            ("sonde_mqtt_bytes_sent_total", "counter", stats.bytes_out.load(Ordering::Relaxed)),
+            ("sonde_mqtt_paused_total", "counter", stats.paused.load(Ordering::Relaxed)),
+            ("sonde_mqtt_unread_closed_total", "counter", stats.unread.load(Ordering::Relaxed)),
+            ("sonde_mqtt_banned", "gauge", stats.banned.load(Ordering::Relaxed)),
         ]);
     }
     let mut text = String::new();
     for (name, kind, value) in values {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+    }
+    if let Some(mqtt) = &front.mqtt {
+        let mut last = String::new();
+        mqtt.stats().labelled(|name, kind, labels, value| {
+            if last != name {
+                name.clone_into(&mut last);
+                let _ = writeln!(text, "# TYPE {name} {kind}");
+            }
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        });
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

@@ -4,6 +4,7 @@ mod auth;
 mod cli;
 mod config;
 mod http;
+mod listeners;
 mod memory;
 mod serve;
 mod telemetry;

@@ -144,9 +144,10 @@ pub(crate) fn watch(engine: Engine, query: QueryEngine, limit: u64) -> std::io::
 
 /// How scarce memory is. There are two marks between plenty and scarcity, so that it does not flap.
 fn pressure_of(used: u64, limit: u64, was_tight: bool) -> Pressure {
-    if used > limit / 32 * 31 {
+    // What a query allocates between two looks has to fit above the last mark.
+    if used > limit / 8 * 7 {
         Pressure::Over
-    } else if used > limit / 8 * 7 || was_tight && used > limit / 16 * 13 {
+    } else if used > limit / 4 * 3 || was_tight && used > limit / 8 * 5 {
         Pressure::Tight
     } else {
         Pressure::None
@@ -178,14 +179,14 @@ mod tests {
 
     #[test]
     fn pressure_has_two_marks() {
-        let at = |used, was_tight| pressure_of(used, 3200, was_tight);
+        let at = |used, was_tight| pressure_of(used, 800, was_tight);
         assert_eq!(
-            [at(2500, false), at(2700, false), at(2700, true)],
-            [Pressure::None, Pressure::None, Pressure::Tight]
+            [at(600, false), at(601, false), at(501, true)],
+            [Pressure::None, Pressure::Tight, Pressure::Tight]
         );
         assert_eq!(
-            [at(2810, false), at(3110, false), at(2500, true)],
-            [Pressure::Tight, Pressure::Over, Pressure::None]
+            [at(500, true), at(700, true), at(701, true)],
+            [Pressure::None, Pressure::Tight, Pressure::Over]
         );
     }
 

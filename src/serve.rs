@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::State;
+use axum::middleware::{self, Next};
 use axum::serve::ListenerExt;
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::Bodies;
-use sonde_ingest::mqtt::{Credentials, Mqtt, MqttOptions};
+use sonde_ingest::mqtt::{ListenAddress, Mqtt, MqttOptions, Refusal};
 use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable, Kind};
 use sonde_query::{QueryEngine, QueryOptions};
@@ -18,12 +20,13 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
 
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, MqttDoor};
 use crate::cli::{Exit, Failure, Result};
 use crate::config::{Config, Setting};
 use crate::http::{Front, routes};
+use crate::listeners::{self, Listeners};
 use crate::{memory, token};
 
 /// The columns of `system.settings`.
@@ -36,9 +39,11 @@ const GRACE: Duration = Duration::from_secs(5);
 const COLD_THREADS: usize = 2;
 
 /// The addresses that the server listens on.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Addresses {
     pub(crate) mqtt: Option<SocketAddr>,
+    /// All of MQTT: by the names that endpoints.json has for them, and those of `[[mqtt.listener]]`.
+    pub(crate) mqtt_listeners: Vec<(String, ListenAddress)>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) grpc: Option<SocketAddr>,
 }
@@ -86,8 +91,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     options.backup_locations.clone_from(&config.backup_locations);
     options.backup_runtime = Some(cold_runtime.handle());
     let query = QueryEngine::new(engine.clone(), options).map_err(|error| io("start queries", error))?;
-    let authenticator =
-        Arc::new(Authenticator::new(engine.clone(), &admin_token, config.anonymous, config.insecure));
+    let authenticator = Authenticator::new(engine.clone(), &admin_token, config)?;
     query.register_statement(Arc::new(token::CreateToken(engine.clone())));
     query.register_table(Arc::new(FnTable::new("settings", settings_table(config.effective.clone()))));
     let mqtt = start_mqtt(config, &engine, &query, &authenticator)?;
@@ -96,7 +100,7 @@ pub(crate) async fn start(config: &Config) -> Result<Server> {
     memory::watch(engine.clone(), query.clone(), config.memory.limit)
         .map_err(|error| io("start watching memory", error))?;
     let mut server = Server {
-        addresses: Addresses { mqtt: mqtt.as_ref().map(|mqtt| mqtt.address()), ..Addresses::default() },
+        addresses: mqtt_addresses(mqtt.as_deref()),
         endpoints: config.data_dir.join(path::ENDPOINTS),
         engine,
         query,
@@ -164,16 +168,34 @@ fn start_mqtt(
     query: &QueryEngine,
     authenticator: &Arc<Authenticator>,
 ) -> Result<Option<Arc<Mqtt>>> {
-    let Some(listen) = config.mqtt_listen else { return Ok(None) };
-    let who = Arc::clone(authenticator);
-    let authenticate = Arc::new(move |credentials: &Credentials<'_>| who.mqtt(credentials));
-    let options =
-        MqttOptions { listen, authenticate, queue: config.mqtt_queue, raw_retention: config.raw_retention };
+    let Listeners { listeners, tls, limits } = config.mqtt.clone();
+    if listeners.is_empty() {
+        return Ok(None);
+    }
+    let authenticate = Arc::new(MqttDoor(Arc::clone(authenticator)));
+    let options = MqttOptions {
+        listeners,
+        tls,
+        limits,
+        authenticate,
+        offers: config.mqtt_offers.clone(),
+        queue: config.mqtt_queue,
+        raw_retention: config.raw_retention,
+    };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
-    let mqtt =
-        Arc::new(mqtt.map_err(|error| io(&format!("listen on {listen} for MQTT (mqtt.listen)"), error))?);
+    let mqtt = Arc::new(mqtt.map_err(|error| io("listen for MQTT (mqtt.listen and its like)", error))?);
     sonde_ingest::register_mqtt(query, &mqtt);
     Ok(Some(mqtt))
+}
+
+/// Where MQTT listens, by name.
+fn mqtt_addresses(mqtt: Option<&Mqtt>) -> Addresses {
+    let mqtt_listeners = mqtt.map(Mqtt::addresses).unwrap_or_default().to_vec();
+    let plain = mqtt_listeners.iter().find_map(|(name, address)| match address {
+        ListenAddress::Tcp(address) if name == "mqtt" => Some(*address),
+        _ => None,
+    });
+    Addresses { mqtt: plain, mqtt_listeners, ..Addresses::default() }
 }
 
 fn start_rules(query: &QueryEngine, mqtt: Option<&Arc<Mqtt>>) -> Result<Arc<Rules>> {
@@ -197,6 +219,27 @@ fn settings_table(
             rows.end_row();
         }
         rows.finish()
+    }
+}
+
+/// Lets a gRPC request through with its principal, or answers it.
+async fn recognise_grpc(
+    State(who): State<Arc<Authenticator>>,
+    mut request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    let header = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match who.header(header, peer.map(|peer| peer.ip())).await {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Err(Refusal::Busy) => tonic::Status::unavailable("too many logins: come back in a while").into_http(),
+        Err(_) => {
+            let text = "no valid token: send authorization: Bearer <token>, or Basic with user and password";
+            tonic::Status::unauthenticated(text).into_http()
+        }
     }
 }
 
@@ -225,7 +268,7 @@ impl Server {
             insecure: config.insecure,
             bodies: self.bodies.clone(),
         };
-        let router = routes(front);
+        let router = routes(front).into_make_service_with_connect_info::<SocketAddr>();
         let listener = listener.tap_io(|stream| {
             // Answers are written whole: waiting for more of them gains nothing.
             if let Err(error) = stream.set_nodelay(true) {
@@ -252,19 +295,6 @@ impl Server {
         let listener =
             listener.map_err(|error| io(&format!("listen on {listen} for gRPC (grpc.listen)"), error))?;
         self.addresses.grpc = listener.local_addr().ok();
-        let who = Arc::clone(authenticator);
-        let check = move |mut request: tonic::Request<()>| {
-            let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-            match who.header(header) {
-                Some(principal) => {
-                    request.extensions_mut().insert(principal);
-                    Ok(request)
-                }
-                None => {
-                    Err(tonic::Status::unauthenticated("no valid token: send authorization: Bearer <token>"))
-                }
-            }
-        };
         let services = Routes::new(sonde_query::door::grpc::service(self.query.clone()))
             .add_service(sonde_query::door::flight::service(self.query.clone()))
             .add_service(sonde_ingest::grpc::service(self.engine.clone(), self.bodies.clone()));
@@ -272,13 +302,12 @@ impl Server {
             Some(mqtt) => services.add_service(sonde_ingest::tail::grpc::service(Arc::clone(mqtt))),
             None => services,
         };
-        let server = tonic::transport::Server::builder()
-            .layer(tonic::service::InterceptorLayer::new(check))
-            .add_routes(services)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                wait_stop(stopped),
-            );
+        let who = middleware::from_fn_with_state(Arc::clone(authenticator), recognise_grpc);
+        let services = Routes::from(services.into_axum_router().layer(who));
+        let server = tonic::transport::Server::builder().add_routes(services).serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            wait_stop(stopped),
+        );
         self.doors.push(tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the gRPC server failed");
@@ -298,9 +327,14 @@ impl Server {
             SocketAddr::new(ip, address.port()).to_string()
         };
         let mut endpoints = serde_json::Map::new();
-        for (name, address) in
-            [("mqtt", self.addresses.mqtt), ("http", self.addresses.http), ("grpc", self.addresses.grpc)]
-        {
+        for (name, address) in &self.addresses.mqtt_listeners {
+            if let ListenAddress::Tcp(address) = address
+                && listeners::is_named(name)
+            {
+                endpoints.insert(name.clone(), text(*address).into());
+            }
+        }
+        for (name, address) in [("http", self.addresses.http), ("grpc", self.addresses.grpc)] {
             if let Some(address) = address {
                 endpoints.insert(name.into(), text(address).into());
             }
@@ -309,6 +343,13 @@ impl Server {
         let written = std::fs::write(&tmp, serde_json::Value::Object(endpoints).to_string())
             .and_then(|()| std::fs::rename(&tmp, &self.endpoints));
         written.map_err(|error| io(&format!("write {}", self.endpoints.display()), error))
+    }
+
+    /// Reads the files of the certificate again.
+    pub(crate) fn reload(&self) {
+        if let Some(mqtt) = &self.mqtt {
+            mqtt.reload_certificates();
+        }
     }
 
     /// Stops in order: listeners, then the engine's flush.

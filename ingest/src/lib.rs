@@ -63,6 +63,8 @@ pub fn register_rules(query: &QueryEngine, rules: &Arc<rule::Rules>) {
 pub fn register_mqtt(query: &QueryEngine, mqtt: &Arc<mqtt::Mqtt>) {
     let sessions = Arc::clone(mqtt);
     query.register_table(Arc::new(FnTable::new("sessions", move || sessions.sessions())));
+    let subscriptions = Arc::clone(mqtt);
+    query.register_table(Arc::new(FnTable::new("subscriptions", move || subscriptions.subscriptions())));
     let topics = Arc::clone(mqtt.topics());
     query.register_table(Arc::new(FnTable::new("topics", move || topics.batch())));
     query.register_statement(Arc::new(KillSession(Arc::clone(mqtt))));

@@ -6,12 +6,14 @@ use std::time::Duration;
 pub const PACKET_BYTES: usize = 1 << 20;
 /// Bytes of the packet before CONNECT is done.
 pub const CONNECT_BYTES: usize = 64 << 10;
+/// Bytes of a client id.
+pub const CLIENT_ID_BYTES: usize = 1024;
 /// How long a client may take to CONNECT.
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// QoS 1 and 2 messages that a client may have in flight to us.
 pub const RECEIVE_MAXIMUM: u16 = 1024;
 /// QoS 1 and 2 messages that we have in flight to a client.
-pub const SEND_MAXIMUM: usize = 256;
+pub const SEND_MAXIMUM: usize = 4096;
 /// Messages that wait for a session, unless the configuration says otherwise.
 pub const QUEUED_MESSAGES: usize = 10_000;
 /// Bytes of messages that wait for a session, unless the configuration says otherwise.
@@ -32,6 +34,8 @@ pub const RETAINED_BYTES: usize = 1 << 30;
 pub const SUBSCRIPTIONS: usize = 1024;
 /// Connections at once.
 pub const CONNECTIONS: usize = 100_000;
+/// Connections that wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`).
+pub const ACCEPT_BACKLOG: i32 = 4096;
 /// Bytes of the buffer that all connections read into.
 pub const READ_BUFFER: usize = PACKET_BYTES + (256 << 10);
 /// Bytes of rows after which a turn of the loop ends.
@@ -91,3 +95,41 @@ pub const REPLAYS: usize = 256;
 pub const SESSION_REPLAYS: usize = 16;
 /// Sequence numbers of the log that one turn of a replay looks at.
 pub const REPLAY_SEQS: u64 = 16_384;
+/// MQTT listeners.
+pub const LISTENERS: usize = 64;
+/// Bytes of a PROXY header behind its first 16.
+pub const PROXY_HEADER_BYTES: usize = 4096;
+/// Bytes of the request by which a client asks for WebSocket.
+pub const UPGRADE_BYTES: usize = 8 << 10;
+/// Bytes of the text in a TLS record (RFC 8446, 5.1).
+pub const TLS_RECORD: usize = 16 << 10;
+/// Bytes of a TLS record, or of a handshake message in several, whose end has not come.
+pub const TLS_PENDING: usize = 72 << 10;
+/// Bytes of the buffer that all TLS connections read into.
+pub const TLS_BUFFER: usize = 192 << 10;
+/// Encrypted and framed bytes of a connection that wait to be written, give or take a record.
+pub const WIRE_BYTES: usize = 64 << 10;
+/// Names of a client certificate that count.
+pub const CERTIFICATE_NAMES: usize = 64;
+/// Connections that are kept a moment longer, so that those of a rush do not come back together.
+pub const TURNED_AWAY: usize = 1024;
+/// Client ids and addresses of which it is known how often they connect; beyond them those that are not refused are
+/// forgotten.
+pub const CONNECT_COUNTS: usize = 100_000;
+/// Bytes that are read at once of a connection with a rate limit.
+pub const PACED_READ: usize = 16 << 10;
+/// Topics whose subscribers are remembered; a generation of them, and there are two.
+pub const CACHED_TOPICS: usize = 32_768;
+/// Subscribers of those topics: 16 MiB a generation.
+pub const CACHED_INTERESTS: usize = 1 << 20;
+/// Seconds between two states of the `$SYS` topics.
+pub const SYS_INTERVAL: u64 = 10;
+/// Topic aliases that a connection may give us: the Topic Alias Maximum of CONNACK.
+pub const TOPIC_ALIAS_MAXIMUM: u16 = 64;
+/// Topic aliases that we give a connection, if it takes so many.
+pub const TOPIC_ALIASES_OUT: u16 = 64;
+/// Bytes of the topics that a connection's aliases stand for, each way.
+pub const TOPIC_ALIAS_BYTES: usize = 16 << 10;
+/// Seconds of the longest keep alive that a client gets: the Server Keep Alive, unless `MqttOptions` has a shorter one.
+/// This one is none.
+pub const KEEP_ALIVE_MAXIMUM: u16 = u16::MAX;

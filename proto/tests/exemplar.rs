@@ -9,6 +9,12 @@ use crate::standard::{PLACES, example, packet_with};
 const PLAIN: &[(&str, Version, &str)] = &[
     ("CONNECT", V311, "10 r s'MQTT' 04 02 003c s'id'"),
     ("CONNECT with all", V311, "10 r s'MQTT' 04 ee 003c s'id' s'will' 0003 00ff01 s'user' s'password'"),
+    ("CONNECT of 3.1", V311, "10 r s'MQIsdp' 03 02 003c s'id'"),
+    (
+        "CONNECT of 3.1 with all",
+        V311,
+        "10 r s'MQIsdp' 03 ee 003c s'id' s'will' 0003 00ff01 s'user' s'password'",
+    ),
     ("CONNACK", V311, "20 02 01 00"),
     ("CONNACK refused", V311, "20 02 00 05"),
     ("PUBLISH QoS 0", V311, "30 r s'topic' 'payload'"),

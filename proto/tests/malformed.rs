@@ -5,7 +5,7 @@
 
 use sonde_proto::mqtt::DecodeError::{self, Malformed, Protocol, TooLarge, UnsupportedVersion};
 use sonde_proto::mqtt::Version::{self, V5, V311};
-use sonde_proto::mqtt::{Packet, Property, ReasonCode, decode};
+use sonde_proto::mqtt::{Connect, Packet, Property, ReasonCode, decode};
 
 use crate::exemplar::parse;
 use crate::model::Model;
@@ -76,7 +76,15 @@ const CONNECT: &[Case] = &[
     ("empty protocol name", V5, "10 r s'' 05 02 003c 00 s'id'", NAME),
     ("longer protocol name", V5, "10 r s'MQTTT' 05 02 003c 00 s'id'", NAME),
     ("protocol name that is not UTF-8", V311, "10 r 0004 4d5154ff 04 02 003c s'id'", NOT_UTF8),
-    ("MQTT 3.1", V311, "10 r s'MQIsdp' 03 02 003c s'id'", UnsupportedVersion(3)),
+    ("MQTT 3.1 with the level of 3.1.1", V311, "10 r s'MQIsdp' 04 02 003c s'id'", UnsupportedVersion(4)),
+    ("MQTT 3.1 of a bridge", V311, "10 r s'MQIsdp' 83 02 003c s'id'", UnsupportedVersion(0x83)),
+    (
+        "MQTT 3.1 with the reserved flag",
+        V311,
+        "10 r s'MQIsdp' 03 03 003c s'id'",
+        Malformed("the reserved flag of CONNECT is set"),
+    ),
+    ("MQTT 3.1 without a client id", V311, "10 r s'MQIsdp' 03 02 003c", CUT),
     ("protocol level 0", V311, "10 r s'MQTT' 00 02 003c s'id'", UnsupportedVersion(0)),
     ("protocol level 3", V311, "10 r s'MQTT' 03 02 003c s'id'", UnsupportedVersion(3)),
     ("protocol level 6", V5, "10 r s'MQTT' 06 02 003c 00 s'id'", UnsupportedVersion(6)),
@@ -465,5 +473,21 @@ fn errors_name_their_reason_code() {
         (TooLarge { size: 2, limit: 1 }, ReasonCode(0x95)),
     ] {
         assert_eq!(error.reason(), reason);
+    }
+}
+
+#[test]
+fn the_version_of_a_connect_is_known_although_the_rest_is_malformed() {
+    for (bytes, version) in [
+        ("10 r s'MQTT' 05 03 003c 00 s'id'", Some(V5)),
+        ("10 r s'MQTT' 05", Some(V5)),
+        ("10 ff01 s'MQTT' 04", Some(V311)),
+        ("10 r s'MQIsdp' 03 03", Some(V311)),
+        ("10 r s'MQTT' 06 02 003c 00 s'id'", None),
+        ("10 r 'MQT'", None),
+        ("30 r s'MQTT' 05", None),
+        ("10", None),
+    ] {
+        assert_eq!(Connect::version_of(&parse(bytes)), version, "{bytes}");
     }
 }

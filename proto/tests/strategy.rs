@@ -67,9 +67,11 @@ fn connect(version: Version, whom: For) -> Packets {
     };
     let needs_name = version == Version::V311 || whom == For::Core;
     let will = (topic(), bytes(), qos(), any::<bool>(), properties(version, Place::Will));
-    let session = (any::<bool>(), any::<u16>(), text(), properties(version, Place::Connect));
+    // The other codecs know 3.1.1 and 5.0 only.
+    let is_3_1 = any::<bool>().prop_map(move |old| old && version == Version::V311 && whom == For::Us);
+    let session = (is_3_1, any::<bool>(), any::<u16>(), text(), properties(version, Place::Connect));
     (session, option::of(will), option::of(username), option::of(password))
-        .prop_map(move |((clean_start, keep_alive, client_id, list), will, username, password)| {
+        .prop_map(move |((is_3_1, clean_start, keep_alive, client_id, list), will, username, password)| {
             let password = password.filter(|_| username.is_some() || !needs_name);
             let mut will_properties = Vec::new();
             let will = will.map(|(topic, payload, qos, retain, list)| {
@@ -77,8 +79,17 @@ fn connect(version: Version, whom: For) -> Packets {
                 Will { topic, payload, qos, retain, properties: Properties::default() }
             });
             let properties = Properties::default();
-            let connect =
-                Connect { version, clean_start, keep_alive, properties, client_id, will, username, password };
+            let connect = Connect {
+                version,
+                is_3_1,
+                clean_start,
+                keep_alive,
+                properties,
+                client_id,
+                will,
+                username,
+                password,
+            };
             Model { body: Body::Packet(Packet::Connect(connect)), properties: list, will_properties }
         })
         .boxed()

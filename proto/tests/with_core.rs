@@ -24,6 +24,19 @@ proptest! {
     }
 
     #[test]
+    fn connect_of_3_1_is_that_of_3_1_1_behind_its_first_bytes(model in packet(Version::V311, For::Core)) {
+        if let Body::Packet(Packet::Connect(mut connect)) = model.body {
+            let theirs = to_v311(&model).unwrap().to_continuous_buffer();
+            connect.is_3_1 = true;
+            let old = Model { body: Body::Packet(Packet::Connect(connect)), ..model };
+            let behind_level = &exemplar::body(&theirs)[7..];
+            let bytes = exemplar::seal(0x10, &[b"\x00\x06MQIsdp\x03", behind_level].concat());
+            prop_assert_eq!(old.encode(Version::V311), bytes.clone());
+            prop_assert_eq!(Model::decode(&bytes, Version::V5), old);
+        }
+    }
+
+    #[test]
     fn packets_of_5_0(model in packet(Version::V5, For::Core)) {
         check(&model, Version::V5, &to_v5(&model).unwrap());
     }
@@ -41,7 +54,7 @@ fn takes_too(bytes: &[u8], version: Version) {
     let Ok(Some((packet, len))) = decode(bytes, version, 1 << 20) else { return };
     let version = if let Packet::Connect(connect) = packet { connect.version } else { version };
     let is_known = match packet {
-        Packet::Connect(p) => p.password.is_some() && p.username.is_none(),
+        Packet::Connect(p) => p.is_3_1 || (p.password.is_some() && p.username.is_none()),
         Packet::Publish(p) => p.properties.iter().any(|property| property == Property::TopicAlias(0)),
         Packet::Disconnect(p) => p.reason.0 == 0x8c,
         _ => false,

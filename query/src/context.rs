@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{CatalogProviderList, MemoryCatalogProviderList, TableProvider};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -112,6 +113,7 @@ impl QueryEngine {
         for function in crate::function::aggregates() {
             datafusion::execution::FunctionRegistry::register_udaf(&mut state, Arc::new(function))?;
         }
+        let row_bytes = options.memory_bytes / 8;
         let inner = Inner {
             engine,
             options,
@@ -120,7 +122,7 @@ impl QueryEngine {
             system: Arc::default(),
             handlers: RwLock::default(),
         };
-        let query = Self { inner: Arc::new(inner), threads: Arc::new(Threads::start()?) };
+        let query = Self { inner: Arc::new(inner), threads: Arc::new(Threads::start(row_bytes)?) };
         system::register(&query, &query.inner.running);
         Ok(query)
     }
@@ -263,6 +265,7 @@ impl Inner {
         }
         let session = self.session(&request.database, Overrides::new());
         let plan = self.with_parameters(self.plan(&session, statement).await?, request)?;
+        permit_reads(&plan, &request.principal)?;
         let plan = session.state.create_physical_plan(&insert::as_named(plan)?).await?;
         Ok(execute_stream(plan, charged(TaskContext::from(&session.state), held))?)
     }
@@ -271,6 +274,7 @@ impl Inner {
         let statement = parse_for(sql, request)?;
         let session = self.session(&request.database, Overrides::new());
         let plan = self.plan(&session, statement).await?;
+        permit_reads(&plan, &request.principal)?;
         let types = plan.get_parameter_types()?;
         let mut parameters: Vec<(usize, Option<DataType>)> = types
             .into_iter()
@@ -442,6 +446,19 @@ fn check_plan(plan: &LogicalPlan, database: &str) -> Result<()> {
     };
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(writes).with_allow_statements(false);
     Ok(options.verify_plan(plan)?)
+}
+
+/// Fails where an INSERT reads tables for someone who may only write.
+fn permit_reads(plan: &LogicalPlan, principal: &Principal) -> Result<()> {
+    if allows(principal, Action::Query) {
+        return Ok(());
+    }
+    let mut reads = false;
+    plan.apply_with_subqueries(|node| {
+        reads |= matches!(node, LogicalPlan::TableScan(_));
+        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    if reads { permit(principal, Action::Query, "an INSERT that reads tables") } else { Ok(()) }
 }
 
 pub(crate) fn permit(principal: &Principal, action: Action<'_>, what: &str) -> Result<()> {

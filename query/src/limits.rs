@@ -21,6 +21,9 @@ pub const RUNNING_QUERIES: usize = 256;
 /// Stack of the threads that plan and run queries. Measured on release and debug builds: `x IS NULL IS NULL ...` takes
 /// 1 to 2 KiB an operator, EXPLAIN 4 to 8 KiB; 1,000 listed tables fit, too.
 pub const QUERY_STACK: usize = 16 << 20;
+/// Bytes of a part of an answer, of which doors write one at a time, unless it is a single row; that may take an eighth of
+/// the memory of all queries.
+pub const ANSWER_PART_BYTES: usize = 4 << 20;
 /// Batches that a query is ahead of its reader.
 pub const ANSWER_AHEAD: usize = 2;
 /// How long a query waits to begin while memory is short.

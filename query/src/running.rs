@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
-use crate::limits::{ANSWER_AHEAD, QUERY_STACK, RUNNING_QUERIES};
+use crate::limits::{ANSWER_AHEAD, ANSWER_PART_BYTES, QUERY_STACK, RUNNING_QUERIES};
 use crate::pressure::{Gate, Held};
 
 /// A running query.
@@ -142,11 +142,13 @@ pub(crate) struct Threads {
     /// `None` while it is being dropped.
     runtime: Option<Runtime>,
     handle: Handle,
+    /// The most that one row of an answer may take.
+    row_bytes: usize,
 }
 
 impl Threads {
-    /// As many as there are processors.
-    pub(crate) fn start() -> Result<Self> {
+    /// As many as there are processors, for answers whose rows take `row_bytes` at most.
+    pub(crate) fn start(row_bytes: usize) -> Result<Self> {
         let count = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
         let runtime = Builder::new_multi_thread()
             .worker_threads(count)
@@ -156,7 +158,7 @@ impl Threads {
             .build()
             .map_err(|error| Error::Internal(format!("cannot start the threads of queries: {error}")))?;
         let handle = runtime.handle().clone();
-        Ok(Self { runtime: Some(runtime), handle })
+        Ok(Self { runtime: Some(runtime), handle, row_bytes })
     }
 
     /// Does `work` there. It ends when nobody waits for it any more.
@@ -184,7 +186,7 @@ impl Threads {
         let (sender, mut receiver) = mpsc::channel(ANSWER_AHEAD + 1);
         let Ok(last) = sender.clone().try_reserve_owned() else { return Err(broke_off()) };
         let deadline = Deadline::after(timeout);
-        self.handle.spawn(drive(start, registration, deadline, sender, last));
+        self.handle.spawn(drive(start, self.row_bytes, registration, deadline, sender, last));
         // Planning does not always give way to the task's own look at the clock.
         match tokio::time::timeout_at(deadline.at, receiver.recv()).await {
             Ok(Some(Turn::Begun(schema))) => Ok(Box::pin(Reader { schema, receiver: Some(receiver) })),
@@ -239,6 +241,7 @@ enum Turn {
 /// A query from its planning to its end.
 async fn drive(
     start: impl Future<Output = Result<SendableRecordBatchStream>>,
+    row_bytes: usize,
     mut registration: Registration,
     deadline: Deadline,
     sender: mpsc::Sender<Turn>,
@@ -250,7 +253,7 @@ async fn drive(
         () = tokio::time::sleep_until(deadline.at) => Err(deadline.error()),
         Ok(why) = &mut registration.cancelled => Err(why),
         () = sender.closed() => return,
-        end = feed(start, &sender) => end,
+        end = feed(start, row_bytes, &sender) => end,
     };
     // The stream is gone by now, and so is what it held.
     drop(registration);
@@ -259,15 +262,41 @@ async fn drive(
 
 async fn feed(
     start: impl Future<Output = Result<SendableRecordBatchStream>>,
+    row_bytes: usize,
     sender: &mpsc::Sender<Turn>,
 ) -> Result<()> {
     let mut stream = start.await?;
     let mut told = sender.send(Turn::Begun(stream.schema())).await;
     while told.is_ok() {
         let Some(batch) = stream.next().await else { break };
-        told = sender.send(Turn::Rows(batch?)).await;
+        for part in parts(batch?, row_bytes)? {
+            told = sender.send(Turn::Rows(part)).await;
+        }
     }
     Ok(())
+}
+
+/// A batch in parts that a door can write into one buffer each; fails where a row alone is larger than `row_bytes`.
+fn parts(batch: RecordBatch, row_bytes: usize) -> Result<Vec<RecordBatch>> {
+    let (mut parts, mut rest) = (Vec::new(), vec![batch]);
+    while let Some(batch) = rest.pop() {
+        let sizes = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+        let bytes: usize = sizes.sum::<Result<_, _>>().map_err(|error| Error::Internal(error.to_string()))?;
+        let rows = batch.num_rows();
+        if bytes <= ANSWER_PART_BYTES || rows == 1 && bytes <= row_bytes {
+            parts.push(batch);
+        } else if rows > 1 {
+            // The first half comes first.
+            rest.push(batch.slice(rows / 2, rows - rows / 2));
+            rest.push(batch.slice(0, rows / 2));
+        } else {
+            return Err(Error::Resources(format!(
+                "a row of the answer takes {} MiB, more than an eighth of query.memory; ask for less, or raise it",
+                bytes >> 20
+            )));
+        }
+    }
+    Ok(parts)
 }
 
 /// The rows of a query as they come from its task.
@@ -301,6 +330,7 @@ impl RecordBatchStream for Reader {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use arrow::array::{ArrayRef, StringArray};
     use arrow::datatypes::Schema;
     use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
@@ -331,7 +361,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_rows_arrive_and_then_the_end() {
-        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let (threads, running) = (Threads::start(usize::MAX).unwrap(), Arc::new(Running::default()));
         let registration = running.register("me", "SELECT").unwrap();
         let stream = threads.stream(registration, LONG, async { Ok(batches(100, false)) }).await.unwrap();
         assert_eq!(stream.collect::<Vec<_>>().await.len(), 100);
@@ -340,7 +370,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_query_ends_though_nobody_reads() {
-        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let (threads, running) = (Threads::start(usize::MAX).unwrap(), Arc::new(Running::default()));
         let registration = running.register("me", "SELECT").unwrap();
         let brief = Duration::from_millis(50);
         let mut stalled =
@@ -364,9 +394,23 @@ mod tests {
         until_none_runs(&running).await;
     }
 
+    #[test]
+    fn large_batches_leave_in_parts_and_rows_that_are_too_large_not_at_all() {
+        let text = "x".repeat(ANSWER_PART_BYTES / 3);
+        let texts: StringArray = (0..8).map(|_| Some(text.as_str())).collect();
+        let batch = RecordBatch::try_from_iter([("s", Arc::new(texts) as ArrayRef)]).unwrap();
+        let cut = parts(batch.clone(), usize::MAX).unwrap();
+        assert_eq!(cut.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [2, 2, 2, 2]);
+        assert_eq!(arrow::compute::concat_batches(&batch.schema(), &cut).unwrap(), batch);
+        assert_eq!(parts(batch.slice(0, 1), 0).unwrap().len(), 1, "a small part is no matter");
+        let long: StringArray = [Some("y".repeat(2 * ANSWER_PART_BYTES))].into_iter().collect();
+        let long = RecordBatch::try_from_iter([("s", Arc::new(long) as ArrayRef)]).unwrap();
+        assert!(matches!(parts(long, ANSWER_PART_BYTES), Err(Error::Resources(_))));
+    }
+
     #[tokio::test]
     async fn the_largest_query_ends_when_memory_is_used_up() {
-        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let (threads, running) = (Threads::start(usize::MAX).unwrap(), Arc::new(Running::default()));
         let mut streams = Vec::new();
         for held in [1, 3, 2] {
             let registration = running.register("me", "SELECT").unwrap();
@@ -382,7 +426,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_fails_or_takes_too_long_before_the_first_row_is_told() {
-        let (threads, running) = (Threads::start().unwrap(), Arc::new(Running::default()));
+        let (threads, running) = (Threads::start(usize::MAX).unwrap(), Arc::new(Running::default()));
         let registration = running.register("me", "SELECT").unwrap();
         let failed = threads.stream(registration, LONG, async { Err(Error::Invalid("no".into())) }).await;
         assert!(matches!(failed, Err(Error::Invalid(_))));

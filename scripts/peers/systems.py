@@ -172,7 +172,7 @@ class Sonde(Server):
         self.version = subprocess.run([binary, "--version"], capture_output=True, text=True).stdout.strip().split()[-1]
 
     def command(self):
-        listen = [f"http.listen=127.0.0.1:{self.port}", "mqtt.listen=", "grpc.listen="]
+        listen = [f"http.listen=127.0.0.1:{self.port}", "mqtt.listen=", "mqtt.ws_listen=", "grpc.listen="]
         data = self.folder / "data"
         return [self.binary, "serve", "--data-dir", str(data)] + [part for it in listen for part in ("--set", it)]
 

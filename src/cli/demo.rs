@@ -62,6 +62,8 @@ fn settings(data_dir: &Path, port_offset: u16) -> Result<Config> {
         config: None,
         set: vec![
             format!("mqtt.listen={}", port(1883)),
+            // Nobody speaks WebSocket here, and two of its ports would collide.
+            "mqtt.ws_listen=".to_owned(),
             format!("http.listen={}", port(7480)),
             format!("grpc.listen={}", port(7481)),
         ],

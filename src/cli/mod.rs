@@ -12,6 +12,7 @@ mod demo_end;
 mod demo_summary;
 mod doctor;
 mod export;
+mod import;
 mod inspect;
 mod mqtt_client;
 mod output;
@@ -90,6 +91,11 @@ enum Command {
     Sql(SqlArgs),
     /// Write a query's rows to a Parquet file.
     Export(ExportArgs),
+    /// Take over users and rights from another broker.
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Apply a file of CREATE statements; what exists already as they define it is passed over.
     Apply(ApplyArgs),
     /// Show messages as they are published.
@@ -291,6 +297,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Sql(args) => sql::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Import { command } => import::run(&command),
         Command::Apply(args) => apply::run(&args),
         Command::Tail(args) => pub_tail::tail(&args),
         Command::Pub(args) => pub_tail::publish(&args),

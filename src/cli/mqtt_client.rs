@@ -67,7 +67,7 @@ fn broken(error: std::io::Error) -> Failure {
     failed(format!("the connection to the server broke: {error}"))
 }
 
-fn refused(what: &str, reason: ReasonCode) -> Failure {
+pub(super) fn refused(what: &str, reason: ReasonCode) -> Failure {
     let exit = match reason {
         ReasonCode::BAD_USER_NAME_OR_PASSWORD | ReasonCode::NOT_AUTHORIZED => Exit::Auth,
         _ => Exit::Failed,
@@ -128,6 +128,7 @@ impl MqttClient {
         let mut client = Self { socket, input: Vec::new(), output: Vec::new() };
         let connect = Connect {
             version: Version::V5,
+            is_3_1: false,
             clean_start: true,
             keep_alive: 0,
             properties: Properties::default(),

@@ -16,14 +16,25 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
         tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK).build()?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
         let server = serve::start(&config).await?;
         // A server serves, whether or not somebody reads this.
         let _ = say(banner(&config, &server));
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            result = tokio::signal::ctrl_c() => {
-                result?;
-                tracing::info!("Ctrl-C: stopping");
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP: reading certificates again");
+                    server.reload();
+                }
+                _ = terminate.recv() => {
+                    tracing::info!("SIGTERM: stopping");
+                    break;
+                }
+                result = tokio::signal::ctrl_c() => {
+                    result?;
+                    tracing::info!("Ctrl-C: stopping");
+                    break;
+                }
             }
         }
         server.stop().await
@@ -32,18 +43,30 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
 
 fn banner(config: &Config, server: &serve::Server) -> String {
     let mut lines = vec![format!("SondeDB {}", env!("CARGO_PKG_VERSION"))];
-    let addresses = server.addresses;
-    for (name, address) in
-        [("MQTT", addresses.mqtt), ("HTTP", addresses.http), ("gRPC, Flight SQL", addresses.grpc)]
-    {
-        let address = address.map_or_else(|| "off".to_owned(), |address| address.to_string());
-        lines.push(format!("  {name:<17} {address}"));
+    let addresses = &server.addresses;
+    let mut doors = Vec::new();
+    for (name, address) in &addresses.mqtt_listeners {
+        let name = match name.as_str() {
+            "mqtt" => "MQTT",
+            "mqtts" => "MQTT, TLS",
+            "mqtt_ws" => "MQTT, WebSocket",
+            "mqtt_wss" => "MQTT, WebSocket, TLS",
+            _ => "MQTT, further",
+        };
+        doors.push((name, address.to_string()));
     }
-    lines.push(format!("  data              {}", config.data_dir.display()));
-    lines.push(format!("  memory            {}", config.memory.text()));
+    if doors.is_empty() {
+        doors.push(("MQTT", "off".to_owned()));
+    }
+    for (name, address) in [("HTTP", addresses.http), ("gRPC, Flight SQL", addresses.grpc)] {
+        doors.push((name, address.map_or_else(|| "off".to_owned(), |address| address.to_string())));
+    }
+    lines.extend(doors.iter().map(|(name, address)| format!("  {name:<20} {address}")));
+    lines.push(format!("  data                 {}", config.data_dir.display()));
+    lines.push(format!("  memory               {}", config.memory.text()));
     if config.insecure {
         lines.push(
-            "  INSECURE          no authentication on any door: everyone who reaches a port may do everything"
+            "  INSECURE             no authentication on any door: everyone who reaches a port may do everything"
                 .to_owned(),
         );
     }

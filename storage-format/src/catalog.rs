@@ -128,6 +128,10 @@ pub enum ObjectKind {
     Rule = 2,
     /// A token and what it allows.
     Token = 3,
+    /// A user: how it is recognised, and what it may do.
+    User = 4,
+    /// A role: what those who have it may do.
+    Role = 5,
 }
 
 /// A statement kept in the catalog; whoever compiles its kind watches the version.
@@ -454,6 +458,8 @@ fn decode_object_kind(cursor: &mut Cursor<'_>) -> Result<ObjectKind> {
         1 => ObjectKind::Source,
         2 => ObjectKind::Rule,
         3 => ObjectKind::Token,
+        4 => ObjectKind::User,
+        5 => ObjectKind::Role,
         other => return Err(cursor.invalid("a known object kind", other.into())),
     })
 }

@@ -95,7 +95,13 @@ pub(crate) fn change(random: &mut Random) -> CatalogChange {
         max_series: width(random),
         durability: random.pick(&[Durability::Fsync, Durability::Buffered]),
     };
-    let kind = random.pick(&[ObjectKind::Source, ObjectKind::Rule, ObjectKind::Token]);
+    let kind = random.pick(&[
+        ObjectKind::Source,
+        ObjectKind::Rule,
+        ObjectKind::Token,
+        ObjectKind::User,
+        ObjectKind::Role,
+    ]);
     let (database, name) = (text(random), text(random));
     let id = ColumnId(random.next() as u32);
     match random.below(12) {
@@ -169,6 +175,29 @@ fn golden() {
     let buffered = [CatalogChange::SetOptions { table: TableId(7), options }];
     golden::check("catalog_buffered", &encode(&buffered));
     assert_eq!(decode(&encode(&buffered)), Ok(buffered.to_vec()));
+}
+
+/// Kinds of object that came after the first goldens.
+#[test]
+fn golden_users_and_roles() {
+    let object = |kind, name: &str| Object {
+        kind,
+        database: "public".to_owned(),
+        name: name.to_owned(),
+        text: "{\"query\":true}".to_owned(),
+    };
+    let changes = vec![
+        CatalogChange::PutObject(object(ObjectKind::Role, "readers")),
+        CatalogChange::PutObject(object(ObjectKind::User, "pump-7")),
+        CatalogChange::DropObject {
+            kind: ObjectKind::User,
+            database: "public".to_owned(),
+            name: "pump-7".to_owned(),
+        },
+    ];
+    let bytes = encode(&changes);
+    golden::check("catalog_users", &bytes);
+    assert_eq!(decode(&bytes), Ok(changes));
 }
 
 /// An option that came after the first goldens.

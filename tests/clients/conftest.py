@@ -1,4 +1,5 @@
-"""Fixtures. A test gets a server from `server` (one for each file) or `make_server` (its own).
+"""Fixtures. A test gets a server from `server` (one for each file) or `make_server` (its own), and the conformance tests
+`broker`, a view of one server that all of them share.
 
 SONDE_BIN names the binary, as scripts/client_tests.sh sets it.
 """
@@ -6,7 +7,12 @@ SONDE_BIN names the binary, as scripts/client_tests.sh sets it.
 import os
 
 import pytest
+from conformance import OTHER_BROKER, Broker
 from support import servers
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "covers(v5, v311): the statements of the MQTT standards that the test shows")
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +35,26 @@ def server(binary, tmp_path_factory):
     """The server that the tests of one file share; each test uses names of its own (`support.unique`)."""
     with servers(binary, tmp_path_factory) as make:
         yield make()
+
+
+@pytest.fixture(scope="session")
+def broker_server(request):
+    """The server of the conformance tests, or None where MQTT_BROKER names another broker."""
+    if OTHER_BROKER:
+        yield None
+        return
+    binary, factory = request.getfixturevalue("binary"), request.getfixturevalue("tmp_path_factory")
+    with servers(binary, factory) as make:
+        yield make()
+
+
+@pytest.fixture
+def broker(broker_server):
+    if broker_server:
+        address = broker_server.address("mqtt")
+    else:
+        host, port = OTHER_BROKER.rsplit(":", 1)
+        address = host, int(port)
+    broker = Broker(address, broker_server)
+    yield broker
+    broker.close()

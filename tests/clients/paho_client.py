@@ -17,17 +17,41 @@ ANSWER_SECONDS = 20
 
 
 class Client:
-    """One connected client. `durable`: its session outlives the connection, in either version of the protocol."""
+    """One connected client. `durable`: its session outlives the connection, in either version of the protocol.
+    `acknowledges`: it answers messages, as clients do. `receive_maximum` is that of 5.0. `door` is
+    what it connects to, `tls` an `ssl.SSLContext`."""
 
-    def __init__(self, server, protocol=V5, name=None, durable=False, will=None):
-        self.name = name or unique("client")
+    def __init__(
+        self,
+        server,
+        protocol=V5,
+        name=None,
+        durable=False,
+        will=None,
+        token=None,
+        acknowledges=True,
+        receive_maximum=None,
+        door="mqtt",
+        tls=None,
+    ):
+        self.name, self.protocol = name or unique("client"), protocol
         self.messages = queue.Queue()
         self._connected, self._closed = queue.Queue(), threading.Event()
         self._answers = queue.Queue()
         clean = {} if protocol == V5 else {"clean_session": not durable}
         self.paho = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, self.name, protocol=protocol, reconnect_on_failure=False, **clean
+            mqtt.CallbackAPIVersion.VERSION2,
+            self.name,
+            protocol=protocol,
+            reconnect_on_failure=False,
+            transport="websockets" if door in ("mqtt_ws", "mqtt_wss") else "tcp",
+            manual_ack=not acknowledges,
+            **clean,
         )
+        if token is not None:
+            self.paho.username_pw_set("any", token)
+        if tls:
+            self.paho.tls_set_context(tls)
         self.paho.on_connect = lambda _c, _u, flags, code, _p: self._connected.put((flags, code))
         self.paho.on_disconnect = lambda *_: self._closed.set()
         self.paho.on_message = lambda _c, _u, message: self.messages.put(message)
@@ -40,8 +64,10 @@ class Client:
         if protocol == V5:
             properties = Properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval = 3600 if durable else 0
+            if receive_maximum:
+                properties.ReceiveMaximum = receive_maximum
             arguments = {"clean_start": not durable, "properties": properties}
-        self.paho.connect(*server.address("mqtt"), keepalive=60, **arguments)
+        self.paho.connect(*server.address(door), keepalive=60, **arguments)
         self.paho.loop_start()
         flags, code = self._connected.get(timeout=ANSWER_SECONDS)
         assert not code.is_failure, f"CONNACK: {code}"
@@ -61,9 +87,16 @@ class Client:
         info.wait_for_publish(ANSWER_SECONDS)
         assert info.is_published(), f"no acknowledgement of a QoS {qos} message to {topic}"
 
-    def subscribe(self, topic_filter, qos=1):
-        """The reason code of the SUBACK."""
-        self.paho.subscribe(topic_filter, qos)
+    def subscribe(self, topic_filter, qos=1, identifier=None, no_local=False):
+        """The reason code of the SUBACK. The identifier and no local are of 5.0."""
+        if self.protocol == V5:
+            options, properties = mqtt.SubscribeOptions(qos=qos, noLocal=no_local), None
+            if identifier:
+                properties = Properties(PacketTypes.SUBSCRIBE)
+                properties.SubscriptionIdentifier = identifier
+            self.paho.subscribe(topic_filter, options=options, properties=properties)
+        else:
+            self.paho.subscribe(topic_filter, qos)
         (code,) = self._answers.get(timeout=ANSWER_SECONDS)
         assert not code.is_failure, f"SUBACK for {topic_filter}: {code}"
         return code.value

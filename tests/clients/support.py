@@ -19,6 +19,8 @@ import pytest
 
 START_SECONDS = 60  # a debug build with recovery to do, on a busy two-core machine
 STOP_SECONDS = 60
+# Listeners that every server opens. With a certificate it opens two more: `tls_settings` of test_mqtt_tls.py.
+LISTENERS = ("mqtt.listen", "mqtt.ws_listen", "http.listen", "grpc.listen")
 CLIENT_SECONDS = 60  # one client command or one HTTP request
 
 # 2024-02-23T14:53:20Z, the time of every row here that states one.
@@ -115,7 +117,7 @@ class Server:
     def command(self):
         """What starts it."""
         command = [self.binary, "serve", "--data-dir", str(self.data_dir)]
-        for setting in (*(f"{door}.listen=127.0.0.1:0" for door in ("mqtt", "http", "grpc")), *self.settings):
+        for setting in (*(f"{key}=127.0.0.1:0" for key in LISTENERS), *self.settings):
             command += ["--set", setting]
         return command + ["--insecure"] * self.insecure
 
@@ -180,7 +182,7 @@ class Server:
         return self.start()
 
     def address(self, door):
-        """(host, port) of `mqtt`, `http` or `grpc`."""
+        """(host, port) of `mqtt`, `mqtts`, `mqtt_ws`, `mqtt_wss`, `http` or `grpc`."""
         host, port = self.endpoints[door].rsplit(":", 1)
         return host, int(port)
 

@@ -135,13 +135,13 @@ def test_a_signal_stops_the_server_in_order(make_server, sent):
 
 def test_the_banner_and_endpoints_json_have_the_real_addresses(server):
     text = server.log.read_text()
-    assert set(server.endpoints) == {"mqtt", "http", "grpc"}
+    assert set(server.endpoints) == {"mqtt", "mqtt_ws", "http", "grpc"}
     assert all(address in text and not address.endswith(":0") for address in server.endpoints.values())
     assert str(server.data_dir) in text
 
 
 def test_listeners_can_be_off(make_server):
-    server = make_server("mqtt.listen=", "grpc.listen=")
+    server = make_server("mqtt.listen=", "mqtt.ws_listen=", "grpc.listen=")
     assert list(server.endpoints) == ["http"]
     assert server.sql("SELECT 1") == [[1]]
     server.cli("pub", "a/x", "1", code=69)

@@ -24,7 +24,8 @@ def blocks(document):
         yield text.count("\n", 0, found.start()) + 2, [statement for statement in statements if statement]
 
 
-BLOCKS = [(document, *block) for document in ("sql.md", "first-hour.md") for block in blocks(document)]
+DOCUMENTS = ("sql.md", "first-hour.md", "access.md")
+BLOCKS = [(document, *block) for document in DOCUMENTS for block in blocks(document)]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_all_blocks_and_all_exceptions_were_found():
     texts = [text for _, _, statements in BLOCKS for text in statements]
     assert len(texts) > 25
     assert set(EXCEPTIONS) <= set(texts)
-    assert sum((DOCS / document).read_text().count("```sql") for document in ("sql.md", "first-hour.md")) == len(BLOCKS)
+    assert sum((DOCS / document).read_text().count("```sql") for document in DOCUMENTS) == len(BLOCKS)
 
 
 def types():
@@ -80,7 +81,7 @@ def test_a_column_has_each_type_by_each_of_its_names(documented, name, main):
 
 
 SYSTEM = ["tables", "columns", "sources", "rules", "topics", "dead_letters", "sessions", "queries", "chunks", "tiers"]
-SYSTEM += ["wal", "jobs", "settings"]
+SYSTEM += ["wal", "jobs", "settings", "users", "roles", "grants"]
 
 
 @pytest.mark.parametrize("table", SYSTEM)

@@ -22,7 +22,6 @@ SECONDS = 12
 QUERIES = (
     "SELECT count(*), sum(f0), max(f1) FROM cpu",
     "SELECT host, count(*), avg(f0), avg(f1) FROM cpu GROUP BY host ORDER BY host",
-    "SELECT array_agg(f0), array_agg(f1), array_agg(f2), array_agg(host) FROM cpu",
     "SELECT time, host, count(*) FROM cpu GROUP BY time, host ORDER BY time DESC LIMIT 10",
     "SELECT a.host, b.f0 FROM cpu a JOIN cpu b ON a.f0 = b.f1 ORDER BY b.f0 LIMIT 10",
 )
@@ -125,5 +124,10 @@ def test_promise_7_the_process_stays_within_its_memory(grouped):
     [[count]] = server.sql("SELECT count(*) FROM cpu")
     assert 0 < count <= sum(written)
     assert 200 in answers
+    # One row that is as large as all of the memory of queries: refused, and everything goes on.
+    large = server.post_sql("SELECT array_agg(f0), array_agg(f1), array_agg(f2), array_agg(time) FROM cpu")
+    assert large.status == 507 and "query.memory" in large.error, large
+    assert server.sql("SELECT count(*) FROM cpu") == [[count]]
+    assert group.killed == 0
     assert watch.peak <= LIMIT, f"{watch.peak / MIB:.0f} MiB of {LIMIT // MIB}"
     server.stop()

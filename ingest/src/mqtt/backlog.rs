@@ -7,7 +7,7 @@
 //! # Invariants
 //! - Runs ascend and do not overlap, within a block and from block to block.
 //! - A block is what one turn brought; its state record holds what is left of it, and goes with its last message.
-//! - Numbers up to `fetched` were handed to the session, whether or not it is done with them.
+//! - Numbers up to `fetched`, and those that are `resumed`, were handed to the session, whether or not it is done with them.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -37,6 +37,15 @@ impl Manner {
         let qos = QoS::from_bits(byte & 3).ok()?;
         (byte < 8).then_some(Self { qos, retain: byte & 4 != 0 })
     }
+}
+
+/// Messages that a session can be handed: one behind the other, all in one manner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) range: SeqRange,
+    pub(super) manner: Manner,
+    /// The block that they are of.
+    pub(super) block: u64,
 }
 
 /// Messages one behind the other that are sent in one manner.
@@ -161,7 +170,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 /// The messages in the log that a session has not acknowledged.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Backlog {
     blocks: VecDeque<Block>,
     /// What the present turn brings, numbered as its batch numbers it.
@@ -170,6 +179,8 @@ pub(super) struct Backlog {
     count: u64,
     bytes: u64,
     fetched: u64,
+    /// Numbers beyond `fetched` that the session has, since before the server started.
+    resumed: BTreeSet<u64>,
     /// Blocks whose record is not what is left of them.
     changed: BTreeSet<u64>,
 }
@@ -190,6 +201,11 @@ impl Backlog {
         self.gathering.push(number.into(), manner, bytes);
         self.count += 1;
         self.bytes += bytes;
+    }
+
+    /// Whether the present turn brought something.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.gathering.count > 0
     }
 
     /// What the present turn brought, under the number that its record gets.
@@ -229,6 +245,7 @@ impl Backlog {
         let at = self.blocks.partition_point(|block| block.last() < seq.0);
         let Some(block) = self.blocks.get_mut(at) else { return false };
         let Some(bytes) = block.remove(seq.0) else { return false };
+        self.resumed.remove(&seq.0);
         self.changed.insert(block.number);
         if block.count == 0 {
             self.blocks.remove(at);
@@ -260,31 +277,55 @@ impl Backlog {
 
     /// Whether messages are in the log that were not handed out.
     pub(super) fn has_unfetched(&self) -> bool {
-        self.blocks.back().is_some_and(|block| block.last() > self.fetched)
+        let has_behind = self.blocks.back().is_some_and(|block| block.last() > self.fetched);
+        has_behind && (self.resumed.is_empty() || self.next_unfetched().is_some())
     }
 
     /// The first of them.
     pub(super) fn next_unfetched(&self) -> Option<SeqNo> {
-        self.unfetched(1).first().map(|(range, _)| range.first)
+        self.unfetched(1).first().map(|waiting| waiting.range.first)
+    }
+
+    /// The block that has it.
+    pub(super) fn next_block(&self) -> Option<u64> {
+        self.unfetched(1).first().map(|waiting| waiting.block)
     }
 
     /// So many of them, in order.
-    pub(super) fn unfetched(&self, mut limit: u64) -> Vec<(SeqRange, Manner)> {
+    pub(super) fn unfetched(&self, mut limit: u64) -> Vec<Waiting> {
         let mut found = Vec::new();
         let from = self.blocks.partition_point(|block| block.last() <= self.fetched);
-        for run in self.blocks.range(from..).flat_map(|block| &block.runs) {
-            let first = run.first.max(self.fetched + 1);
-            if first >= run.end() {
-                continue;
+        let runs =
+            self.blocks.range(from..).flat_map(|block| block.runs.iter().map(|run| (block.number, run)));
+        for (block, run) in runs {
+            let mut first = run.first.max(self.fetched + 1);
+            while first < run.end() && limit > 0 {
+                let has = self.resumed.range(first..run.end()).next().copied();
+                let end = has.unwrap_or(run.end());
+                let count = (end - first).min(limit);
+                if count > 0 {
+                    let range = SeqRange { first: SeqNo(first), last: SeqNo(first + count - 1) };
+                    found.push(Waiting { range, manner: run.manner, block });
+                }
+                limit -= count;
+                first = end + u64::from(has.is_some());
             }
             if limit == 0 {
                 break;
             }
-            let last = run.end().min(first.saturating_add(limit)) - 1;
-            limit -= last + 1 - first;
-            found.push((SeqRange { first: SeqNo(first), last: SeqNo(last) }, run.manner));
         }
         found
+    }
+
+    /// A message was handed out before the server started, and still is; how it is sent, where it is there.
+    pub(super) fn resume(&mut self, seq: SeqNo) -> Option<Manner> {
+        let at = self.blocks.partition_point(|block| block.last() < seq.0);
+        let runs = &self.blocks.get(at)?.runs;
+        let run = runs.get(runs.partition_point(|run| run.end() <= seq.0))?;
+        (run.first <= seq.0).then(|| {
+            self.resumed.insert(seq.0);
+            run.manner
+        })
     }
 
     /// Everything up to `seq` was handed out.
@@ -310,9 +351,7 @@ mod tests {
     /// The numbers that are left.
     fn left(backlog: &Backlog) -> Vec<(u64, Manner)> {
         let all = backlog.unfetched(u64::MAX);
-        all.iter()
-            .flat_map(|(range, manner)| (range.first.0..=range.last.0).map(|seq| (seq, *manner)))
-            .collect()
+        all.iter().flat_map(|w| (w.range.first.0..=w.range.last.0).map(|seq| (seq, w.manner))).collect()
     }
 
     fn turn(backlog: &mut Backlog, number: u64, first: u64, messages: &[(u32, Manner)]) -> Vec<u8> {
@@ -339,6 +378,7 @@ mod tests {
             turns in proptest::collection::vec(proptest::collection::vec((0_u32..9, any::<bool>()), 1..9), 1..6),
             done in proptest::collection::vec(0_u64..100, 0..60),
             fetched in 0_u64..100,
+            resumed in proptest::collection::vec(0_u64..100, 0..20),
         ) {
             let mut backlog = Backlog::default();
             let (mut records, mut expected) = (std::collections::BTreeMap::new(), Vec::new());
@@ -372,8 +412,15 @@ mod tests {
             prop_assert_eq!(&again.blocks, &backlog.blocks);
             prop_assert_eq!((again.count, again.bytes), (backlog.count, backlog.bytes));
             again.fetched_to(SeqNo(fetched));
-            expected.retain(|(seq, _)| *seq > fetched);
+            for seq in &resumed {
+                let known = expected.iter().find(|(known, _)| known == seq);
+                prop_assert_eq!(again.resume(SeqNo(*seq)), known.map(|(_, manner)| *manner));
+            }
+            expected.retain(|(seq, _)| *seq > fetched && !resumed.contains(seq));
             prop_assert_eq!(again.has_unfetched(), !expected.is_empty());
+            prop_assert_eq!(again.next_unfetched(), expected.first().map(|(seq, _)| SeqNo(*seq)));
+            let few: u64 = again.unfetched(3).iter().map(|w| w.range.last.0 + 1 - w.range.first.0).sum();
+            prop_assert_eq!(few, expected.len().min(3) as u64);
             prop_assert_eq!(left(&again), expected);
         }
     }

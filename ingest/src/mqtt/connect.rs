@@ -1,92 +1,120 @@
 //! CONNECT and DISCONNECT: who a client is, and which session it gets.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use sonde_access::Principal;
+use sonde_access::{Principal, SCRAM};
 use sonde_proto::mqtt::{
-    ConnAck, Connect, Disconnect, Properties, PropertiesBuilder, Property, Publish, ReasonCode, Version,
+    ConnAck, Connect, DecodeError, Disconnect, Properties, PropertiesBuilder, Property, ReasonCode, Version,
 };
 
-use super::Credentials;
+use super::alias::AliasesOut;
 use super::connection::Phase;
-use super::message::Message;
-use super::packets::encode_answer;
+use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
 use super::turn::{Answer, ConnectionKey};
+use super::will::{WILLS, Will};
 use super::worker::Worker;
-use crate::limits::{PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY};
-
-/// Bytes of a client id.
-const CLIENT_ID_BYTES: usize = 1024;
-
-/// Why a client is not let in: the reason of 5.0 and the return code of 3.1.1.
-type Unwelcome = (ReasonCode, u8);
+use crate::limits::{
+    KEEP_ALIVE_MAXIMUM, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY, TOPIC_ALIAS_MAXIMUM,
+};
 
 impl Worker {
     pub(super) fn connect(&mut self, key: ConnectionKey, connect: &Connect<'_>) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         connection.version = connect.version;
-        let principal = match self.recognise(key, connect) {
-            Ok(principal) => principal,
-            Err((reason, code)) => return self.refuse_connect(key, reason, code),
-        };
+        let find_maximum = |p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None };
+        connection.packet_maximum = connect.properties.find(find_maximum).map_or(usize::MAX, |n| n as usize);
+        connection.explains = !connect.properties.iter().any(|p| p == Property::RequestProblemInformation(0));
+        match self.recognise(key, connect) {
+            Some(Ok(principal)) => self.welcome(key, connect, principal, None),
+            Some(Err((reason, code))) => self.refuse_connect(key, reason, code),
+            None => {}
+        }
+    }
+
+    /// Lets a client in whom `principal` is; `told` is what ends its SCRAM exchange.
+    pub(super) fn welcome(
+        &mut self,
+        key: ConnectionKey,
+        connect: &Connect<'_>,
+        principal: Arc<Principal>,
+        told: Option<&[u8]>,
+    ) {
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let peer = connection.peer.ip();
+        if self.connects_too_often(peer, connect.client_id) {
+            return self.refuse_connect(key, ReasonCode::CONNECTION_RATE_EXCEEDED, 3);
+        }
         let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", self.next_number()));
         let client_id = assigned.as_deref().unwrap_or(connect.client_id);
+        if !self.may_take(client_id, &principal) {
+            tracing::info!(client = client_id, principal = principal.name, "the session is someone else's");
+            return self.refuse_connect(key, ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2);
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
-        let expiry = self.begin_session(key, session, connect);
-        let connack = connack(connect, present, expiry, assigned.as_deref());
+        let will = Will::of(connect);
+        let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);
+        let granted = Granted {
+            present: present && !connect.is_3_1,
+            expiry,
+            assigned: assigned.as_deref(),
+            client_id,
+            server_keep_alive: self.server_keep_alive(connect),
+            told,
+        };
+        let connack = granted.connack(connect);
+        let keep_alive = granted.server_keep_alive.unwrap_or(connect.keep_alive);
         let now = self.now();
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
+            connection.by_scram = told.is_some();
             connection.phase = Phase::Open { session, principal };
             connection.heard_at = now;
-            connection.keep_alive = u64::from(connect.keep_alive) * 3 / 2;
-            connection.will = will(connect);
-            let maximum = connect
+            connection.keep_alive = u64::from(keep_alive) * 3 / 2;
+            connection.will = will;
+            let aliases = connect
                 .properties
-                .find(|p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None });
-            connection.packet_maximum = maximum.map_or(usize::MAX, |n| n as usize);
+                .find(|p| if let Property::TopicAliasMaximum(n) = p { Some(n) } else { None });
+            connection.aliases_out = AliasesOut::new(aliases.unwrap_or_default());
         }
         self.turn.answers.push((key, Answer::ConnAck(connack)));
     }
 
-    /// Who the client is, if it may come in.
-    fn recognise(&mut self, key: ConnectionKey, connect: &Connect<'_>) -> Result<Arc<Principal>, Unwelcome> {
-        let Some((_, connection)) = self.connections.get(key.place) else {
-            return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
+    /// The keep alive that a client of 5.0 gets instead of its own; earlier versions have no way to be told.
+    fn server_keep_alive(&self, connect: &Connect<'_>) -> Option<u16> {
+        let maximum = self.offers.keep_alive_maximum;
+        let too_long = connect.keep_alive == 0 || connect.keep_alive > maximum;
+        (connect.version == Version::V5 && maximum < KEEP_ALIVE_MAXIMUM && too_long).then_some(maximum)
+    }
+
+    /// A CONNECT that does not decode: the versions say how that is answered ([MQTT-3.1.2-2], section 4.13).
+    pub(super) fn refuse_malformed(&mut self, key: ConnectionKey, bytes: &[u8], error: &DecodeError) {
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        let version = match error {
+            // A client of a version to come understands 5.0 best; the upper bit is that of bridges of 3.1 and 3.1.1.
+            DecodeError::UnsupportedVersion(6..=0x7f) => Version::V5,
+            DecodeError::UnsupportedVersion(_) => Version::V311,
+            _ => match Connect::version_of(bytes) {
+                Some(Version::V5) => Version::V5,
+                // 3.1.1 has no return code for it, and what is no CONNECT is not answered at all.
+                _ => return self.close(key.place),
+            },
         };
-        let peer = connection.peer;
-        if let Err(error) = self.engine.health() {
-            tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
-            return Err((ReasonCode::SERVER_UNAVAILABLE, 3));
-        }
-        let method = connect
-            .properties
-            .find(|p| if let Property::AuthenticationMethod(m) = p { Some(m) } else { None });
-        if method.is_some() {
-            return Err((ReasonCode::BAD_AUTHENTICATION_METHOD, 5));
-        }
-        let credentials =
-            Credentials { peer: peer.ip(), username: connect.username, password: connect.password };
-        let Some(principal) = (self.authenticate)(&credentials) else {
-            self.stats.denied.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%peer, client = connect.client_id, "MQTT client refused: it is not known");
-            return Err(match connect.password {
-                None => (ReasonCode::NOT_AUTHORIZED, 5),
-                Some(_) => (ReasonCode::BAD_USER_NAME_OR_PASSWORD, 4),
-            });
-        };
-        let id = connect.client_id;
-        let nameless = id.is_empty() && connect.version != Version::V5 && !connect.clean_start;
-        if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
-            return Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2));
-        }
-        Ok(principal)
+        connection.version = version;
+        self.refuse_connect_because(key, error.reason(), 1, error.what());
     }
 
     /// Ties a session to its new connection. Returns the expiry that it has from now on.
-    fn begin_session(&mut self, key: ConnectionKey, session: SessionKey, connect: &Connect<'_>) -> u32 {
+    fn begin_session(
+        &mut self,
+        key: ConnectionKey,
+        session: SessionKey,
+        connect: &Connect<'_>,
+        will: Option<&Will>,
+        principal: &Principal,
+    ) -> u32 {
+        // What the client had subscribed to it may have to give up.
+        self.recheck(session, principal);
         let longest = SESSION_EXPIRY.as_secs() as u32;
         let expiry = match (connect.version, connect.clean_start) {
             (Version::V5, _) => asked_expiry(&connect.properties).unwrap_or_default().min(longest),
@@ -95,29 +123,90 @@ impl Worker {
         };
         let receive_maximum =
             connect.properties.find(|p| if let Property::ReceiveMaximum(n) = p { Some(n) } else { None });
+        let mut ends_durable = false;
+        if expiry == 0 {
+            // What was logged for it in this turn gets its number while the session is durable.
+            self.settle_order(session);
+        }
         if let Some(session) = self.sessions.get_mut(session) {
             let was_durable = session.is_durable();
+            // The client is back before its will was due: it is not published ([MQTT-3.1.3-9]).
+            let cancelled = session.will.take().is_some();
             session.expiry = expiry;
+            let owner = principal.owner();
+            let owned = session.owner.is_some() || owner.is_some();
+            session.owner = owner;
             session.connection = Some(key.place);
             session.left_at = None;
+            session.connected_at = Some(self.engine.now());
+            self.sys.client_came();
             session.send_maximum = receive_maximum.map_or(SEND_MAXIMUM, |n| usize::from(n).min(SEND_MAXIMUM));
             if session.is_durable() {
                 self.turn.builder.state(session.record());
+                if let Some(will) = will {
+                    self.turn.builder.state(will.record(session, principal));
+                } else if cancelled {
+                    self.turn.builder.state(session.gone(WILLS, &[]));
+                }
+                if owned {
+                    self.turn.builder.state(session.owner_record());
+                }
             } else if was_durable {
-                session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
+                ends_durable = true;
             }
+        }
+        if ends_durable {
+            self.forget_records(session);
         }
         expiry
     }
 
     /// Answers CONNECT with an error, in 3.1.1 by its return code, and closes.
-    fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
+    pub(super) fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
+        self.refuse_connect_because(key, reason, code_311, explain(reason));
+    }
+
+    fn refuse_connect_because(
+        &mut self,
+        key: ConnectionKey,
+        reason: ReasonCode,
+        code_311: u8,
+        why: &'static str,
+    ) {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
-        let reason = if connection.version == Version::V5 { reason } else { ReasonCode(code_311) };
-        let packet = ConnAck { session_present: false, reason, properties: Properties::default() };
+        let mut properties = PropertiesBuilder::new();
+        let reason = match (connection.version, reason, &self.offers.server_reference) {
+            (Version::V311, ..) => ReasonCode(code_311),
+            (Version::V5, ReasonCode::SERVER_UNAVAILABLE, Some(reference)) => {
+                properties.push(Property::ServerReference(reference));
+                ReasonCode::USE_ANOTHER_SERVER
+            }
+            (Version::V5, ..) => reason,
+        };
+        if !why.is_empty() {
+            properties.push(Property::ReasonString(why));
+        }
+        let start = connection.out.len();
+        let mut packet = ConnAck { session_present: false, reason, properties: properties.as_properties() };
         packet.encode(connection.version, &mut connection.out);
+        self.sys.traffic.packets_sent += 1;
+        if connection.out.len() - start > connection.packet_maximum {
+            connection.out.truncate(start);
+            packet.properties = Properties::default();
+            packet.encode(connection.version, &mut connection.out);
+            if connection.out.len() - start > connection.packet_maximum {
+                connection.out.truncate(start);
+            }
+        }
         connection.closing = true;
+        self.stats.connack(reason);
         self.touch(key.place);
+    }
+
+    /// Whether someone may have the session of this client id: a session with an owner is that one's alone.
+    fn may_take(&self, client_id: &str, principal: &Principal) -> bool {
+        let known = self.by_client.get(client_id).and_then(|key| self.sessions.get(*key));
+        known.is_none_or(|session| session.owner.is_none() || session.owner == principal.owner())
     }
 
     /// The session of a client, taken over from its last connection; whether it was there before.
@@ -127,8 +216,11 @@ impl Worker {
             known.and_then(|key| self.sessions.get(key)).and_then(|session| session.connection)
         {
             if let Some((_, old)) = self.connections.get_mut(place) {
-                let goodbye = Answer::Close(ReasonCode::SESSION_TAKEN_OVER);
-                encode_answer(&goodbye, old.version, &mut old.out);
+                let taken = ReasonCode::SESSION_TAKEN_OVER;
+                // A packet that the client does not take is left out.
+                if old.greeted && !old.sealed {
+                    old.write_answer(&Answer::Close(taken, explain(taken)));
+                }
                 old.flush();
             }
             self.close(place);
@@ -150,65 +242,91 @@ impl Worker {
         session: SessionKey,
         disconnect: &Disconnect<'_>,
     ) {
-        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
-        if disconnect.reason != ReasonCode::DISCONNECT_WITH_WILL {
-            connection.will = None;
+        let of_server = |p: Property<'_>| matches!(p, Property::ServerReference(_)).then_some(());
+        if !is_sent_by_clients(disconnect.reason) || disconnect.properties.find(of_server).is_some() {
+            let why = "a DISCONNECT that only a server sends";
+            return self.refuse_because(key, ReasonCode::PROTOCOL_ERROR, why);
         }
         let asked = asked_expiry(&disconnect.properties);
-        if let (Some(asked), Some(session)) = (asked, self.sessions.get_mut(session)) {
-            let longest = SESSION_EXPIRY.as_secs() as u32;
-            if session.is_durable() {
-                let gone = if asked == 0 { session.forget() } else { Vec::new() };
-                gone.into_iter().for_each(|record| self.turn.builder.state(record));
-                session.expiry = asked.min(longest);
-                if session.is_durable() {
-                    self.turn.builder.state(session.record());
-                }
-            } else if asked > 0 {
-                return self.refuse(key, ReasonCode::PROTOCOL_ERROR);
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        if !state.is_durable() && asked.is_some_and(|asked| asked > 0) {
+            let why = "a session expiry in DISCONNECT, and none in CONNECT";
+            return self.refuse_because(key, ReasonCode::PROTOCOL_ERROR, why);
+        }
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        // Any other reason leaves the will to be published ([MQTT-3.14.4-3]).
+        let taken_back = disconnect.reason == ReasonCode::SUCCESS && connection.will.take().is_some();
+        if taken_back && state.is_durable() {
+            self.turn.builder.state(state.gone(WILLS, &[]));
+        }
+        if let Some(asked) = asked.filter(|_| state.is_durable()) {
+            let gone = if asked == 0 { state.forget() } else { Vec::new() };
+            gone.into_iter().for_each(|record| self.turn.builder.state(record));
+            state.expiry = asked.min(SESSION_EXPIRY.as_secs() as u32);
+            if state.is_durable() {
+                self.turn.builder.state(state.record());
             }
         }
         self.close(key.place);
     }
 }
 
+/// The reasons that table 3-13 gives to clients.
+fn is_sent_by_clients(reason: ReasonCode) -> bool {
+    matches!(reason.0, 0x00 | 0x04 | 0x80..=0x83 | 0x90 | 0x93..=0x99)
+}
+
 fn asked_expiry(properties: &Properties<'_>) -> Option<u32> {
     properties.find(|p| if let Property::SessionExpiryInterval(s) = p { Some(s) } else { None })
 }
 
-fn connack(connect: &Connect<'_>, present: bool, expiry: u32, assigned: Option<&str>) -> Vec<u8> {
-    let mut properties = PropertiesBuilder::new();
-    if connect.version == Version::V5 {
-        properties.push(Property::ReceiveMaximum(RECEIVE_MAXIMUM));
-        properties.push(Property::MaximumPacketSize(PACKET_BYTES as u32));
-        properties.push(Property::SubscriptionIdentifierAvailable(0));
-        properties.push(Property::SharedSubscriptionAvailable(0));
-        if let Some(assigned) = assigned {
-            properties.push(Property::AssignedClientIdentifier(assigned));
-        }
-        if asked_expiry(&connect.properties).is_some_and(|asked| asked != expiry) {
-            properties.push(Property::SessionExpiryInterval(expiry));
-        }
-    }
-    let packet = ConnAck {
-        session_present: present,
-        reason: ReasonCode::SUCCESS,
-        properties: properties.as_properties(),
-    };
-    let mut bytes = Vec::new();
-    packet.encode(connect.version, &mut bytes);
-    bytes
+/// What a client gets that is let in.
+struct Granted<'a> {
+    present: bool,
+    expiry: u32,
+    assigned: Option<&'a str>,
+    client_id: &'a str,
+    server_keep_alive: Option<u16>,
+    /// The end of its SCRAM exchange.
+    told: Option<&'a [u8]>,
 }
 
-fn will(connect: &Connect<'_>) -> Option<Message> {
-    let will = connect.will.as_ref()?;
-    Some(Message::of(&Publish {
-        dup: false,
-        qos: will.qos,
-        retain: will.retain,
-        topic: will.topic,
-        packet_id: 0,
-        properties: will.properties,
-        payload: will.payload,
-    }))
+impl Granted<'_> {
+    fn connack(&self, connect: &Connect<'_>) -> Vec<u8> {
+        let mut properties = PropertiesBuilder::new();
+        if connect.version == Version::V5 {
+            self.describe(connect, &mut properties);
+        }
+        let packet = ConnAck {
+            session_present: self.present,
+            reason: ReasonCode::SUCCESS,
+            properties: properties.as_properties(),
+        };
+        let mut bytes = Vec::new();
+        packet.encode(connect.version, &mut bytes);
+        bytes
+    }
+
+    fn describe(&self, connect: &Connect<'_>, properties: &mut PropertiesBuilder) {
+        properties.push(Property::ReceiveMaximum(RECEIVE_MAXIMUM));
+        properties.push(Property::MaximumPacketSize(PACKET_BYTES as u32));
+        properties.push(Property::TopicAliasMaximum(TOPIC_ALIAS_MAXIMUM));
+        if let Some(assigned) = self.assigned {
+            properties.push(Property::AssignedClientIdentifier(assigned));
+        }
+        if asked_expiry(&connect.properties).is_some_and(|asked| asked != self.expiry) {
+            properties.push(Property::SessionExpiryInterval(self.expiry));
+        }
+        if let Some(seconds) = self.server_keep_alive {
+            properties.push(Property::ServerKeepAlive(seconds));
+        }
+        let asks = connect.properties.iter().any(|p| p == Property::RequestResponseInformation(1));
+        if asks && !self.client_id.contains(['+', '#']) {
+            properties.push(Property::ResponseInformation(&format!("response/{}/", self.client_id)));
+        }
+        if let Some(told) = self.told {
+            properties.push(Property::AuthenticationMethod(SCRAM));
+            properties.push(Property::AuthenticationData(told));
+        }
+    }
 }

@@ -1,15 +1,20 @@
 //! One socket: bytes in, bytes out. A quiet connection owns no buffer.
 
-use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
-use mio::net::TcpStream;
 use sonde_access::Principal;
 use sonde_proto::mqtt::Version;
 
-use super::message::Message;
+use super::alias::{AliasesIn, AliasesOut};
+use super::authenticate::Waiting;
+use super::pace::Meter;
 use super::router::SessionKey;
+use super::stats::Kind;
+use super::transport::{ReadResult, Transport};
+use super::will::Will;
+use crate::limits::{OUT_BYTES, PACED_READ};
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -25,11 +30,27 @@ pub(super) enum Phase {
     },
 }
 
+/// Why a connection is not read. Meanwhile its silence is ours: keep alive does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parked {
+    /// It is over one of its rates.
+    Rate,
+    /// Its client takes too little of what waits for it.
+    Clogged,
+}
+
 /// A socket and what belongs to it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) socket: TcpStream,
+    pub(super) transport: Transport,
+    /// From where the client connects; behind a proxy the client's address, once the proxy has said it.
     pub(super) peer: SocketAddr,
+    /// Over what it speaks MQTT.
+    pub(super) kind: Kind,
+    /// The place of its listener.
+    pub(super) door: usize,
+    /// The address that it takes a place of.
+    pub(super) counted: Option<IpAddr>,
     pub(super) phase: Phase,
     pub(super) version: Version,
     /// Seconds of silence that end it; 0 is for ever.
@@ -37,75 +58,99 @@ pub(super) struct Connection {
     /// When it was accepted or last heard of, in seconds of the worker's clock.
     pub(super) heard_at: u64,
     /// The will, until a DISCONNECT takes it back.
-    pub(super) will: Option<Message>,
+    pub(super) will: Option<Box<Will>>,
+    /// The topic aliases that the client gave.
+    pub(super) aliases_in: Option<Box<AliasesIn>>,
+    /// Those that it takes.
+    pub(super) aliases_out: Option<Box<AliasesOut>>,
+    /// Whether the client wants Reason Strings with everything (Request Problem Information).
+    pub(super) explains: bool,
+    /// QoS 1 and 2 messages of it whose last answer is not sent; the QoS 2 numbers of its session come on top.
+    pub(super) unanswered: usize,
     /// The largest packet that the client takes.
     pub(super) packet_maximum: usize,
     /// The start of a packet whose end has not come.
     pub(super) partial: Vec<u8>,
     /// What waits to be written.
     pub(super) out: Vec<u8>,
+    /// Bytes of MQTT that were written and not counted yet.
+    pub(super) written: usize,
+    /// Since when the client has taken nothing of what waits for it, in seconds of the worker's clock.
+    pub(super) stuck_since: Option<u64>,
+    /// Its rates, where there are any.
+    pub(super) meter: Option<Box<Meter>>,
     /// Whether the socket may have more to read.
     pub(super) readable: bool,
+    /// Why it is not read for now, although it is readable.
+    pub(super) parked: Option<Parked>,
+    /// Whether `partial` may hold whole packets, which come before anything that is read.
+    pub(super) has_rest: bool,
+    /// Whether the client has closed the connection, and what came before that is not handled yet.
+    pub(super) ended: bool,
     /// Whether its CONNACK is in `out`: nothing may come before it.
     pub(super) greeted: bool,
+    /// What it waits for before its client is recognised.
+    pub(super) waiting: Option<Box<Waiting>>,
+    /// Whether its client was recognised by a SCRAM exchange, and may begin another.
+    pub(super) by_scram: bool,
     /// Whether it is to be closed once `out` is written.
     pub(super) closing: bool,
     /// Whether its last packet is in `out`: nothing may come behind it.
     pub(super) sealed: bool,
 }
 
-/// What a read found.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum ReadResult {
-    /// This many bytes; there may be more.
-    More(usize),
-    /// This many bytes, and no more for now.
-    Drained(usize),
-    /// This many bytes, and the client has closed the connection, or it broke.
-    Closed(usize),
-}
-
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, now: u64) -> Self {
+    pub(super) fn new(transport: Transport, peer: SocketAddr, door: usize, kind: Kind, now: u64) -> Self {
         Self {
-            socket,
+            transport,
             peer,
+            kind,
+            door,
+            counted: None,
             phase: Phase::Opening,
             version: Version::V311,
             keep_alive: 0,
             heard_at: now,
             will: None,
+            aliases_in: None,
+            aliases_out: None,
+            explains: true,
+            unanswered: 0,
             packet_maximum: usize::MAX,
             partial: Vec::new(),
             out: Vec::new(),
+            written: 0,
+            stuck_since: None,
+            meter: None,
             readable: false,
+            parked: None,
+            has_rest: false,
+            ended: false,
             greeted: false,
+            waiting: None,
+            by_scram: false,
             closing: false,
             sealed: false,
         }
     }
 
     /// Reads into the shared buffer, behind the partial packet, which moves to its front.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> ReadResult {
+    pub(super) fn read(&mut self, buffer: &mut [u8], scratch: &mut [u8]) -> ReadResult {
         let kept = self.partial.len();
         if let Some(front) = buffer.get_mut(..kept) {
             front.copy_from_slice(&self.partial);
         }
-        let mut filled = kept;
-        loop {
-            let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) else {
-                return ReadResult::More(filled);
-            };
-            match self.socket.read(room) {
-                // What came before the end still counts: a client may publish and go.
-                Ok(0) => return ReadResult::Closed(filled),
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return ReadResult::Drained(filled);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return ReadResult::Closed(filled),
-            }
+        if std::mem::take(&mut self.has_rest) {
+            return if self.ended { ReadResult::Closed(kept) } else { ReadResult::More(kept) };
+        }
+        // What is paced is read little by little: what would wait here anyway waits with the client.
+        let most = if self.meter.is_some() { kept + PACED_READ } else { buffer.len() };
+        let limit = most.min(buffer.len());
+        let room = buffer.get_mut(kept..limit).unwrap_or_default();
+        match self.transport.read(self.peer, room, scratch) {
+            ReadResult::More(n) => ReadResult::More(kept + n),
+            ReadResult::Drained(n) => ReadResult::Drained(kept + n),
+            ReadResult::Closed(n) => ReadResult::Closed(kept + n),
         }
     }
 
@@ -121,22 +166,36 @@ impl Connection {
 
     /// Writes what waits; `false` where the connection broke.
     pub(super) fn flush(&mut self) -> bool {
-        let mut done = 0;
-        while let Some(rest) = self.out.get(done..).filter(|rest| !rest.is_empty()) {
-            match self.socket.write(rest) {
-                Ok(0) => return false,
-                Ok(n) => done += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        if done == self.out.len() {
-            self.out = Vec::new();
-        } else {
-            self.out.drain(..done);
-        }
-        true
+        let before = self.out.len();
+        let intact = self.transport.flush(&mut self.out);
+        self.written += before - self.out.len();
+        intact
+    }
+
+    /// Bytes that wait to be written.
+    pub(super) fn unwritten(&self) -> usize {
+        self.out.len() + self.transport.unwritten()
+    }
+
+    /// Whether its client takes so little of what waits for it that nothing more is read of it.
+    pub(super) fn is_clogged(&self) -> bool {
+        self.unwritten() > OUT_BYTES
+    }
+
+    /// Stops reading it.
+    pub(super) fn park(&mut self, why: Parked) {
+        (self.readable, self.parked) = (true, Some(why));
+    }
+
+    /// Until when it is over one of its rates.
+    pub(super) fn over_rate(&self, now: Instant) -> Option<Instant> {
+        let wait = self.meter.as_ref()?.wait(now);
+        (!wait.is_zero()).then(|| now + wait)
+    }
+
+    /// Whether nothing more is to be read before its client is recognised.
+    pub(super) fn pauses(&self) -> bool {
+        self.waiting.as_deref().is_some_and(Waiting::is_answer)
     }
 
     /// The session's place, once the client was let in.

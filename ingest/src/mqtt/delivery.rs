@@ -6,43 +6,79 @@
 
 use std::sync::atomic::Ordering;
 
-use sonde_engine::SeqNo;
-use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode};
+use sonde_engine::{SeqNo, Timestamp};
+use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version};
 
+use super::alias::Written;
 use super::connection::Connection;
+use super::exchange::{InFlight, Next};
 use super::offline::Dropped;
-use super::packets::encode_answer;
 use super::router::SessionKey;
-use super::session::{Delivery, InFlight, Stored};
+use super::session::{Delivery, Stored};
 use super::subscribe::SEQ_PROPERTY;
 use super::turn::Answer;
 use super::worker::Worker;
 use crate::limits::{LIVE_MESSAGES, OUT_BYTES};
 
+/// What all the PUBLISHes to a session in a turn are written with.
+#[derive(Debug)]
+pub(super) struct Pen {
+    /// The time, for what remains of their expiry.
+    pub(super) now: Timestamp,
+    /// Whether the client is told the sequence numbers.
+    pub(super) tells_seq: bool,
+    /// Reused for the properties of each that differ from its message's.
+    pub(super) properties: PropertiesBuilder,
+}
+
+/// Deliveries that ended without having been sent.
+#[derive(Debug, Default)]
+struct Unsent {
+    /// The packet ids of those that are too large.
+    too_large: Vec<u16>,
+    /// What kept those that expired.
+    expired: Vec<Stored>,
+}
+
 impl Worker {
     /// Sends again, in their first order, what was in flight when the last connection of the session ended.
     pub(super) fn resend(&mut self, key: SessionKey) {
+        if let Err(error) = self.read_resumed(key) {
+            tracing::error!(%error, "cannot read from the log what an MQTT client has not taken");
+            return self.send_away(key);
+        }
+        let mut pen = self.take_pen(key);
         let Some(session) = self.sessions.get(key) else { return };
         let place = session.connection.and_then(|place| self.connections.get_mut(place));
         let Some((_, connection)) = place else { return };
         let mut in_flight: Vec<_> = session.in_flight.iter().collect();
-        in_flight.sort_unstable_by_key(|(_, in_flight)| in_flight.number());
+        in_flight.sort_unstable_by_key(|(_, in_flight)| in_flight.place());
         let mut unsendable = Vec::new();
         for (packet_id, in_flight) in in_flight {
             match in_flight {
+                // It is sent when the record of its packet id is durable.
+                InFlight::Starting(_) | InFlight::Unread { .. } => {}
                 InFlight::Sent(delivery) => {
-                    if !write_publish(connection, *packet_id, delivery, true, session.tells_seq) {
+                    if write_publish(connection, *packet_id, delivery, true, &mut pen) {
+                        self.sys.traffic.packets_sent += 1;
+                        self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
+                    } else {
                         unsendable.push(*packet_id);
                     }
                 }
-                InFlight::Released(..) => encode_answer(
-                    &Answer::PubRel(*packet_id, ReasonCode::SUCCESS),
-                    connection.version,
-                    &mut connection.out,
-                ),
+                // Four bytes: a client that took a PUBLISH takes them.
+                InFlight::Released(_) => {
+                    connection.write_answer(&Answer::PubRel(*packet_id, ReasonCode::SUCCESS));
+                }
             }
         }
+        self.properties = pen.properties;
         unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
+    }
+
+    fn take_pen(&mut self, key: SessionKey) -> Pen {
+        let tells_seq = self.sessions.get(key).is_some_and(|session| session.tells_seq);
+        Pen { now: self.clock, tells_seq, properties: std::mem::take(&mut self.properties) }
     }
 
     /// Hands a delivery whose turn is durable to its session.
@@ -72,47 +108,101 @@ impl Worker {
 
     /// Writes what waits for a session and may be sent.
     pub(super) fn pump(&mut self, key: SessionKey) {
-        self.fetch(key);
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(place) = session.connection else { return };
-        let Some((_, connection)) = self.connections.get_mut(place) else { return };
-        if !connection.greeted {
-            return;
+        loop {
+            self.fetch(key);
+            let mut pen = self.take_pen(key);
+            let unsent = self.pump_with(key, &mut pen);
+            self.properties = pen.properties;
+            if unsent.too_large.is_empty() && unsent.expired.is_empty() {
+                return;
+            }
+            // Places in flight became free, or there is more in the log.
+            unsent.too_large.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
+            unsent.expired.into_iter().for_each(|stored| self.done_with(key, stored));
         }
-        let mut unsendable = Vec::new();
-        while let Some((packet_id, delivery)) = session.next_to_send() {
+    }
+
+    fn pump_with(&mut self, key: SessionKey, pen: &mut Pen) -> Unsent {
+        let mut unsent = Unsent::default();
+        let Some(session) = self.sessions.get_mut(key) else { return unsent };
+        let Some(place) = session.connection else { return unsent };
+        let Some((_, connection)) = self.connections.get_mut(place) else { return unsent };
+        if !connection.greeted {
+            return unsent;
+        }
+        while let Some(next) = session.next_to_send(pen.now, connection.out.len() <= OUT_BYTES) {
+            let (packet_id, delivery) = match next {
+                Next::Send(packet_id, delivery) => (packet_id, delivery),
+                Next::Record(packet_id, record) => {
+                    self.turn.builder.state(record);
+                    self.turn.starts.push((key, packet_id));
+                    continue;
+                }
+                Next::Expired(delivery) => {
+                    self.stats.expired.fetch_add(1, Ordering::Relaxed);
+                    unsent.expired.push(delivery.stored);
+                    continue;
+                }
+            };
             if delivery.qos == QoS::AtMostOnce && connection.out.len() > OUT_BYTES {
                 // A connection that broke is closed by the write that follows.
+                let unwritten = connection.out.len();
                 connection.flush();
+                self.sys.traffic.bytes_sent += (unwritten - connection.out.len()) as u64;
                 if connection.out.len() > OUT_BYTES {
                     self.stats.dropped.fetch_add(1, Ordering::Relaxed);
                     session.count_dropped(Dropped::Slow, 1);
                     continue;
                 }
             }
-            if write_publish(connection, packet_id, &delivery, false, session.tells_seq) {
+            if write_publish(connection, packet_id, &delivery, false, pen) {
                 self.stats.sent.fetch_add(1, Ordering::Relaxed);
+                self.sys.traffic.packets_sent += 1;
+                self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
             } else if packet_id == 0 {
                 self.stats.dropped.fetch_add(1, Ordering::Relaxed);
                 session.count_dropped(Dropped::TooLarge, 1);
             } else {
-                unsendable.push(packet_id);
+                unsent.too_large.push(packet_id);
             }
         }
         self.dirty.push(place);
-        if !unsendable.is_empty() {
-            unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
-            // Places in flight became free.
+        unsent
+    }
+
+    /// The packet id of a QoS 2 delivery is recorded: it is sent, or, where its client is not there, with the next
+    /// connection.
+    pub(super) fn start(&mut self, key: SessionKey, packet_id: u16) {
+        let mut pen = self.take_pen(key);
+        let fits = self.start_with(key, packet_id, &mut pen);
+        self.properties = pen.properties;
+        if !fits {
+            self.give_up(key, packet_id);
             self.pump(key);
         }
+    }
+
+    fn start_with(&mut self, key: SessionKey, packet_id: u16, pen: &mut Pen) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return true };
+        let place = session.connection;
+        let Some(delivery) = session.started(packet_id) else { return true };
+        let Some(place) = place else { return true };
+        let found = self.connections.get_mut(place).filter(|(_, connection)| connection.greeted);
+        let Some((_, connection)) = found else { return true };
+        let fits = write_publish(connection, packet_id, delivery, false, pen);
+        if fits {
+            self.stats.sent.fetch_add(1, Ordering::Relaxed);
+        }
+        self.dirty.push(place);
+        fits
     }
 
     /// Ends a delivery that is larger than its client takes, as if it had been acknowledged (MQTT 5, 3.1.2.11.4).
     fn give_up(&mut self, key: SessionKey, packet_id: u16) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(stored) = session.give_up(packet_id) else { return };
+        let done = session.give_up(packet_id);
         self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        self.done_with(key, stored);
+        done.into_iter().for_each(|done| self.finish(key, done));
     }
 }
 
@@ -122,27 +212,61 @@ fn write_publish(
     packet_id: u16,
     delivery: &Delivery,
     dup: bool,
-    tells_seq: bool,
+    pen: &mut Pen,
+) -> bool {
+    let topic = &delivery.message.topic;
+    let written = connection.aliases_out.as_ref().map_or(Written::Plain, |aliases| aliases.write(topic));
+    if append_publish(connection, packet_id, delivery, dup, written, pen) {
+        if let (Written::Introduced(alias), Some(aliases)) = (written, &mut connection.aliases_out) {
+            aliases.introduce(topic, alias);
+        }
+        return true;
+    }
+    // It may be too large for its new alias.
+    matches!(written, Written::Introduced(_))
+        && append_publish(connection, packet_id, delivery, dup, Written::Plain, pen)
+}
+
+fn append_publish(
+    connection: &mut Connection,
+    packet_id: u16,
+    delivery: &Delivery,
+    dup: bool,
+    written: Written,
+    pen: &mut Pen,
 ) -> bool {
     let message = &delivery.message;
-    let numbered = (tells_seq && delivery.seq > SeqNo(0)).then(|| {
-        let mut properties = PropertiesBuilder::new();
-        for property in Properties::from_encoded(&message.properties).iter() {
-            properties.push(property);
-        }
-        properties.push(Property::UserProperty(SEQ_PROPERTY, &delivery.seq.0.to_string()));
-        properties
-    });
-    let properties = match &numbered {
-        Some(properties) => properties.as_properties(),
-        None => Properties::from_encoded(&message.properties),
-    };
     let start = connection.out.len();
+    let alias = match written {
+        Written::Plain => None,
+        Written::Introduced(alias) | Written::Aliased(alias) => Some(alias),
+    };
+    let remaining = message.remaining(pen.now).filter(|_| connection.version == Version::V5);
+    let identifiers = delivery.via.identifiers.as_deref().filter(|_| connection.version == Version::V5);
+    let mut properties = Properties::from_encoded(&message.properties);
+    let numbered = pen.tells_seq && delivery.seq > SeqNo(0) && connection.version == Version::V5;
+    if alias.is_some() || remaining.is_some() || identifiers.is_some() || numbered {
+        pen.properties.clear();
+        if let Some(seconds) = remaining {
+            pen.properties.push(Property::MessageExpiryInterval(seconds));
+        }
+        if let Some(alias) = alias {
+            pen.properties.push(Property::TopicAlias(alias));
+        }
+        for identifier in identifiers.into_iter().flatten() {
+            pen.properties.push(Property::SubscriptionIdentifier(*identifier));
+        }
+        pen.properties.extend(properties);
+        if numbered {
+            pen.properties.push(Property::UserProperty(SEQ_PROPERTY, &delivery.seq.0.to_string()));
+        }
+        properties = pen.properties.as_properties();
+    }
     let publish = Publish {
         dup: dup && delivery.qos != QoS::AtMostOnce,
         qos: delivery.qos,
         retain: delivery.retain,
-        topic: &message.topic,
+        topic: if matches!(written, Written::Aliased(_)) { "" } else { &message.topic },
         packet_id,
         properties,
         payload: &message.payload,

@@ -1,77 +1,41 @@
-//! The handle of a running listener, and how it is started.
+//! The handle of the running listeners, and how they are started.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use futures::channel::oneshot;
-use mio::net::TcpListener;
-use mio::{Interest as Readiness, Poll};
+use mio::Poll;
 use parking_lot::Mutex;
 use sonde_engine::Engine;
-use sonde_query::system::{BatchBuilder, Kind};
 
+use super::accept::{Doors, INBOX};
 use super::message::Message;
-use super::offline::Dropped;
-use super::worker::{INBOX, LISTENER, Shared, Worker};
-use super::{Command, Inbox, MqttOptions};
+use super::tables;
+use super::worker::{Shared, Worker};
+use super::{Command, Inbox, ListenAddress, MqttOptions, MqttStats};
 use crate::topics::Topics;
-
-/// The columns of `system.sessions`.
-const COLUMNS: &[(&str, Kind)] = &[
-    ("client", Kind::Text),
-    ("state", Kind::Text),
-    ("principal", Kind::Text),
-    ("peer", Kind::Text),
-    ("expiry_seconds", Kind::UInt),
-    ("subscriptions", Kind::UInt),
-    ("in_flight", Kind::UInt),
-    ("queued", Kind::UInt),
-    ("queued_bytes", Kind::UInt),
-    ("dropped", Kind::UInt),
-    ("dropped_why", Kind::Text),
-];
 
 /// How long a question to the event loop may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Counters of the listener.
-#[derive(Debug, Default)]
-pub struct MqttStats {
-    /// Messages received.
-    pub received: AtomicU64,
-    /// Messages sent to subscribers.
-    pub sent: AtomicU64,
-    /// Messages that a full queue or a slow reader cost.
-    pub dropped: AtomicU64,
-    /// Connections that are open.
-    pub connections: AtomicU64,
-    /// Connections that were closed for a malformed packet or a broken rule.
-    pub protocol_errors: AtomicU64,
-    /// Publishes and subscriptions that were not allowed.
-    pub denied: AtomicU64,
-}
-
-/// A running listener.
+/// The running listeners.
 #[derive(Debug)]
 pub struct Mqtt {
-    address: SocketAddr,
+    addresses: Vec<(String, ListenAddress)>,
     inbox: Arc<Inbox>,
     stats: Arc<MqttStats>,
     topics: Arc<Topics>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Starts the listener: sessions are recovered and routable before the first client is let in.
+/// Starts the listeners: sessions are recovered and routable before the first client is let in.
 pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::Result<Mqtt> {
     let poll = Poll::new()?;
-    let mut listener = TcpListener::bind(options.listen)?;
-    let address = listener.local_addr()?;
-    poll.registry().register(&mut listener, LISTENER, Readiness::READABLE)?;
+    let doors = Doors::open(&options, poll.registry())?;
+    let addresses = doors.addresses();
     let waker = mio::Waker::new(poll.registry(), INBOX)?;
     let inbox = Arc::new(Inbox { commands: Mutex::new(Vec::new()), waker });
     let stats = Arc::new(MqttStats::default());
@@ -79,25 +43,30 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
     let (engine, loop_inbox, loop_stats, loop_topics) =
         (engine.clone(), Arc::clone(&inbox), Arc::clone(&stats), Arc::clone(&topics));
     let thread = std::thread::Builder::new().name("sonde-mqtt".into()).spawn(move || {
-        let (queue_limits, raw_retention) = (options.queue, options.raw_retention);
         let shared = Shared {
             inbox: loop_inbox,
             stats: loop_stats,
             topics: loop_topics,
             dead_letters,
-            queue_limits,
-            raw_retention,
+            queue_limits: options.queue,
+            raw_retention: options.raw_retention,
+            offers: options.offers,
         };
-        Worker::new(engine, poll, listener, options.authenticate, shared).run();
+        Worker::new(engine, poll, doors, options.authenticate, shared).run();
     })?;
-    Ok(Mqtt { address, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
+    Ok(Mqtt { addresses, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
 }
 
 impl Mqtt {
-    /// Where it listens.
+    /// The names of those that are open, and where they listen.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn addresses(&self) -> &[(String, ListenAddress)] {
+        &self.addresses
+    }
+
+    /// Reads the files of the certificate again, whether or not they have changed.
+    pub fn reload_certificates(&self) {
+        self.inbox.send(Command::ReloadCertificates);
     }
 
     /// How the event loop is asked.
@@ -135,27 +104,21 @@ impl Mqtt {
 
     /// `system.sessions`.
     pub fn sessions(&self) -> sonde_query::Result<RecordBatch> {
+        tables::sessions(self.ask(Command::List)?)
+    }
+
+    /// `system.subscriptions`.
+    pub fn subscriptions(&self) -> sonde_query::Result<RecordBatch> {
+        tables::subscriptions(self.ask(Command::Subscriptions)?)
+    }
+
+    /// Asks the event loop.
+    fn ask<T>(&self, question: impl FnOnce(std::sync::mpsc::Sender<T>) -> Command) -> sonde_query::Result<T> {
         let (reply, answer) = std::sync::mpsc::channel();
-        self.inbox.send(Command::List(reply));
-        let sessions = answer
+        self.inbox.send(question(reply));
+        answer
             .recv_timeout(PATIENCE)
-            .map_err(|_| sonde_query::Error::Internal("the MQTT listener does not answer".into()))?;
-        let mut rows = BatchBuilder::new(COLUMNS);
-        for session in sessions {
-            rows.text(Some(&session.client));
-            rows.text(Some(session.state));
-            rows.text(session.principal.as_deref());
-            rows.text(session.peer.map(|peer| peer.to_string()).as_deref());
-            rows.uint(session.expiry.into());
-            rows.uint(session.subscriptions as u64);
-            rows.uint(session.in_flight as u64);
-            rows.uint(session.queued);
-            rows.uint(session.queued_bytes);
-            rows.uint(session.dropped.iter().sum());
-            rows.text(Dropped::describe(&session.dropped).as_deref());
-            rows.end_row();
-        }
-        rows.finish()
+            .map_err(|_| sonde_query::Error::Internal("the MQTT listener does not answer".into()))
     }
 
     /// Closes every connection and ends the loop.

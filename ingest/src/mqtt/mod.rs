@@ -1,71 +1,79 @@
-//! The MQTT listener: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
+//! The MQTT listeners: one event loop that reads much, commits in batches, and acknowledges when the commit is durable.
 //!
 //! # Invariants
 //! - PUBACK, PUBREC, PUBCOMP, SUBACK and UNSUBACK of a durable session leave after the commit that holds what they stand for.
 //! - Acknowledgements of a connection leave in the order of its packets; the read loop never waits for a commit.
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
+mod accept;
+mod alias;
+mod authenticate;
 mod backlog;
 mod connect;
 mod connection;
 mod delivery;
+mod exchange;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod exchange_model;
+mod guard;
 mod listener;
 mod message;
 mod offline;
+mod options;
+mod pace;
 mod packets;
 mod publish;
 mod replay;
+mod resolved;
 mod retained;
 mod router;
 mod session;
+mod shared;
+mod sharing;
+mod stats;
 mod subscribe;
+mod sys;
+mod tables;
 mod tail;
+mod transport;
+mod trie;
 mod turn;
+mod via;
+mod will;
 mod worker;
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use sonde_access::Principal;
 
-pub use listener::{Mqtt, MqttStats, start};
+use tables::{SessionInfo, SubscriptionInfo};
+
+pub use authenticate::{Authenticate, ClientCertificate, Credentials, Ended, Later, Refusal};
+pub use listener::{Mqtt, start};
 pub use message::Message;
 pub use offline::{Overflow, QueueLimits};
+pub use options::{
+    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
+};
+pub use stats::MqttStats;
 pub use tail::{Tail, TailError, TailEvent, TailMessage};
 
-/// Who a client is, from what it sent; `None` where it may not come in.
-pub type Authenticate = Arc<dyn Fn(&Credentials<'_>) -> Option<Arc<Principal>> + Send + Sync>;
-
-/// What a client sent to be recognised.
-#[derive(Clone, Copy, Debug)]
-pub struct Credentials<'a> {
-    /// From where it connects.
-    pub peer: IpAddr,
-    /// Its user name.
-    pub username: Option<&'a str>,
-    /// Its password or token.
-    pub password: Option<&'a [u8]>,
+/// What a 5.0 client is told that it did not ask for.
+#[derive(Clone, Debug)]
+pub struct Offers {
+    /// Seconds of the longest keep alive; a client that asks for more, or for none, gets this as Server Keep Alive.
+    /// [`KEEP_ALIVE_MAXIMUM`](crate::limits::KEEP_ALIVE_MAXIMUM) leaves clients their own.
+    pub keep_alive_maximum: u16,
+    /// Where clients are sent, as Server Reference, while this server stops or cannot store.
+    pub server_reference: Option<Arc<str>>,
 }
 
-/// How the listener is started.
-#[derive(Clone)]
-pub struct MqttOptions {
-    /// Where it listens; port 0 is any free one.
-    pub listen: SocketAddr,
-    /// Who may come in.
-    pub authenticate: Authenticate,
-    /// How much waits for a session.
-    pub queue: QueueLimits,
-    /// How long messages that no source but `default` takes stay in the log for replays; zero is not at all.
-    pub raw_retention: Duration,
-}
-
-impl std::fmt::Debug for MqttOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MqttOptions({})", self.listen)
+impl Default for Offers {
+    fn default() -> Self {
+        Self { keep_alive_maximum: crate::limits::KEEP_ALIVE_MAXIMUM, server_reference: None }
     }
 }
 
@@ -76,29 +84,27 @@ pub(crate) enum Command {
     Publish(Vec<Message>, oneshot::Sender<sonde_engine::Result<()>>),
     /// End a session and its connection; answered with whether there was one.
     Kill(String, std::sync::mpsc::Sender<bool>),
+    /// Who the client of a connection is.
+    Recognised {
+        /// The connection's place.
+        place: usize,
+        /// Which of those that had the place.
+        generation: u64,
+        /// Who it is, or why it may not come in.
+        answer: Result<Arc<Principal>, Refusal>,
+    },
     /// What the sessions are.
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// Begin a tail.
     Tail(tail::Begin),
     /// End it.
     EndTail(router::SessionKey),
+    /// What they have subscribed to.
+    Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
+    /// Read the certificate's files again.
+    ReloadCertificates,
     /// Stop: close every connection.
     Stop,
-}
-
-/// What `system.sessions` says of a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SessionInfo {
-    pub(crate) client: String,
-    pub(crate) state: &'static str,
-    pub(crate) principal: Option<String>,
-    pub(crate) peer: Option<SocketAddr>,
-    pub(crate) expiry: u32,
-    pub(crate) subscriptions: usize,
-    pub(crate) in_flight: usize,
-    pub(crate) queued: u64,
-    pub(crate) queued_bytes: u64,
-    pub(crate) dropped: [u64; offline::Dropped::ALL.len()],
 }
 
 /// The event loop's inbox.

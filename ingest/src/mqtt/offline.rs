@@ -7,54 +7,62 @@
 //! - What cannot be kept, or is gone from the log, is counted with its reason.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sonde_access::{Action, Principal, allows};
 use sonde_engine::{Engine, LOG_CURSORS, MessageRef, SeqNo, SeqRange, State};
 use sonde_proto::mqtt::ReasonCode;
 
-use super::backlog::{BASE_AT, Block, Manner};
+use super::backlog::{BASE_AT, Block, Manner, Waiting};
+use super::connection::Phase;
+use super::exchange::{Done, InFlight};
 use super::message::Message;
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored};
+use super::sharing::Outgoing;
 use super::turn::{ConnectionKey, Undo};
+use super::via::Via;
 use super::worker::Worker;
 use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, QUEUED_BYTES, QUEUED_BYTES_OF_ALL, QUEUED_MESSAGES};
 
 /// The sessions' cursor in the log.
 const CURSOR: &[u8] = b"mqtt sessions";
 
-/// Why a client does not get a message.
+/// Why a message did not get to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dropped {
-    /// As much waits for it as may.
-    Full,
-    /// QoS 0, and the connection does not keep up.
-    Slow,
+pub(super) enum Dropped {
+    /// Too much waited for the session.
+    QueueFull,
     /// It is larger than the client takes.
     TooLarge,
+    /// QoS 0, and the client did not read.
+    Slow,
     /// The log's budget ended before the client came for it.
     Gone,
 }
 
-impl Dropped {
-    /// All reasons, in the order of their counters.
-    pub(crate) const ALL: [Self; 4] = [Self::Full, Self::Slow, Self::TooLarge, Self::Gone];
+/// Messages that a session did not get, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Drops {
+    pub(crate) queue_full: u64,
+    pub(crate) too_large: u64,
+    pub(crate) slow: u64,
+    pub(crate) gone: u64,
+}
 
-    /// The reason as `system.sessions` and the log say it.
-    pub(crate) fn text(self) -> &'static str {
-        match self {
-            Self::Full => "queue full",
-            Self::Slow => "slow reader",
-            Self::TooLarge => "too large for the client",
-            Self::Gone => "gone from the log",
-        }
+impl Drops {
+    pub(super) fn count(&mut self, why: Dropped, count: u64) {
+        *match why {
+            Dropped::QueueFull => &mut self.queue_full,
+            Dropped::TooLarge => &mut self.too_large,
+            Dropped::Slow => &mut self.slow,
+            Dropped::Gone => &mut self.gone,
+        } += count;
     }
 
-    /// The counters as text; none where all are 0.
-    pub(crate) fn describe(counters: &[u64; Self::ALL.len()]) -> Option<String> {
-        let counted = Self::ALL.iter().zip(counters).filter(|(_, count)| **count > 0);
-        let parts: Vec<String> = counted.map(|(why, count)| format!("{}: {count}", why.text())).collect();
-        (!parts.is_empty()).then(|| parts.join(", "))
+    pub(crate) fn total(&self) -> u64 {
+        self.queue_full + self.too_large + self.slow + self.gone
     }
 }
 
@@ -96,27 +104,39 @@ pub(super) fn log_cursor(engine: &Engine) -> Option<SeqNo> {
 impl Session {
     /// Messages that wait and are not in flight.
     pub(super) fn waiting(&self) -> u64 {
-        let is_in_log = |stored: Stored| matches!(stored, Stored::Log(_));
-        let sent = self.in_flight.values().filter(|in_flight| is_in_log(in_flight.stored())).count() as u64;
-        let beside = self.queue.iter().filter(|delivery| !is_in_log(delivery.stored)).count() as u64;
-        self.backlog.count().saturating_sub(sent) + beside
+        let is_in_log = |in_flight: &&InFlight| matches!(in_flight.stored(), Some(Stored::Log(_)));
+        let sent = self.in_flight.values().filter(is_in_log).count() as u64;
+        self.backlog.count().saturating_sub(sent) + self.beside().0
     }
 
-    /// Their bytes, and those in flight.
+    /// Their bytes, and those in flight from the log.
     pub(super) fn waiting_bytes(&self) -> u64 {
-        let beside = self.queue.iter().filter(|delivery| !matches!(delivery.stored, Stored::Log(_)));
-        self.backlog.bytes() + beside.map(|delivery| delivery.message.bytes() as u64).sum::<u64>()
+        self.backlog.bytes() + self.beside().1
     }
 
     /// Whether a message of this size is one too many.
-    fn is_full(&self, bytes: u64, limits: &QueueLimits) -> bool {
-        let waiting = self.backlog.count().saturating_sub(self.in_flight.len() as u64);
-        waiting >= limits.messages as u64 || self.backlog.bytes() + bytes > limits.bytes as u64
+    pub(super) fn is_full(&self, bytes: u64, limits: &QueueLimits) -> bool {
+        let (beside, beside_bytes) = self.beside();
+        // At most the Receive Maximum of the client too few, where copies are in flight.
+        let waiting = self.backlog.count().saturating_sub(self.in_flight.len() as u64) + beside;
+        waiting >= limits.messages as u64 || self.backlog.bytes() + beside_bytes + bytes > limits.bytes as u64
     }
 
     /// Whether a message of the log is the next one that was not handed out.
     pub(super) fn is_next(&self, seq: SeqNo) -> bool {
         self.backlog.next_unfetched() == Some(seq)
+    }
+
+    /// Whether what is in the queue came behind what still waits in the log.
+    fn is_overtaking(&self) -> bool {
+        let first = self.queue.front().map(|delivery| delivery.number);
+        first.zip(self.backlog.next_block()).is_some_and(|(first, block)| first > block)
+    }
+
+    /// Puts a message of the log into the queue: before what came behind it, which waited as a copy.
+    fn hand_out(&mut self, delivery: Delivery) {
+        let at = self.queue.partition_point(|other| other.number <= delivery.number);
+        self.queue.insert(at, delivery);
     }
 
     /// The connection ended: what is in the log waits there, and QoS 0 messages do not wait.
@@ -126,8 +146,7 @@ impl Session {
             Stored::Nowhere | Stored::Copy(_) => None,
         });
         first.into_iter().for_each(|seq| self.backlog.unfetch_from(seq));
-        self.queue.retain(|delivery| matches!(delivery.stored, Stored::Copy(_)));
-        self.queue_bytes = self.queue.iter().map(|delivery| delivery.message.bytes()).sum();
+        self.take_where(|delivery| !matches!(delivery.stored, Stored::Copy(_)));
     }
 }
 
@@ -137,36 +156,45 @@ impl Worker {
     pub(super) fn keep_for(
         &mut self,
         key: SessionKey,
-        message: &Message,
+        out: &mut Outgoing<'_>,
         manner: Manner,
-        logged: &mut Option<u32>,
     ) -> Option<u32> {
-        let bytes = message.bytes() as u64;
+        let bytes = out.message.bytes() as u64;
         if !self.make_room(key, bytes) {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.sessions.get_mut(key)?.count_dropped(Dropped::Full, 1);
+            self.sessions.get_mut(key)?.count_dropped(Dropped::QueueFull, 1);
             return None;
         }
-        let number = match logged {
-            Some(number) => *number,
-            None => *logged.insert(self.log_message(message)?),
-        };
+        let number = self.log_outgoing(out)?;
         self.sessions.get_mut(key)?.backlog.note(number, manner, bytes);
         self.queued_bytes += bytes;
         self.note_backlog(key);
         Some(number)
     }
 
+    /// Keeps a copy of a delivery, unless there is no room for it: whether it is kept.
+    pub(super) fn keep_copy(&mut self, key: SessionKey, delivery: &Delivery) -> bool {
+        if !self.make_room(key, delivery.message.bytes() as u64) {
+            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+            self.sessions.get_mut(key).into_iter().for_each(|s| s.count_dropped(Dropped::QueueFull, 1));
+            return false;
+        }
+        let record = self.sessions.get(key).map(|session| session.queue_record(delivery));
+        record.into_iter().for_each(|record| self.turn.builder.state(record));
+        true
+    }
+
     /// Logs the current message of the turn; where the batch is full, with the next one.
     pub(super) fn log_message(&mut self, message: &Message) -> Option<u32> {
+        let properties = message.properties_to_keep();
         for _ in 0..2 {
             let raw = MessageRef {
                 seq: SeqNo(0),
-                received: self.engine.now(),
+                received: message.arrival,
                 qos: message.qos as u8,
                 retain: message.retain,
                 topic: &message.topic,
-                properties: &message.properties,
+                properties: &properties,
                 payload: &message.payload,
             };
             if let Ok(number) = self.turn.builder.message(&raw) {
@@ -182,6 +210,11 @@ impl Worker {
     fn make_room(&mut self, key: SessionKey, bytes: u64) -> bool {
         let limits = self.queue_limits;
         let of_all = self.queued_bytes + bytes > QUEUED_BYTES_OF_ALL;
+        let Some(session) = self.sessions.get(key) else { return false };
+        if !of_all && !session.is_full(bytes, &limits) {
+            return true;
+        }
+        self.drop_expired(key);
         let Some(session) = self.sessions.get(key) else { return false };
         if !of_all && !session.is_full(bytes, &limits) {
             return true;
@@ -208,17 +241,27 @@ impl Worker {
         }
     }
 
+    /// Drops what has expired of what is in memory.
+    fn drop_expired(&mut self, key: SessionKey) {
+        let clock = self.clock;
+        let expired = self.sessions.get_mut(key).map(|session| session.take_expired(clock));
+        for delivery in expired.into_iter().flatten() {
+            self.stats.expired.fetch_add(1, Ordering::Relaxed);
+            self.done_with(key, delivery.stored);
+        }
+    }
+
     /// Drops the oldest message that waits and is not in flight; `false` where there is none.
     fn drop_oldest(&mut self, key: SessionKey) -> bool {
         let Some(session) = self.sessions.get_mut(key) else { return false };
-        let stored = match session.pop() {
+        let stored = match session.take_first() {
             Some(delivery) => delivery.stored,
             None => match session.backlog.next_unfetched() {
                 Some(seq) => Stored::Log(seq),
                 None => return false,
             },
         };
-        session.count_dropped(Dropped::Full, 1);
+        session.count_dropped(Dropped::QueueFull, 1);
         self.stats.dropped.fetch_add(1, Ordering::Relaxed);
         self.done_with(key, stored);
         true
@@ -231,7 +274,7 @@ impl Worker {
             Stored::Nowhere => {}
             Stored::Copy(number) => {
                 let record = session.dequeue_record(number);
-                self.dequeue(record);
+                self.turn.settle(record);
             }
             Stored::Log(seq) => {
                 let before = session.backlog.bytes();
@@ -290,6 +333,19 @@ impl Worker {
         self.log_cursor = log_cursor(&self.engine);
     }
 
+    /// Removes the records of a session that is kept no longer than its connection from now on.
+    pub(super) fn forget_records(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let mut records = session.forget();
+        let coming = self.committing.iter().flat_map(|turn| &turn.blocks).filter(|(of, _)| *of == key);
+        records.extend(coming.map(|(_, block)| session.backlog_record(block.number, None)));
+        records.extend(self.outstanding(key).filter_map(|delivery| match delivery.stored {
+            Stored::Copy(number) => Some(session.dequeue_record(number)),
+            Stored::Nowhere | Stored::Log(_) => None,
+        }));
+        records.into_iter().for_each(|record| self.turn.builder.state(record));
+    }
+
     /// Takes out what turns bring for a session that ends. Returns the numbers of the records.
     pub(super) fn withdraw_backlog(&mut self, key: SessionKey) -> Vec<u64> {
         self.turn.noted.retain(|noted| *noted != key);
@@ -327,16 +383,15 @@ impl Worker {
     /// Reads what waits for a session in the log, where little of it is in memory.
     pub(super) fn fetch(&mut self, key: SessionKey) {
         loop {
-            let Some(session) = self.sessions.get(key).filter(|session| session.connection.is_some()) else {
-                return;
-            };
+            let Some(session) = self.sessions.get(key) else { return };
             let has_some = session.queue.len() as u64 >= FETCH_MESSAGES / 2;
-            if has_some || !session.backlog.has_unfetched() {
+            if !session.backlog.has_unfetched() || (has_some && !session.is_overtaking()) {
                 return;
             }
             let wanted = session.backlog.unfetched(FETCH_MESSAGES);
-            match self.read_backlog(key, &wanted) {
-                // All of it was gone: there may be more.
+            let Some(principal) = self.reader(key) else { return };
+            match self.read_backlog(key, &principal, &wanted) {
+                // All of it was gone, or may not be read: there may be more.
                 Ok(0) => {}
                 Ok(_) => return,
                 Err(error) => {
@@ -351,41 +406,109 @@ impl Worker {
     fn read_backlog(
         &mut self,
         key: SessionKey,
-        wanted: &[(SeqRange, Manner)],
+        principal: &Principal,
+        wanted: &[Waiting],
     ) -> sonde_engine::Result<usize> {
-        let ranges: Vec<SeqRange> = wanted.iter().map(|(range, _)| *range).collect();
-        let mut found: Vec<(SeqNo, Message)> = Vec::new();
+        let ranges: Vec<SeqRange> = wanted.iter().map(|waiting| waiting.range).collect();
+        let (found, position) = self.read_ranges(&ranges)?;
+        let mut found = found.into_iter().peekable();
+        let (mut gone, mut denied) = (Vec::new(), Vec::new());
+        let mut count = 0;
+        for Waiting { range, manner, block } in wanted {
+            for seq in (range.first.0..=range.last.0.min(position.0)).map(SeqNo) {
+                let Some((_, message)) = found.next_if(|(known, _)| *known == seq) else {
+                    gone.push(seq);
+                    continue;
+                };
+                if !allows(principal, Action::Subscribe(&message.topic)) {
+                    denied.push(seq);
+                    continue;
+                }
+                count += 1;
+                if let Some(session) = self.sessions.get_mut(key) {
+                    let (Manner { qos, retain }, stored) = (*manner, Stored::Log(seq));
+                    let via = Via::default();
+                    session.hand_out(Delivery { number: *block, stored, seq, message, qos, retain, via });
+                }
+            }
+        }
+        self.lose(key, &gone);
+        if !denied.is_empty() {
+            self.stats.denied.fetch_add(denied.len() as u64, Ordering::Relaxed);
+            denied.into_iter().for_each(|seq| self.done_with(key, Stored::Log(seq)));
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.backlog.fetched_to(position);
+        }
+        Ok(count)
+    }
+
+    /// Messages of the log, as many as are read at once, and up to where that is all of them.
+    fn read_ranges(&mut self, ranges: &[SeqRange]) -> sonde_engine::Result<(Vec<(SeqNo, Message)>, SeqNo)> {
+        let mut found = Vec::new();
         let mut bytes = 0;
-        let turn = self.engine.read_messages(&mut self.messages, &ranges, &mut |raw| {
+        let turn = self.engine.read_messages(&mut self.messages, ranges, &mut |raw| {
             let message = Message::of_log(&raw);
             bytes += message.bytes();
             found.push((raw.seq, message));
             if bytes >= FETCH_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        let count = found.len();
-        let mut found = found.into_iter().peekable();
-        let mut gone = Vec::new();
-        for (range, manner) in wanted {
-            for seq in (range.first.0..=range.last.0.min(turn.position.0)).map(SeqNo) {
-                match found.next_if(|(known, _)| *known == seq) {
-                    Some((_, message)) => self.hand_out(key, seq, message, *manner),
-                    None => gone.push(seq),
-                }
-            }
-        }
-        self.lose(key, &gone);
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.backlog.fetched_to(turn.position);
-        }
-        Ok(count)
+        Ok((found, turn.position))
     }
 
-    fn hand_out(&mut self, key: SessionKey, seq: SeqNo, message: Message, manner: Manner) {
-        let number = self.next_number();
-        if let Some(session) = self.sessions.get_mut(key) {
-            let Manner { qos, retain } = manner;
-            session.push(Delivery { number, stored: Stored::Log(seq), seq, message, qos, retain });
+    /// As whom the client of a session reads, once it may be sent something.
+    pub(super) fn reader(&self, key: SessionKey) -> Option<Arc<Principal>> {
+        let place = self.sessions.get(key)?.connection?;
+        let (_, connection) = self.connections.get(place).filter(|(_, connection)| connection.greeted)?;
+        match &connection.phase {
+            Phase::Open { principal, .. } => Some(Arc::clone(principal)),
+            Phase::Opening => None,
         }
+    }
+
+    /// Reads the messages of the exchanges that were under way when the server ended; they go on under their packet ids.
+    pub(super) fn read_resumed(&mut self, key: SessionKey) -> sonde_engine::Result<()> {
+        let Some(session) = self.sessions.get(key) else { return Ok(()) };
+        let unread = |(id, in_flight): (&u16, &InFlight)| match in_flight {
+            InFlight::Unread { seq, .. } => Some((*seq, *id)),
+            _ => None,
+        };
+        let mut unread: Vec<(SeqNo, u16)> = session.in_flight.iter().filter_map(unread).collect();
+        unread.sort_unstable_by_key(|(seq, _)| *seq);
+        let mut at = SeqNo(0);
+        let mut gone = Vec::new();
+        loop {
+            unread.retain(|(seq, _)| *seq > at);
+            let ranges: Vec<SeqRange> =
+                unread.iter().map(|(seq, _)| SeqRange { first: *seq, last: *seq }).collect();
+            if ranges.is_empty() {
+                break;
+            }
+            let (found, position) = self.read_ranges(&ranges)?;
+            let mut found = found.into_iter().peekable();
+            for (seq, id) in unread.iter().filter(|(seq, _)| *seq <= position) {
+                let message = found.next_if(|(known, _)| known == seq).map(|(_, message)| message);
+                let Some(session) = self.sessions.get_mut(key) else { break };
+                match message {
+                    Some(message) => session.read_again(*id, message),
+                    None => gone.push((*seq, *id)),
+                }
+            }
+            at = position;
+        }
+        let numbers: Vec<SeqNo> = gone.iter().map(|(seq, _)| *seq).collect();
+        self.lose(key, &numbers);
+        for (_, id) in gone {
+            let done = self.sessions.get_mut(key).and_then(|session| session.finish(id));
+            done.into_iter().for_each(|done| self.finish(key, done));
+        }
+        Ok(())
+    }
+
+    /// A delivery has come to an end.
+    pub(super) fn finish(&mut self, key: SessionKey, done: Done) {
+        done.records.into_iter().for_each(|record| self.turn.settle(record));
+        self.done_with(key, done.stored);
     }
 
     /// What waited is gone from the log: its extent is said, and its numbers are not asked for again.

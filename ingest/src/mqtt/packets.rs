@@ -3,47 +3,115 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sonde_proto::mqtt::{Ack, ConnAck, Disconnect, Packet, Properties, ReasonCode, SubAck, Version};
+use sonde_proto::mqtt::{
+    Ack, ConnAck, Disconnect, Packet, Properties, PropertiesBuilder, Property, ReasonCode, SubAck, Version,
+};
 
-use super::connection::Phase;
+use super::connection::{Connection, Phase};
 use super::turn::{Answer, ConnectionKey};
 use super::worker::Worker;
 
-/// Appends the packet of an answer.
-pub(super) fn encode_answer(answer: &Answer, version: Version, out: &mut Vec<u8>) {
-    let ack = |packet_id: u16, reason: ReasonCode| Ack { reason, ..Ack::of(packet_id) };
-    let packet = match answer {
-        Answer::PubAck(id, reason) => Packet::PubAck(ack(*id, *reason)),
-        Answer::PubRec(id, reason) => Packet::PubRec(ack(*id, *reason)),
-        Answer::PubRel(id, reason) => Packet::PubRel(ack(*id, *reason)),
-        Answer::PubComp(id, reason) => Packet::PubComp(ack(*id, *reason)),
-        Answer::SubAck(packet_id, reasons) => {
-            Packet::SubAck(SubAck { packet_id: *packet_id, properties: Properties::default(), reasons })
+/// Why a connection ends whose messages could not be stored.
+pub(super) const NOT_STORED: &str = "the message could not be stored; send it again";
+
+/// What a reason code means here, for the Reason String; empty where the code says it all.
+pub(super) fn explain(reason: ReasonCode) -> &'static str {
+    match reason {
+        ReasonCode::NOT_AUTHORIZED => "not allowed for this client",
+        ReasonCode::BAD_USER_NAME_OR_PASSWORD => "the user name, password or token is not known",
+        ReasonCode::BAD_AUTHENTICATION_METHOD => "an authentication method that there is not",
+        ReasonCode::CLIENT_IDENTIFIER_NOT_VALID => {
+            "a client id that is too long, or empty where it must not be"
         }
-        Answer::UnsubAck(packet_id, reasons) => {
-            Packet::UnsubAck(SubAck { packet_id: *packet_id, properties: Properties::default(), reasons })
+        ReasonCode::SERVER_UNAVAILABLE => "nothing can be stored at the moment",
+        ReasonCode::USE_ANOTHER_SERVER => "this server takes nobody at the moment",
+        ReasonCode::PAYLOAD_FORMAT_INVALID => "the payload fits no row; it is a dead letter",
+        ReasonCode::QUOTA_EXCEEDED => "there is no room for more retained messages; the rows are stored",
+        ReasonCode::RECEIVE_MAXIMUM_EXCEEDED => "more QoS 1 and 2 messages in flight than Receive Maximum",
+        ReasonCode::KEEP_ALIVE_TIMEOUT => "nothing was heard for one and a half times the keep alive",
+        ReasonCode::SESSION_TAKEN_OVER => "another connection came with this client id",
+        _ => "",
+    }
+}
+
+impl Answer {
+    /// The Reason String: in words what the reason code of a refusal says.
+    fn why(&self) -> &'static str {
+        match self {
+            Self::PubAck(_, reason) | Self::PubRec(_, reason) if reason.is_error() => explain(*reason),
+            Self::Refused(reason) => explain(*reason),
+            Self::Close(_, why) => why,
+            _ => "",
         }
-        Answer::ConnAck(bytes) => return out.extend_from_slice(bytes),
-        Answer::Refused(reason) => {
-            // 3.1.1 has a return code of its own: 3, server unavailable.
-            let reason = if version == Version::V5 { *reason } else { ReasonCode(3) };
-            Packet::ConnAck(ConnAck { session_present: false, reason, properties: Properties::default() })
+    }
+
+    /// Whether the Reason String may go to a client that wants none with what is no failure of its connection
+    /// ([MQTT-3.1.2-29]).
+    fn ends_connection(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Close(..))
+    }
+
+    fn encode(&self, version: Version, properties: Properties<'_>, out: &mut Vec<u8>) {
+        let ack = |packet_id: u16, reason: ReasonCode| Ack { packet_id, reason, properties };
+        let packet = match self {
+            Self::PubAck(id, reason) => Packet::PubAck(ack(*id, *reason)),
+            Self::PubRec(id, reason) => Packet::PubRec(ack(*id, *reason)),
+            Self::PubRel(id, reason) => Packet::PubRel(ack(*id, *reason)),
+            Self::PubComp(id, reason) => Packet::PubComp(ack(*id, *reason)),
+            Self::SubAck(packet_id, reasons) => {
+                Packet::SubAck(SubAck { packet_id: *packet_id, properties, reasons })
+            }
+            Self::UnsubAck(packet_id, reasons) => {
+                Packet::UnsubAck(SubAck { packet_id: *packet_id, properties, reasons })
+            }
+            Self::ConnAck(bytes) => return out.extend_from_slice(bytes),
+            Self::Refused(reason) => {
+                // 3.1.1 has a return code of its own: 3, server unavailable.
+                let reason = if version == Version::V5 { *reason } else { ReasonCode(3) };
+                Packet::ConnAck(ConnAck { session_present: false, reason, properties })
+            }
+            Self::Close(..) if version == Version::V311 => return,
+            Self::Close(reason, _) => Packet::Disconnect(Disconnect { reason: *reason, properties }),
+        };
+        packet.encode(version, out);
+    }
+}
+
+impl Connection {
+    /// Appends the packet of an answer: with its Reason String, unless that makes it too large for the client
+    /// ([MQTT-3.2.2-19] and its like). `false`, and nothing appended, where it is too large without it.
+    pub(super) fn write_answer(&mut self, answer: &Answer) -> bool {
+        let start = self.out.len();
+        let why = answer.why();
+        if self.version == Version::V5 && !why.is_empty() && (self.explains || answer.ends_connection()) {
+            let mut properties = PropertiesBuilder::new();
+            properties.push(Property::ReasonString(why));
+            answer.encode(self.version, properties.as_properties(), &mut self.out);
+            if self.out.len() - start <= self.packet_maximum {
+                return true;
+            }
+            self.out.truncate(start);
         }
-        Answer::Close(_) if version == Version::V311 => return,
-        Answer::Close(reason) => Packet::Disconnect(Disconnect { reason: *reason, ..Disconnect::default() }),
-    };
-    packet.encode(version, out);
+        answer.encode(self.version, Properties::default(), &mut self.out);
+        let fits = self.out.len() - start <= self.packet_maximum;
+        if !fits {
+            self.out.truncate(start);
+        }
+        fits
+    }
 }
 
 impl Worker {
     pub(super) fn handle_packet(&mut self, key: ConnectionKey, packet: &Packet<'_>) {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let (session, principal) = match (&connection.phase, packet) {
-            (Phase::Opening, Packet::Connect(connect)) => return self.connect(key, connect),
-            // Not MQTT, or not the beginning of it: nothing is answered.
-            (Phase::Opening, _) => return self.close(key.place),
+            (Phase::Opening, packet) => {
+                self.sys.traffic.packets_received += 1;
+                return self.opening(key, packet);
+            }
             (Phase::Open { session, principal }, _) => (*session, Arc::clone(principal)),
         };
+        self.sys.traffic.packets_received += 1;
         match packet {
             Packet::Publish(publish) => self.publish(key, session, &principal, publish),
             Packet::PubAck(ack) => self.puback(session, ack.packet_id),
@@ -55,18 +123,23 @@ impl Worker {
             Packet::PingReq => {
                 if let Some((_, connection)) = self.connections.get_mut(key.place) {
                     Packet::PingResp.encode(connection.version, &mut connection.out);
+                    self.sys.traffic.packets_sent += 1;
                     self.touch(key.place);
                 }
             }
             Packet::Disconnect(disconnect) => self.disconnect(key, session, disconnect),
+            Packet::Auth(auth) => self.authenticate_again(key, session, auth),
             Packet::Connect(_)
             | Packet::ConnAck(_)
             | Packet::SubAck(_)
             | Packet::UnsubAck(_)
-            | Packet::PingResp
-            | Packet::Auth(_) => {
+            | Packet::PingResp => {
                 self.stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
-                self.refuse(key, ReasonCode::PROTOCOL_ERROR);
+                self.refuse_because(
+                    key,
+                    ReasonCode::PROTOCOL_ERROR,
+                    "a second CONNECT, or a packet that only a server sends",
+                );
             }
         }
     }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, Principal, allows};
-use sonde_engine::{Origin, SeqNo};
+use sonde_engine::{Origin, SeqNo, Timestamp};
 use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
-use super::backlog::Manner;
+use super::exchange::{Done, Received};
 use super::message::Message;
 use super::router::SessionKey;
-use super::session::{Delivery, Stored};
+use super::sharing::{Handing, Outgoing};
+use super::sys;
 use super::turn::{Answer, ConnectionKey, Undo};
+use super::via::Via;
 use super::worker::{TopicInfo, Worker};
 use crate::dead_letter::{self, DeadLetter};
 use crate::limits::RECEIVE_MAXIMUM;
@@ -19,15 +21,28 @@ use crate::row::Refusal;
 use crate::source::{DEFAULT_SOURCE, Incoming, Sink, Source};
 
 /// A message as it comes in, from a packet or from inside.
-struct Arriving<'a> {
-    topic: &'a str,
-    payload: &'a [u8],
-    qos: QoS,
-    retain: bool,
+pub(super) struct Arriving<'a> {
+    pub(super) topic: &'a str,
+    pub(super) payload: &'a [u8],
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
     /// The default source does not take it: a rule published it, or it asks for a response.
-    beside_default: bool,
+    pub(super) beside_default: bool,
     /// The session that published it.
-    session: Option<SessionKey>,
+    pub(super) session: Option<SessionKey>,
+}
+
+/// Where a message is in the turn's batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its number in it, or `UNNUMBERED`.
+    pub(super) number: SeqNo,
+    /// Whether it is logged even where nobody waits for it, for replays.
+    pub(super) keep: bool,
+}
+
+fn action(topic: &str, qos: QoS, retain: bool) -> Action<'_> {
+    Action::Publish { topic, qos: qos as u8, retain }
 }
 
 impl Worker {
@@ -39,35 +54,56 @@ impl Worker {
         publish: &Publish<'_>,
     ) {
         self.stats.received.fetch_add(1, Ordering::Relaxed);
+        self.sys.traffic.payload_received += publish.payload.len() as u64;
         let alias =
             publish.properties.find(|p| if let Property::TopicAlias(alias) = p { Some(alias) } else { None });
-        if alias.is_some() {
-            // None were offered in CONNACK.
-            return self.refuse(key, ReasonCode::TOPIC_ALIAS_INVALID);
+        let Some(alias) = alias else { return self.publish_to_topic(key, session, principal, publish) };
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        match connection.aliases_in.get_or_insert_default().resolve(alias, publish.topic) {
+            Ok(topic) => {
+                self.publish_to_topic(key, session, principal, &Publish { topic: &topic, ..*publish });
+            }
+            Err((reason, why)) => self.refuse_because(key, reason, why),
         }
+    }
+
+    /// A PUBLISH whose topic is known.
+    fn publish_to_topic(
+        &mut self,
+        key: ConnectionKey,
+        session: SessionKey,
+        principal: &Arc<Principal>,
+        publish: &Publish<'_>,
+    ) {
         if publish
             .properties
             .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
             .is_some()
         {
-            return self.refuse(key, ReasonCode::PROTOCOL_ERROR);
+            return self.refuse_because(
+                key,
+                ReasonCode::PROTOCOL_ERROR,
+                "a subscription identifier in a PUBLISH of a client",
+            );
         }
         let id = publish.packet_id;
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let (v5, unanswered) = (connection.version == Version::V5, connection.unanswered);
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let mut taken = false;
-        if publish.qos == QoS::ExactlyOnce {
-            if state.received.contains(&id) {
+        if publish.qos != QoS::AtMostOnce {
+            if publish.qos == QoS::ExactlyOnce && state.received.contains(&id) {
                 // Sent again, or still on its way: the message is stored once.
                 return self.turn.answers.push((key, Answer::PubRec(id, ReasonCode::SUCCESS)));
             }
-            if state.received.len() >= RECEIVE_MAXIMUM.into() {
+            // 3.1.1 knows no such limit; there it is that of the QoS 2 numbers that are kept.
+            let counted = if v5 { unanswered } else { 0 };
+            if (v5 || publish.qos == QoS::ExactlyOnce)
+                && state.received.len() + counted >= RECEIVE_MAXIMUM.into()
+            {
                 return self.refuse(key, ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
             }
-            taken = true;
         }
-        let v5 =
-            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
-        let outcome = if allows(principal, Action::Publish(publish.topic)) {
+        let outcome = if may_publish(principal, action(publish.topic, publish.qos, publish.retain)) {
             let asks = |p: Property<'_>| {
                 matches!(p, Property::ResponseTopic(_) | Property::CorrelationData(_)).then_some(())
             };
@@ -79,7 +115,7 @@ impl Worker {
                 beside_default: publish.properties.find(asks).is_some(),
                 session: Some(session),
             };
-            self.take(&arriving, || Message::of(publish))
+            self.take(&arriving, |arrival| Message::of(publish, arrival))
         } else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             Ok(ReasonCode::NOT_AUTHORIZED)
@@ -95,21 +131,24 @@ impl Worker {
         let reason = if v5 { reason } else { ReasonCode::SUCCESS };
         match publish.qos {
             QoS::AtMostOnce => {}
-            QoS::AtLeastOnce => self.turn.answers.push((key, Answer::PubAck(id, reason))),
+            QoS::AtLeastOnce => self.answer_later(key, Answer::PubAck(id, reason)),
+            QoS::ExactlyOnce if reason.is_error() => self.answer_later(key, Answer::PubRec(id, reason)),
             QoS::ExactlyOnce => {
-                if taken
-                    && !reason.is_error()
-                    && let Some(state) = self.sessions.get_mut(session)
-                {
-                    state.received.insert(id);
+                if let Some(state) = self.sessions.get_mut(session) {
+                    state.take_number(id).into_iter().for_each(|record| self.turn.builder.state(record));
                     self.turn.undo.push(Undo::Received(session, id));
-                    if state.is_durable() {
-                        self.turn.builder.state(state.received_record(id, true));
-                    }
                 }
                 self.turn.answers.push((key, Answer::PubRec(id, reason)));
             }
         }
+    }
+
+    /// The answer ends the exchange: until it is sent, the message counts for the Receive Maximum.
+    fn answer_later(&mut self, key: ConnectionKey, answer: Answer) {
+        if let Some((_, connection)) = self.connections.get_mut(key.place) {
+            connection.unanswered += 1;
+        }
+        self.turn.answers.push((key, answer));
     }
 
     /// Publishes a message that no packet carries: a will, or what a rule says.
@@ -118,7 +157,10 @@ impl Worker {
         message: &Message,
         principal: Option<&Principal>,
     ) -> sonde_engine::Result<()> {
-        if principal.is_some_and(|principal| !allows(principal, Action::Publish(&message.topic))) {
+        let action = action(&message.topic, message.qos, message.retain);
+        if message.topic.starts_with(sys::ROOT)
+            || principal.is_some_and(|principal| !may_publish(principal, action))
+        {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
@@ -131,7 +173,7 @@ impl Worker {
             beside_default: message.origin != Origin::Client,
             session: None,
         };
-        self.take(&arriving, || message.clone()).map(drop)
+        self.take(&arriving, |arrival| Message { arrival, ..message.clone() }).map(drop)
     }
 
     /// Stores a message, keeps it where it is to be retained, and notes who gets it. What has to be durable is in the
@@ -139,19 +181,23 @@ impl Worker {
     fn take(
         &mut self,
         arriving: &Arriving<'_>,
-        copy: impl Fn() -> Message,
+        copy: impl Fn(Timestamp) -> Message,
     ) -> sonde_engine::Result<ReasonCode> {
         let info = self.topic(arriving.topic);
         let source = info.source.as_ref();
         let source = source.filter(|source| !(arriving.beside_default && source.name == DEFAULT_SOURCE));
-        let mut reason = match source {
-            Some(source) => self.store(arriving, source, &info)?,
+        let (arrival, mut reason) = match source {
+            Some(source) => {
+                let arrival = self.engine.arrival();
+                (arrival, self.store(arriving, arrival, source, &info)?)
+            }
             None => {
                 self.turn.builder.begin_message();
                 info.stats.stored(0);
-                ReasonCode::SUCCESS
+                (self.clock, ReasonCode::SUCCESS)
             }
         };
+        let copy = || copy(arrival);
         let mut message = None;
         if arriving.retain {
             let copied = copy();
@@ -175,7 +221,8 @@ impl Worker {
             Some(source) => source.raw_retention,
             None => self.raw_retention,
         };
-        self.route(arriving, message, !keep.is_zero(), &copy);
+        let number = SeqNo(self.turn.builder.current_message().into());
+        self.route(arriving, message, Place { number, keep: !keep.is_zero() }, &copy);
         Ok(reason)
     }
 
@@ -183,10 +230,10 @@ impl Worker {
     fn store(
         &mut self,
         arriving: &Arriving<'_>,
+        arrival: Timestamp,
         source: &Source,
         info: &TopicInfo,
     ) -> sonde_engine::Result<ReasonCode> {
-        let arrival = self.engine.arrival();
         let incoming = Incoming { topic: arriving.topic, payload: arriving.payload, arrival };
         let decode = |worker: &mut Self| {
             worker.turn.builder.begin_message();
@@ -232,99 +279,107 @@ impl Worker {
         dead_letter::write(&self.engine, &self.dead_letters, &mut self.turn.builder, &letter)
     }
 
-    /// Notes who gets a message. For durable sessions it is logged, once, in the batch that has its rows.
-    /// The same where `keep` says so, for replays.
-    fn route(
+    /// Notes the deliveries of a message; what keeps those to durable sessions is in a batch when this returns. A session
+    /// with several filters that match gets it once, with the largest QoS and all identifiers ([MQTT-3.3.4-3]).
+    pub(super) fn route(
         &mut self,
         arriving: &Arriving<'_>,
         mut message: Option<Message>,
-        keep: bool,
+        place: Place,
         copy: &impl Fn() -> Message,
     ) {
-        let mut interests = std::mem::take(&mut self.interests);
-        self.router.matches(arriving.topic, &mut interests);
-        let mut logged = match keep {
-            true => self.log_message(message.get_or_insert_with(copy)),
-            false => None,
-        };
-        for found in &interests {
-            if found.no_local && arriving.session == Some(found.session) {
-                continue;
+        let found = self.router.resolve(arriving.topic);
+        if found.interests.is_empty() && found.groups.is_empty() && !place.keep {
+            return;
+        }
+        let mut out =
+            Outgoing { message: message.get_or_insert_with(copy), number: place.number, logged: None };
+        if place.keep {
+            self.log_outgoing(&mut out);
+        }
+        // What waits in the log comes first: its number must not leave the batch that copies may fill.
+        let mut with_copies = false;
+        for by_log in [true, false] {
+            if !by_log && !with_copies {
+                break;
             }
-            let qos = found.qos.min(arriving.qos);
-            let Some(session) = self.sessions.get(found.session) else { continue };
-            let replays = session.replay.is_some();
-            let is_here = session.connection.is_some() || session.tail.is_some() || replays;
-            if !is_here && (qos == QoS::AtMostOnce || !session.is_durable()) {
-                continue;
-            }
-            let manner = Manner { qos, retain: found.retain_as_published && arriving.retain };
-            let durable = qos != QoS::AtMostOnce && session.is_durable();
-            let message = message.get_or_insert_with(copy);
-            if replays && logged.is_none() {
-                logged = self.log_message(message);
-            }
-            let stored = match durable {
-                false => Stored::Nowhere,
-                true => match self.keep_for(found.session, message, manner, &mut logged) {
-                    Some(number) => Stored::Log(SeqNo(number.into())),
-                    None => continue,
-                },
-            };
-            if is_here {
-                let (number, message) = (self.next_number(), message.clone());
-                let seq = SeqNo(self.turn.builder.current_message().into());
-                let delivery = Delivery { number, stored, seq, message, qos, retain: manner.retain };
-                self.turn.deliveries.push((found.session, delivery));
+            for interests in found.interests.chunk_by(|a, b| a.session == b.session) {
+                let wanted = || {
+                    let own = |session| arriving.session == Some(session);
+                    interests.iter().filter(move |interest| !(interest.no_local && own(interest.session)))
+                };
+                let Some((session, qos)) = wanted().map(|interest| (interest.session, interest.qos)).max()
+                else {
+                    continue;
+                };
+                if wanted().all(|interest| interest.identifier == 0) != by_log {
+                    with_copies |= by_log;
+                    continue;
+                }
+                let retain = arriving.retain && wanted().any(|interest| interest.retain_as_published);
+                let via = Via::identifiers(&mut wanted().map(|interest| interest.identifier));
+                let to = Handing { session, qos: qos.min(arriving.qos), retain, via };
+                self.hand_over(to, &mut out);
             }
         }
-        self.interests = interests;
+        for group in &found.groups {
+            self.hand_to_group(*group, arriving.qos, arriving.retain, &mut out);
+        }
     }
 
     pub(super) fn puback(&mut self, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        if let Some(stored) = state.acknowledged(packet_id) {
-            self.done(session, stored);
+        if let Some(done) = state.acknowledged(packet_id) {
+            self.done(session, done);
         }
     }
 
     pub(super) fn pubcomp(&mut self, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        if let Some(stored) = state.completed(packet_id) {
-            self.done(session, stored);
+        if let Some(done) = state.completed(packet_id) {
+            self.done(session, done);
         }
     }
 
-    /// A delivery is done with: what kept it goes, and the next one may be sent.
-    fn done(&mut self, session: SessionKey, stored: Stored) {
-        self.done_with(session, stored);
+    /// A delivery is done with: its records go, and the next one may be sent.
+    fn done(&mut self, session: SessionKey, done: Done) {
+        self.finish(session, done);
         self.pump(session);
     }
 
     pub(super) fn pubrec(&mut self, key: ConnectionKey, session: SessionKey, ack: &Ack<'_>) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let known = state.received_by_client(ack.packet_id);
         if ack.reason.is_error() {
-            // The client does not want it: the exchange is over, without a PUBREL.
-            if let Some(stored) = state.completed(ack.packet_id) {
-                self.done(session, stored);
+            if let Some(done) = state.refused_by_client(ack.packet_id) {
+                self.done(session, done);
             }
             return;
         }
-        let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };
+        let reason = match state.received_by_client(ack.packet_id) {
+            Received::Unknown => ReasonCode::PACKET_IDENTIFIER_NOT_FOUND,
+            Received::Again => ReasonCode::SUCCESS,
+            Received::Release(done) => {
+                self.finish(session, done);
+                ReasonCode::SUCCESS
+            }
+        };
         self.turn.answers.push((key, Answer::PubRel(ack.packet_id, reason)));
     }
 
     pub(super) fn pubrel(&mut self, key: ConnectionKey, session: SessionKey, packet_id: u16) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let known = state.received.remove(&packet_id);
+        let (known, record) = state.release_number(packet_id);
+        record.into_iter().for_each(|record| self.turn.builder.state(record));
         if known {
-            if state.is_durable() {
-                self.turn.builder.state(state.received_record(packet_id, false));
-            }
             self.turn.undo.push(Undo::Released(session, packet_id));
         }
         let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::PACKET_IDENTIFIER_NOT_FOUND };
         self.turn.answers.push((key, Answer::PubComp(packet_id, reason)));
     }
+}
+
+/// Whether a client may publish to a topic: what the server says of itself nobody else says.
+fn may_publish(principal: &Principal, action: Action<'_>) -> bool {
+    let is_ours = matches!(action, Action::Publish { topic, .. } if topic.starts_with(sys::ROOT));
+    !is_ours && allows(principal, action)
 }

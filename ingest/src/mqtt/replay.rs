@@ -9,7 +9,9 @@
 //! - It ends with its connection; nothing of it is durable.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 
+use sonde_access::{Action, allows};
 use sonde_engine::{Engine, FieldValue, SeqNo, SeqRange, Timestamp};
 use sonde_proto::mqtt::{QoS, ReasonCode, filter_matches, is_shared};
 use sonde_query::statement::parse_duration;
@@ -17,6 +19,8 @@ use sonde_query::statement::parse_duration;
 use super::message::Message;
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored, Subscription};
+use super::sys;
+use super::via::Via;
 use super::worker::{Worker, interest};
 use crate::decode::time_of_number;
 use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, REPLAY_SEQS, REPLAYS, SESSION_REPLAYS};
@@ -25,7 +29,7 @@ use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, REPLAY_SEQS, REPLAYS
 const PREFIX: &str = "$replay/";
 
 /// A replay, in the session that stands for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Replay {
     /// The session that asked.
     target: SessionKey,
@@ -77,7 +81,8 @@ impl Worker {
         filter: &str,
         subscription: Subscription,
     ) -> Result<(), ReasonCode> {
-        let parsed = parts(filter).filter(|(_, inner)| !is_shared(inner) && !is_replay(inner));
+        let is_stored = |inner: &str| !is_shared(inner) && !is_replay(inner) && !inner.starts_with(sys::ROOT);
+        let parsed = parts(filter).filter(|(_, inner)| is_stored(inner));
         let from = parsed.and_then(|(from, inner)| Some((instant(from, self.engine.now())?, inner)));
         let Some((from, inner)) = from else { return Err(ReasonCode::TOPIC_FILTER_INVALID) };
         self.end_replay(target, filter);
@@ -87,7 +92,7 @@ impl Worker {
         }
         let number = self.next_number();
         let mut session = Session::new(&format!("replay {number:x}"), number);
-        session.subscriptions.insert(inner.to_owned(), subscription);
+        session.subscriptions.insert(inner.into(), subscription);
         session.replay = Some(Replay {
             target,
             filter: filter.to_owned(),
@@ -117,6 +122,15 @@ impl Worker {
         if !self.replays.is_empty() {
             self.end_replays_where(|replay| replay.target == target);
         }
+    }
+
+    /// Ends the replays of a session that its owner may not read any more; how many.
+    pub(super) fn recheck_replays(&mut self, target: SessionKey, may_read: impl Fn(&str) -> bool) -> usize {
+        let before = self.replays.len();
+        if before > 0 {
+            self.end_replays_where(|replay| replay.target == target && !may_read(&replay.inner));
+        }
+        before - self.replays.len()
     }
 
     fn end_replays_where(&mut self, is_meant: impl Fn(&Replay) -> bool) -> bool {
@@ -199,10 +213,15 @@ impl Worker {
     }
 
     fn hand_replayed(&mut self, target: SessionKey, seq: SeqNo, message: Message, qos: QoS) {
+        let reader = self.reader(target);
+        if !reader.is_some_and(|principal| allows(&principal, Action::Subscribe(&message.topic))) {
+            self.stats.denied.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let number = self.next_number();
         let Some(session) = self.sessions.get_mut(target) else { return };
-        let (stored, qos) = (Stored::Nowhere, qos.min(message.qos));
-        session.push(Delivery { number, stored, seq, message, qos, retain: false });
+        let (stored, qos, via) = (Stored::Nowhere, qos.min(message.qos), Via::default());
+        session.push(Delivery { number, stored, seq, message, qos, retain: false, via });
     }
 
     /// A message that was committed is one of a replay's.

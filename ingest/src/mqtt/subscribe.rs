@@ -14,6 +14,7 @@ use super::replay::{self, is_replay};
 use super::router::SessionKey;
 use super::session::{Delivery, Stored, Subscription};
 use super::turn::{Answer, ConnectionKey};
+use super::via::Via;
 use super::worker::{Worker, interest};
 use crate::limits::{SUBSCRIPTIONS, TURN_BYTES};
 
@@ -21,7 +22,7 @@ use crate::limits::{SUBSCRIPTIONS, TURN_BYTES};
 pub(super) const SEQ_PROPERTY: &str = "sonde-seq";
 
 /// Stands for the number of a message that the turn's batch does not have.
-pub(super) const RETAINED: SeqNo = SeqNo(u64::MAX);
+pub(super) const UNNUMBERED: SeqNo = SeqNo(u64::MAX);
 
 impl Worker {
     pub(super) fn subscribe(
@@ -31,14 +32,10 @@ impl Worker {
         principal: &Arc<Principal>,
         subscribe: &Subscribe<'_>,
     ) {
-        let identified = subscribe
+        let identifier = subscribe
             .properties
-            .find(|p| matches!(p, Property::SubscriptionIdentifier(_)).then_some(()))
-            .is_some();
-        if identified {
-            // CONNACK said that there are none.
-            return self.refuse(key, ReasonCode(0xa1));
-        }
+            .find(|p| if let Property::SubscriptionIdentifier(id) = p { Some(id) } else { None })
+            .unwrap_or_default();
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
@@ -50,6 +47,7 @@ impl Worker {
         if let (Some(asks), Some(state)) = (subscribe.properties.find(asks), self.sessions.get_mut(session)) {
             state.tells_seq = asks;
         }
+        self.settle_order(session);
         for filter in subscribe.filters() {
             if is_replay(filter.filter) {
                 reasons.push(match self.subscribe_replay(session, principal, filter.filter, filter.qos) {
@@ -61,9 +59,7 @@ impl Worker {
             }
             let Some(state) = self.sessions.get_mut(session) else { return };
             let is_new = !state.subscriptions.contains_key(filter.filter);
-            let refused = if is_shared(filter.filter) {
-                Some(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-            } else if !allows(principal, Action::Subscribe(filter.filter)) {
+            let refused = if !allows(principal, Action::Subscribe(filter.filter)) {
                 self.stats.denied.fetch_add(1, Ordering::Relaxed);
                 Some(ReasonCode::NOT_AUTHORIZED)
             } else if is_new && state.subscriptions.len() >= SUBSCRIPTIONS {
@@ -79,8 +75,9 @@ impl Worker {
                 qos: filter.qos,
                 no_local: filter.no_local,
                 retain_as_published: filter.retain_as_published,
+                identifier,
             };
-            state.subscriptions.insert(filter.filter.to_owned(), subscription);
+            state.subscriptions.insert(filter.filter.into(), subscription);
             self.router.subscribe(filter.filter, interest(session, subscription));
             reasons.push(filter.qos as u8);
             let sends = match filter.retain_handling {
@@ -88,9 +85,11 @@ impl Worker {
                 RetainHandling::SendIfNew => is_new,
                 RetainHandling::Never => false,
             };
-            if sends {
-                let messages = self.retained.matching(filter.filter);
-                retained.extend(messages.into_iter().map(|message| (filter.qos.min(message.qos), message)));
+            // A group gets none: nobody could say which member (section 4.8.2).
+            if sends && !is_shared(filter.filter) {
+                let mut messages = self.retained.matching(filter.filter, self.clock);
+                messages.extend(self.sys_matching(filter.filter));
+                retained.extend(messages.into_iter().map(|message| (subscription, message)));
             }
         }
         if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
@@ -113,24 +112,33 @@ impl Worker {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             return Err(ReasonCode::NOT_AUTHORIZED);
         }
-        let subscription = Subscription { qos, no_local: false, retain_as_published: false };
+        let subscription = Subscription::plain(qos);
         self.begin_replay(session, filter, subscription)
     }
 
     /// Sends a new subscription what is retained; more than one turn holds goes out with several.
-    pub(super) fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(QoS, Message)>) {
-        for (qos, message) in retained {
+    pub(super) fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(Subscription, Message)>) {
+        for (subscription, message) in retained {
             if self.turn.builder.bytes() >= TURN_BYTES {
                 self.submit_turn();
             }
-            let (number, stored) = (self.next_number(), Stored::Nowhere);
-            let mut delivery = Delivery { number, stored, seq: RETAINED, message, qos, retain: true };
+            let qos = subscription.qos.min(message.qos);
+            let via = Via::identifier(subscription.identifier);
+            let (number, stored, seq) = (self.next_number(), Stored::Nowhere, UNNUMBERED);
+            let mut delivery = Delivery { number, stored, seq, message, qos, retain: true, via };
             let durable = self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce);
             if let Some(state) = durable {
                 delivery.stored = Stored::Copy(number);
                 self.turn.builder.state(state.queue_record(&delivery));
             }
             self.turn.deliveries.push((session, delivery));
+        }
+    }
+
+    /// What the turn has logged for a session stays before what comes otherwise once its subscriptions change.
+    pub(super) fn settle_order(&mut self, session: SessionKey) {
+        if self.sessions.get(session).is_some_and(|session| session.backlog.is_gathering()) {
+            self.submit_turn();
         }
     }
 
@@ -143,6 +151,7 @@ impl Worker {
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
+        self.settle_order(session);
         for filter in unsubscribe.filters() {
             let known = if is_replay(filter) {
                 self.end_replay(session, filter)

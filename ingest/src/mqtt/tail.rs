@@ -41,7 +41,7 @@ pub enum TailEvent {
 }
 
 /// The event loop's end of a tail.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TailSink {
     /// Each message with the number of those that were dropped right before it.
     messages: mpsc::Sender<(u64, TailMessage)>,
@@ -145,17 +145,17 @@ impl Worker {
         let number = self.next_number();
         let mut session = Session::new(&format!("tail {number:x}"), number);
         session.tail = Some(sink);
-        let qos = QoS::AtMostOnce;
-        let subscription = Subscription { qos, no_local: false, retain_as_published: false };
-        session.subscriptions.insert(filter.clone(), subscription);
+        let subscription = Subscription::plain(QoS::AtMostOnce);
+        session.subscriptions.insert(filter.as_str().into(), subscription);
         let key = self.sessions.insert(session);
         self.tails += 1;
         self.router.subscribe(&filter, interest(key, subscription));
         if reply.send(Some(key)).is_err() {
             return self.end_tail(key);
         }
-        let retained = self.retained.matching(&filter);
-        self.deliver_retained(key, retained.into_iter().map(|message| (qos, message)).collect());
+        let mut retained = self.retained.matching(&filter, self.clock);
+        retained.extend(self.sys_matching(&filter));
+        self.deliver_retained(key, retained.into_iter().map(|message| (subscription, message)).collect());
     }
 
     /// Ends a tail.

@@ -12,10 +12,10 @@ use sonde_engine::{Engine, Origin, Receipt, SeqNo, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
 use super::backlog::Block;
-use super::packets::encode_answer;
+use super::packets::NOT_STORED;
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
-use super::subscribe::RETAINED;
+use super::subscribe::UNNUMBERED;
 use super::worker::Worker;
 
 /// Something to write to a connection once the turn is durable.
@@ -31,8 +31,8 @@ pub(super) enum Answer {
     ConnAck(Vec<u8>),
     /// A CONNACK that says why not; the connection is closed behind it.
     Refused(ReasonCode),
-    /// An error, in 5.0 with its reason; the connection is closed behind it.
-    Close(ReasonCode),
+    /// An error, in 5.0 with its reason, in a code and in words; the connection is closed behind it.
+    Close(ReasonCode, &'static str),
 }
 
 /// A connection, and which of those that had its place.
@@ -51,10 +51,12 @@ pub(super) enum Undo {
     Released(SessionKey, u16),
     /// The retained message of a topic was replaced or removed.
     Retained(String),
-    /// A delivery is done with: its record is to be removed with the next turn.
-    Dequeued(State),
+    /// Something has happened that cannot be taken back: its record is to be written with the next turn.
+    Settled(State),
     /// The record of a block of what waits for a session was to be written, or removed.
     Backlog(SessionKey, u64),
+    /// What a member of a group left behind was given to another one.
+    HandedOn(Delivery),
 }
 
 impl Undo {
@@ -64,7 +66,7 @@ impl Undo {
             Self::Received(session, _) | Self::Released(session, _) | Self::Backlog(session, _) => {
                 Some(*session)
             }
-            Self::Retained(_) | Self::Dequeued(_) => None,
+            Self::Retained(_) | Self::Settled(_) | Self::HandedOn(_) => None,
         }
     }
 }
@@ -77,6 +79,8 @@ pub(super) struct Turn {
     pub(super) builder: WriteBatchBuilder,
     pub(super) answers: Vec<(ConnectionKey, Answer)>,
     pub(super) deliveries: Vec<(SessionKey, Delivery)>,
+    /// QoS 2 deliveries whose packet id is recorded here: they are sent then.
+    pub(super) starts: Vec<(SessionKey, u16)>,
     pub(super) undo: Vec<Undo>,
     pub(super) replies: Vec<Reply>,
     /// Sessions for whom something was logged, or that are done with something of the log.
@@ -87,11 +91,24 @@ impl Turn {
     pub(super) fn new(engine: &Engine, origin: Origin) -> Self {
         let mut builder = engine.batch();
         builder.set_origin(origin);
-        let (answers, deliveries, undo) = (Vec::new(), Vec::new(), Vec::new());
-        Self { builder, answers, deliveries, undo, replies: Vec::new(), noted: Vec::new() }
+        Self {
+            builder,
+            answers: Vec::new(),
+            deliveries: Vec::new(),
+            starts: Vec::new(),
+            undo: Vec::new(),
+            replies: Vec::new(),
+            noted: Vec::new(),
+        }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Writes the record of something that has happened; tried again with the next turn where the commit fails.
+    pub(super) fn settle(&mut self, record: State) {
+        self.builder.state(record.clone());
+        self.undo.push(Undo::Settled(record));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.builder.is_empty()
             && self.answers.is_empty()
             && self.deliveries.is_empty()
@@ -105,6 +122,7 @@ pub(super) struct Committing {
     receipt: Option<Receipt>,
     pub(super) answers: Vec<(ConnectionKey, Answer)>,
     deliveries: Vec<(SessionKey, Delivery)>,
+    starts: Vec<(SessionKey, u16)>,
     undo: Vec<Undo>,
     replies: Vec<Reply>,
     /// What the turn brought for sessions that read it from the log.
@@ -124,6 +142,7 @@ impl Worker {
             receipt,
             answers: turn.answers,
             deliveries: turn.deliveries,
+            starts: turn.starts,
             undo: turn.undo,
             replies: turn.replies,
             blocks,
@@ -159,9 +178,12 @@ impl Worker {
         for (key, answer) in turn.answers {
             self.answer(key, answer);
         }
+        for (session, packet_id) in turn.starts {
+            self.start(session, packet_id);
+        }
         for (session, mut delivery) in turn.deliveries {
             delivery.seq = match (delivery.seq, first) {
-                (RETAINED, _) | (_, SeqNo(0)) => SeqNo(0),
+                (UNNUMBERED, _) | (_, SeqNo(0)) => SeqNo(0),
                 (number, first) => first.plus(number.0),
             };
             if let Stored::Log(number) = &mut delivery.stored {
@@ -177,10 +199,18 @@ impl Worker {
         tracing::warn!(%error, clients = turn.answers.len(), "MQTT messages could not be stored; their clients are closed");
         turn.undo.into_iter().for_each(|undo| self.undo(undo));
         self.discard_backlogs(&turn.blocks);
+        for (key, packet_id) in turn.starts {
+            // Nothing is sent without its record: tried again.
+            let record = self.sessions.get(key).and_then(|session| session.in_flight_record(packet_id));
+            if let Some(record) = record {
+                self.turn.builder.state(record);
+                self.turn.starts.push((key, packet_id));
+            }
+        }
         for (key, answer) in turn.answers {
             let away = match answer {
                 Answer::ConnAck(_) => Answer::Refused(ReasonCode::SERVER_UNAVAILABLE),
-                _ => Answer::Close(ReasonCode::SERVER_UNAVAILABLE),
+                _ => Answer::Close(ReasonCode::SERVER_UNAVAILABLE, NOT_STORED),
             };
             self.answer(key, away);
         }
@@ -200,27 +230,31 @@ impl Worker {
                 }
             }
             Undo::Retained(topic) => self.retained.restore(&self.engine, &topic),
-            Undo::Dequeued(record) => self.dequeue(record),
+            Undo::Settled(record) => self.turn.settle(record),
             Undo::Backlog(session, number) => {
                 if let Some(session) = self.sessions.get_mut(session) {
                     session.backlog.changed_again(number);
                 }
                 self.note_backlog(session);
             }
+            Undo::HandedOn(delivery) => self.hand_on(vec![delivery]),
         }
     }
 
-    /// Removes the record of a delivery that is done with; tried again with the next turn where the commit fails.
-    pub(super) fn dequeue(&mut self, record: State) {
-        self.turn.builder.state(record.clone());
-        self.turn.undo.push(Undo::Dequeued(record));
+    /// What turns are going to deliver to a session.
+    pub(super) fn outstanding(&self, key: SessionKey) -> impl Iterator<Item = &Delivery> {
+        let turns = self.committing.iter().map(|turn| &turn.deliveries).chain([&self.turn.deliveries]);
+        turns.flatten().filter(move |(session, _)| *session == key).map(|(_, delivery)| delivery)
     }
 
     /// Takes out everything that waits for a session's sake, because the session ends. Returns the deliveries.
     pub(super) fn withdraw(&mut self, key: SessionKey) -> Vec<Delivery> {
         let mut withdrawn = Vec::new();
-        let outstanding = self.committing.iter_mut().map(|turn| (&mut turn.deliveries, &mut turn.undo));
-        for (deliveries, undo) in outstanding.chain([(&mut self.turn.deliveries, &mut self.turn.undo)]) {
+        let outstanding =
+            self.committing.iter_mut().map(|turn| (&mut turn.deliveries, &mut turn.starts, &mut turn.undo));
+        let Turn { deliveries, starts, undo, .. } = &mut self.turn;
+        for (deliveries, starts, undo) in outstanding.chain([(deliveries, starts, undo)]) {
+            starts.retain(|(session, _)| *session != key);
             undo.retain(|undo| undo.session() != Some(key));
             let (mine, others) =
                 std::mem::take(deliveries).into_iter().partition(|(session, _)| *session == key);
@@ -245,17 +279,36 @@ impl Worker {
         if *generation != key.generation || connection.sealed {
             return;
         }
-        encode_answer(&answer, connection.version, &mut connection.out);
+        if matches!(&answer, Answer::PubAck(..)) || matches!(&answer, Answer::PubRec(_, r) if r.is_error()) {
+            connection.unanswered = connection.unanswered.saturating_sub(1);
+        }
+        if connection.write_answer(&answer) {
+            self.sys.traffic.packets_sent += 1;
+        } else {
+            // The client takes no packet that large: there is no other way to tell it.
+            connection.closing = true;
+            connection.sealed = true;
+        }
         self.dirty.push(key.place);
         match answer {
+            Answer::ConnAck(_) if connection.sealed => {}
             Answer::ConnAck(_) => {
                 connection.greeted = true;
+                self.stats.connack(ReasonCode::SUCCESS);
                 if let Some(session) = connection.session() {
                     self.resend(session);
                     self.pump(session);
                 }
             }
-            Answer::Close(_) | Answer::Refused(_) => {
+            Answer::Close(reason, _) => {
+                self.stats.disconnect(reason);
+                connection.closing = true;
+                connection.sealed = true;
+            }
+            Answer::Refused(reason) => {
+                self.stats.connack(reason);
+                // It was never let in: there is nothing that its end would have to tell.
+                connection.will = None;
                 connection.closing = true;
                 connection.sealed = true;
             }

@@ -10,30 +10,31 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
-use mio::net::TcpListener;
-use mio::{Events, Interest as Readiness, Poll, Token};
+use mio::{Events, Poll, Token};
 use slab::Slab;
-use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table};
-use sonde_proto::mqtt::{Disconnect, ReasonCode, Version, decode};
+use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table, Timestamp};
+use sonde_proto::mqtt::{Disconnect, Packet, PropertiesBuilder, Property, ReasonCode, Version, decode};
 
-use super::connection::{Connection, Phase, ReadResult};
-use super::listener::MqttStats;
+use super::accept::{Doors, INBOX};
+use super::connection::{Connection, Parked, Phase};
 use super::message::Message;
 use super::offline::{self, QueueLimits};
+use super::packets::explain;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
 use super::session::{self, Session, Stored};
-use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn};
-use super::{Authenticate, Command, Inbox, SessionInfo};
+use super::stats::Refused;
+use super::sys::Sys;
+use super::transport::ReadResult;
+use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn, Undo};
+use super::{Authenticate, Command, Inbox, MqttStats, Offers};
 use crate::limits::{
-    CONNECT_BYTES, CONNECT_TIME, CONNECTIONS, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
+    CONNECT_BYTES, CONNECT_TIME, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
 };
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
 
-pub(super) const LISTENER: Token = Token(usize::MAX);
-pub(super) const INBOX: Token = Token(usize::MAX - 1);
 /// How long the loop sleeps when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub(super) dead_letters: Arc<Table>,
     pub(super) queue_limits: QueueLimits,
     pub(super) raw_retention: Duration,
+    pub(super) offers: Offers,
 }
 
 /// What is known of a topic, until the sources change.
@@ -56,7 +58,9 @@ pub(super) struct TopicInfo {
 /// The event loop's state. What each packet does to it is in `packets.rs` and the files of the packets.
 pub(super) struct Worker {
     pub(super) engine: Engine,
-    pub(super) authenticate: Authenticate,
+    pub(super) authenticate: Arc<dyn Authenticate>,
+    /// The rights that the principals of the connections have are of this version.
+    pub(super) rights_version: u64,
     pub(super) stats: Arc<MqttStats>,
     pub(super) dead_letters: Arc<Table>,
     /// How much waits for a session.
@@ -65,6 +69,8 @@ pub(super) struct Worker {
     pub(super) raw_retention: Duration,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
+    /// Whether one of them can go on.
+    replaying: bool,
     /// Reads what waits in the log.
     pub(super) messages: MessageReader,
     /// Where the log says that sessions stand; none where nothing waits.
@@ -73,6 +79,11 @@ pub(super) struct Worker {
     pub(super) queued_bytes: u64,
     /// Tails that are open.
     pub(super) tails: usize,
+    pub(super) offers: Offers,
+    /// The engine's clock when this pass of the loop began.
+    pub(super) clock: Timestamp,
+    /// Reused by every PUBLISH that is sent.
+    pub(super) properties: PropertiesBuilder,
     pub(super) connections: Slab<(u64, Connection)>,
     pub(super) sessions: Slab<Session>,
     pub(super) by_client: HashMap<String, SessionKey>,
@@ -81,15 +92,12 @@ pub(super) struct Worker {
     pub(super) turn: Turn,
     /// Where the rows of the turn come from.
     pub(super) origin: Origin,
-    /// Reused by every look-up of the router.
-    pub(super) interests: Vec<Interest>,
+    pub(super) sys: Sys,
     /// Reused by every row.
     pub(super) row_buffer: RowBuffer,
-    poll: Poll,
-    listener: TcpListener,
-    /// Whether clients may wait that could not be accepted.
-    accept_again: bool,
-    inbox: Arc<Inbox>,
+    pub(super) poll: Poll,
+    pub(super) doors: Doors,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
@@ -99,6 +107,8 @@ pub(super) struct Worker {
     pub(super) dirty: Vec<usize>,
     pub(super) committing: VecDeque<Committing>,
     buffer: Vec<u8>,
+    /// What is to be decrypted.
+    scratch: Vec<u8>,
     started: Instant,
     swept_at: u64,
     generation: u64,
@@ -110,8 +120,8 @@ impl Worker {
     pub(super) fn new(
         engine: Engine,
         poll: Poll,
-        listener: TcpListener,
-        authenticate: Authenticate,
+        doors: Doors,
+        authenticate: Arc<dyn Authenticate>,
         shared: Shared,
     ) -> Self {
         let mut worker = Self {
@@ -129,20 +139,25 @@ impl Worker {
             queue_limits: shared.queue_limits,
             raw_retention: shared.raw_retention,
             replays: Vec::new(),
+            replaying: false,
             messages: MessageReader::new(),
             log_cursor: offline::log_cursor(&engine),
             queued_bytes: 0,
             tails: 0,
+            offers: shared.offers,
+            clock: engine.now(),
+            properties: PropertiesBuilder::new(),
+            rights_version: authenticate.version(),
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
             by_client: HashMap::default(),
             router: Router::default(),
-            interests: Vec::new(),
+            sys: Sys::default(),
             row_buffer: RowBuffer::default(),
+            scratch: vec![0; doors.scratch_bytes()],
             poll,
-            listener,
-            accept_again: false,
+            doors,
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
             dirty: Vec::new(),
@@ -189,11 +204,8 @@ impl Worker {
 
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
-        let mut replaying = false;
         while !self.stopping {
-            let reads = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
-            let busy = reads || replaying;
-            let timeout = if busy { Duration::ZERO } else { TICK };
+            let timeout = self.patience();
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -201,13 +213,13 @@ impl Worker {
                 return;
             }
             let began = Instant::now();
-            if std::mem::take(&mut self.accept_again) {
-                self.accept();
-            }
+            self.clock = self.engine.now();
+            self.accept_again();
+            self.serve_due();
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accept(),
                     INBOX => {}
+                    token if let Some(door) = self.doors.of_token(token) => self.accept(door),
                     Token(place) => {
                         if event.is_writable() {
                             self.dirty.push(place);
@@ -218,6 +230,7 @@ impl Worker {
                     }
                 }
             }
+            self.renew_rights();
             self.serve_inbox();
             self.release_turns();
             if self.committing.len() < TURNS_IN_FLIGHT {
@@ -225,7 +238,11 @@ impl Worker {
             }
             self.submit_turn();
             self.release_turns();
-            replaying = self.step_replays();
+            self.replaying = self.step_replays();
+            if !self.turn.is_empty() {
+                // What was released led to more to commit: that does not wait for the next event.
+                self.inbox.wake();
+            }
             self.write_dirty();
             if began.elapsed() < TICK {
                 self.sweep();
@@ -234,61 +251,62 @@ impl Worker {
         self.close_all();
     }
 
-    fn accept(&mut self) {
-        loop {
-            let (mut socket, peer) = match self.listener.accept() {
-                Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors, or the client has gone. Those behind it bring no event: they are tried again.
-                    tracing::warn!(%error, "cannot accept an MQTT connection");
-                    self.accept_again = true;
-                    return;
-                }
-            };
-            if self.connections.len() >= CONNECTIONS {
-                tracing::warn!(%peer, limit = CONNECTIONS, "MQTT connection refused: too many");
-                continue;
-            }
-            // Acknowledgements are batched here; Nagle's algorithm would add 40 ms to them.
-            if let Err(error) = socket.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-            let entry = self.connections.vacant_entry();
-            let token = Token(entry.key());
-            let registered =
-                self.poll.registry().register(&mut socket, token, Readiness::READABLE | Readiness::WRITABLE);
-            if let Err(error) = registered {
-                tracing::warn!(%error, "cannot watch an MQTT connection");
-                continue;
-            }
-            self.generation += 1;
-            let now = self.started.elapsed().as_secs();
-            entry.insert((self.generation, Connection::new(socket, peer, now)));
-            self.stats.connections.fetch_add(1, Ordering::Relaxed);
+    /// How long the loop may sleep.
+    fn patience(&self) -> Duration {
+        let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
+        if busy || self.replaying || !self.dirty.is_empty() {
+            return Duration::ZERO;
         }
+        let due = self.doors.due().map(|due| due.saturating_duration_since(Instant::now()));
+        due.map_or(TICK, |due| due.min(TICK))
+    }
+
+    /// Tells a connection from those that had its place before.
+    pub(super) fn next_generation(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
     }
 
     fn mark_ready(&mut self, place: usize) {
         if let Some((_, connection)) = self.connections.get_mut(place)
             && !std::mem::replace(&mut connection.readable, true)
+            && connection.parked.is_none()
         {
             self.ready.push_back(place);
+        }
+    }
+
+    /// Reads a connection that was not read for a while, and whose events have passed.
+    pub(super) fn read_on(&mut self, place: usize) {
+        self.mark_ready(place);
+    }
+
+    /// Reads a connection again that was not read for this reason.
+    pub(super) fn unpark(&mut self, key: ConnectionKey, why: Parked) {
+        let now = self.now();
+        let found = self.connections.get_mut(key.place).filter(|(known, _)| *known == key.generation);
+        if let Some((_, connection)) = found
+            && connection.parked == Some(why)
+        {
+            connection.parked = None;
+            // Its silence was ours.
+            connection.heard_at = now;
+            self.ready.push_back(key.place);
         }
     }
 
     /// Reads every connection that has something once, until the turn is full.
     fn read_ready(&mut self) {
         self.refresh_sources();
-        let mut buffer = std::mem::take(&mut self.buffer);
+        let (mut buffer, mut scratch) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.scratch));
         for _ in 0..self.ready.len() {
             if self.turn.builder.bytes() >= TURN_BYTES {
                 break;
             }
             let Some(place) = self.ready.pop_front() else { break };
-            self.read_connection(place, &mut buffer);
+            self.read_connection(place, &mut buffer, &mut scratch);
         }
-        self.buffer = buffer;
+        (self.buffer, self.scratch) = (buffer, scratch);
     }
 
     /// Takes the sources of the catalog as it is now.
@@ -300,17 +318,42 @@ impl Worker {
         }
     }
 
-    fn read_connection(&mut self, place: usize, buffer: &mut [u8]) {
+    fn read_connection(&mut self, place: usize, buffer: &mut [u8], scratch: &mut [u8]) {
         let now = self.now();
         let Some((generation, connection)) = self.connections.get_mut(place) else { return };
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;
-        let found = connection.read(buffer);
+        if connection.pauses() {
+            return;
+        }
+        if connection.is_clogged() {
+            // Who does not read what is answered is not asked for more; `write_dirty` goes on.
+            connection.park(Parked::Clogged);
+            self.stats.paused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let found = connection.read(buffer, scratch);
         let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
+        let came = filled - connection.partial.len();
+        self.stats.bytes_in.fetch_add(came as u64, Ordering::Relaxed);
+        self.sys.traffic.bytes_received += came as u64;
         // Until CONNECT the time runs from the beginning, however slowly bytes trickle.
-        if filled > connection.partial.len() && connection.session().is_some() {
+        if came > 0 && connection.session().is_some() {
             connection.heard_at = now;
         }
+        if connection.transport.unwritten() > 0 {
+            self.dirty.push(place);
+        }
+        if let Some(error) = connection.transport.take_error() {
+            self.stats.refuse(Refused::Handshake);
+            tracing::debug!(peer = %connection.peer, error, "MQTT connection closed");
+        }
+        if let Some(source) = connection.transport.take_source()
+            && !self.take_peer(key, source)
+        {
+            return self.close(place);
+        }
+        let Some((_, connection)) = self.connections.get_mut(place) else { return };
         let ended = matches!(found, ReadResult::Closed(_));
         if connection.closing && !ended {
             connection.partial = Vec::new();
@@ -321,10 +364,24 @@ impl Worker {
         // The connection may have gone, and its place been taken, while its packets were handled.
         let still = self.connections.get_mut(place).filter(|(known, _)| *known == key.generation);
         let Some((_, connection)) = still else { return };
+        let rest = bytes.get(done..).unwrap_or_default();
+        if let Some(until) = connection.over_rate(Instant::now()).filter(|_| !connection.closing) {
+            connection.park(Parked::Rate);
+            (connection.has_rest, connection.ended) = (!rest.is_empty() || ended, ended);
+            connection.keep(rest);
+            self.stats.paused.fetch_add(1, Ordering::Relaxed);
+            self.doors.waiting.insert((until, place, key.generation));
+            return;
+        }
         if ended {
             return self.close(place);
         }
-        connection.keep(bytes.get(done..).unwrap_or_default());
+        let rest = bytes.get(done..).unwrap_or_default();
+        if connection.pauses() && rest.len() > CONNECT_BYTES {
+            // Nobody knows yet who it is.
+            return self.close(place);
+        }
+        connection.keep(rest);
         if matches!(found, ReadResult::More(_)) {
             self.mark_ready(place);
         }
@@ -342,11 +399,21 @@ impl Worker {
             if connection.closing {
                 return bytes.len();
             }
+            if connection.pauses()
+                || connection.meter.is_some() && connection.over_rate(Instant::now()).is_some()
+            {
+                return done;
+            }
             let opening = matches!(connection.phase, Phase::Opening);
             let limit = if opening { CONNECT_BYTES } else { PACKET_BYTES };
             match decode(bytes.get(done..).unwrap_or_default(), connection.version, limit) {
                 Ok(Some((packet, len))) => {
                     done += len;
+                    if let Some((_, connection)) = self.connections.get_mut(key.place)
+                        && let Some(meter) = &mut connection.meter
+                    {
+                        meter.count(matches!(packet, Packet::Publish(_)), len, Instant::now());
+                    }
                     self.handle_packet(key, &packet);
                     if self.turn.builder.bytes() >= TURN_BYTES {
                         self.submit_turn();
@@ -356,7 +423,11 @@ impl Worker {
                 Err(error) => {
                     self.stats.protocol_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(peer = %connection.peer, %error, "MQTT connection closed");
-                    self.refuse(key, error.reason());
+                    if opening {
+                        self.refuse_malformed(key, bytes.get(done..).unwrap_or_default(), &error);
+                    } else {
+                        self.refuse_because(key, error.reason(), error.what());
+                    }
                     return bytes.len();
                 }
             }
@@ -365,11 +436,16 @@ impl Worker {
 
     /// Closes a connection behind everything that is still to be answered, with a reason where the version has one.
     pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode) {
+        self.refuse_because(key, reason, explain(reason));
+    }
+
+    /// The same, with what is wrong in words.
+    pub(super) fn refuse_because(&mut self, key: ConnectionKey, reason: ReasonCode, why: &'static str) {
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
             connection.closing = true;
             connection.partial = Vec::new();
         }
-        self.turn.answers.push((key, Answer::Close(reason)));
+        self.turn.answers.push((key, Answer::Close(reason, why)));
     }
 
     /// What is known of a topic.
@@ -397,12 +473,33 @@ impl Worker {
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
         dirty.dedup();
+        let now = self.now();
         for place in dirty {
-            let Some((_, connection)) = self.connections.get_mut(place) else { continue };
-            if !connection.flush()
-                || (connection.closing && connection.out.is_empty() && self.is_answered(place))
-            {
+            let Some((generation, connection)) = self.connections.get_mut(place) else { continue };
+            let key = ConnectionKey { place, generation: *generation };
+            let before = connection.unwritten();
+            let intact = connection.flush();
+            let written = std::mem::take(&mut connection.written);
+            self.stats.bytes_out.fetch_add(written as u64, Ordering::Relaxed);
+            self.sys.traffic.bytes_sent += written as u64;
+            let left = connection.unwritten();
+            connection.stuck_since = match (left, connection.stuck_since) {
+                (0, _) => None,
+                (_, Some(since)) if written == 0 && left >= before => Some(since),
+                _ => Some(now),
+            };
+            let (last, session) = (connection.closing && left == 0, connection.session());
+            if !intact || (last && self.is_answered(place)) {
                 self.close(place);
+                continue;
+            }
+            // What waited for room goes on.
+            let has_room = before > OUT_BYTES && left <= OUT_BYTES;
+            if let Some(session) = session.filter(|_| has_room) {
+                self.pump(session);
+            }
+            if left <= OUT_BYTES {
+                self.unpark(key, Parked::Clogged);
             }
         }
     }
@@ -410,11 +507,13 @@ impl Worker {
     /// Ends a connection: its will is published, and its session ends or waits.
     pub(super) fn close(&mut self, place: usize) {
         let Some((_, mut connection)) = self.connections.try_remove(place) else { return };
-        self.stats.connections.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = self.poll.registry().deregister(&mut connection.socket) {
+        self.leave(&connection);
+        connection.transport.close();
+        if let Err(error) = self.poll.registry().deregister(&mut connection.transport.socket) {
             tracing::debug!(%error, "cannot unwatch an MQTT connection");
         }
         let now = self.now();
+        let mut goes_on = None;
         if let Some(key) = connection.session()
             && let Some(session) = self.sessions.get_mut(key)
             && session.connection == Some(place)
@@ -424,34 +523,43 @@ impl Worker {
             session.put_back();
             let is_durable = session.is_durable();
             self.end_replays(key);
-            if !is_durable {
+            self.sys.client_left();
+            if is_durable {
+                goes_on = Some(key);
+            } else {
                 self.drop_session(key);
             }
         }
-        if let (Some(will), Phase::Open { principal, .. }) = (connection.will.take(), &connection.phase) {
-            let principal = Arc::clone(principal);
-            if let Err(error) = self.publish_internal(&will, Some(&principal)) {
-                tracing::warn!(%error, topic = %will.topic, "a will could not be stored");
-            }
+        if let (Some(will), Phase::Open { principal, .. }) = (connection.will.take(), connection.phase) {
+            self.will_of_broken(*will, principal, goes_on);
         }
     }
 
-    /// Forgets a session and everything that waits for it.
+    /// Forgets a session and everything that waits for it; what it leaves of its groups goes to other members.
     pub(super) fn drop_session(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.try_remove(key) else { return };
+        let Some(mut session) = self.sessions.try_remove(key) else { return };
         self.by_client.remove(&session.client_id);
         self.queued_bytes -= session.backlog.bytes();
+        let will = session.will.take();
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
+        let withdrawn = self.withdraw(key);
+        // Before the records go: a crash between two batches may double a message, not lose one.
+        self.hand_on(session.shared_messages());
+        self.hand_on(withdrawn.iter().filter(|delivery| delivery.via.group.is_some()).cloned().collect());
         if session.is_durable() {
             session.forget().into_iter().for_each(|record| self.turn.builder.state(record));
+            for delivery in &withdrawn {
+                if let Stored::Copy(number) = delivery.stored {
+                    self.turn.builder.state(session.dequeue_record(number));
+                }
+            }
         }
         for number in self.withdraw_backlog(key) {
             self.turn.builder.state(session.backlog_record(number, None));
         }
-        for delivery in self.withdraw(key) {
-            if let Stored::Copy(number) = delivery.stored {
-                self.turn.builder.state(session.dequeue_record(number));
-            }
+        // The end of the session is the latest time for a will that waits.
+        if let Some(will) = will {
+            self.publish_will(&will, None);
         }
     }
 
@@ -469,11 +577,14 @@ impl Worker {
                     }
                     let _ = reply.send(key.is_some());
                 }
-                Command::List(reply) => {
-                    let _ = reply.send(self.list());
+                Command::Recognised { place, generation, answer } => {
+                    self.recognised(ConnectionKey { place, generation }, answer);
                 }
                 Command::Tail(begin) => self.begin_tail(begin),
                 Command::EndTail(key) => self.end_tail(key),
+                Command::List(reply) => drop(reply.send(self.list())),
+                Command::Subscriptions(reply) => drop(reply.send(self.list_subscriptions())),
+                Command::ReloadCertificates => self.doors.refresh_certificates(true),
                 Command::Stop => self.stopping = true,
             }
         }
@@ -504,35 +615,6 @@ impl Worker {
         self.turn.builder.set_origin(origin);
     }
 
-    fn list(&self) -> Vec<SessionInfo> {
-        let info = |session: &Session| {
-            let connection = session.connection.and_then(|place| self.connections.get(place)).map(|(_, c)| c);
-            SessionInfo {
-                client: session.client_id.clone(),
-                state: match connection {
-                    Some(_) => "connected",
-                    None if session.tail.is_some() => "tail",
-                    None if session.replay.is_some() => "replay",
-                    None => "away",
-                },
-                principal: connection.and_then(|connection| match &connection.phase {
-                    Phase::Open { principal, .. } => Some(principal.name.clone()),
-                    Phase::Opening => None,
-                }),
-                peer: connection.map(|connection| connection.peer),
-                expiry: session.expiry,
-                subscriptions: session.subscriptions.len(),
-                in_flight: session.in_flight.len(),
-                queued: session.waiting(),
-                queued_bytes: session.waiting_bytes(),
-                dropped: session.dropped,
-            }
-        };
-        let mut list: Vec<SessionInfo> = self.sessions.iter().map(|(_, session)| info(session)).collect();
-        list.sort_by(|a, b| a.client.cmp(&b.client));
-        list
-    }
-
     /// Once a second: connections that are silent or slow to CONNECT, sessions that have expired.
     fn sweep(&mut self) {
         let now = self.now();
@@ -540,9 +622,16 @@ impl Worker {
             return;
         }
         self.swept_at = now;
+        self.sweep_doors();
         let reading = self.committing.len() < TURNS_IN_FLIGHT;
-        let mut silent = Vec::new();
+        let unread = self.doors.unread_seconds();
+        let (mut silent, mut stuck) = (Vec::new(), Vec::new());
         for (place, (generation, connection)) in &self.connections {
+            let since =
+                connection.stuck_since.filter(|since| unread > 0 && now.saturating_sub(*since) > unread);
+            if since.is_some() {
+                stuck.push(place);
+            }
             let quiet = now.saturating_sub(connection.heard_at);
             let late = match connection.phase {
                 Phase::Opening => quiet > CONNECT_TIME.as_secs(),
@@ -558,23 +647,49 @@ impl Worker {
                 silent.push(ConnectionKey { place, generation: *generation });
             }
         }
+        for place in stuck {
+            if let Some((_, connection)) = self.connections.get(place) {
+                let (peer, bytes) = (connection.peer, connection.unwritten());
+                tracing::info!(%peer, bytes, "MQTT connection closed: its client does not read what waits for it");
+                self.stats.unread.fetch_add(1, Ordering::Relaxed);
+            }
+            self.close(place);
+        }
         for key in silent {
             let opening =
                 self.connections.get(key.place).is_some_and(|(_, c)| matches!(c.phase, Phase::Opening));
+            if opening {
+                self.stats.refuse(Refused::Late);
+            }
             if opening || self.connections.get(key.place).is_some_and(|(_, c)| c.closing) {
                 self.close(key.place);
             } else {
                 self.refuse(key, ReasonCode::KEEP_ALIVE_TIMEOUT);
             }
         }
+        self.end_expired();
         let expired = |session: &Session| {
             session.connection.is_none()
                 && session.left_at.is_some_and(|left| now.saturating_sub(left) > session.expiry.into())
         };
         let gone: Vec<SessionKey> =
             self.sessions.iter().filter(|(_, session)| expired(session)).map(|(key, _)| key).collect();
+        self.sys.expired += gone.len() as u64;
         gone.into_iter().for_each(|key| self.drop_session(key));
         self.move_log_cursor();
+        self.tell_sys(now);
+        self.publish_due_wills();
+        self.expire_retained();
+    }
+
+    /// Removes the retained messages that have expired, as many as a turn takes.
+    fn expire_retained(&mut self) {
+        while self.turn.builder.bytes() < TURN_BYTES {
+            let Some((topic, record)) = self.retained.expire(self.clock) else { return };
+            self.stats.expired.fetch_add(1, Ordering::Relaxed);
+            self.turn.builder.state(record);
+            self.turn.undo.push(Undo::Retained(topic.to_string()));
+        }
     }
 
     /// The end: what was committed is acknowledged, then every client is told and closed.
@@ -587,11 +702,17 @@ impl Worker {
         }
         for (_, (_, connection)) in &mut self.connections {
             if connection.version == Version::V5 && matches!(connection.phase, Phase::Open { .. }) {
-                let goodbye =
-                    Disconnect { reason: ReasonCode::SERVER_SHUTTING_DOWN, ..Disconnect::default() };
+                let mut properties = PropertiesBuilder::new();
+                let mut reason = ReasonCode::SERVER_SHUTTING_DOWN;
+                if let Some(reference) = &self.offers.server_reference {
+                    reason = ReasonCode::USE_ANOTHER_SERVER;
+                    properties.push(Property::ServerReference(reference));
+                }
+                let goodbye = Disconnect { reason, properties: properties.as_properties() };
                 goodbye.encode(Version::V5, &mut connection.out);
             }
             connection.flush();
+            connection.transport.close();
         }
     }
 }
@@ -603,5 +724,6 @@ pub(super) fn interest(session: SessionKey, subscription: session::Subscription)
         qos: subscription.qos,
         no_local: subscription.no_local,
         retain_as_published: subscription.retain_as_published,
+        identifier: subscription.identifier,
     }
 }

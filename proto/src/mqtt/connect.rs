@@ -1,11 +1,11 @@
-//! CONNECT (section 3.1).
+//! CONNECT (section 3.1), and that of MQTT 3.1, which differs in its first bytes alone.
 
 use super::error::DecodeError;
 use super::packet::Version;
 use super::property::{Properties, place};
 use super::publish::QoS;
 use super::topic::validate_topic;
-use super::wire::{Reader, put_binary, put_packet, put_u16};
+use super::wire::{Reader, put_binary, put_packet, put_u16, varint};
 
 /// What the server publishes when the connection ends without a DISCONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,9 @@ pub struct Will<'a> {
 pub struct Connect<'a> {
     /// The version that the connection speaks.
     pub version: Version,
+    /// Whether it says to be MQTT 3.1 (protocol name `MQIsdp`, level 3); what follows is as in 3.1.1, and so is
+    /// `version`.
+    pub is_3_1: bool,
     /// Whether to forget an earlier session.
     pub clean_start: bool,
     /// Seconds between packets at most; 0 is for ever.
@@ -46,14 +49,7 @@ pub struct Connect<'a> {
 impl<'a> Connect<'a> {
     pub(super) fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(body);
-        let name = reader.text()?;
-        let level = reader.u8()?;
-        let version = match (name, level) {
-            ("MQTT", 4) => Version::V311,
-            ("MQTT", 5) => Version::V5,
-            ("MQTT", other) | ("MQIsdp", other) => return Err(DecodeError::UnsupportedVersion(other)),
-            _ => return Err(DecodeError::Protocol("a protocol name other than MQTT")),
-        };
+        let (version, is_3_1) = read_version(&mut reader)?;
         let flags = reader.u8()?;
         if flags & 1 != 0 {
             return Err(DecodeError::Malformed("the reserved flag of CONNECT is set"));
@@ -85,7 +81,17 @@ impl<'a> Connect<'a> {
         let password = if has_password { Some(reader.binary()?) } else { None };
         reader.finish()?;
         let clean_start = flags & 2 != 0;
-        Ok(Self { version, clean_start, keep_alive, properties, client_id, will, username, password })
+        Ok(Self { version, is_3_1, clean_start, keep_alive, properties, client_id, will, username, password })
+    }
+
+    /// The version that the start of a CONNECT asks for, for an answer to one that is malformed further on. `None`
+    /// where the bytes are no CONNECT, or of a version that there is not.
+    #[must_use]
+    pub fn version_of(bytes: &[u8]) -> Option<Version> {
+        let rest = bytes.split_first().filter(|(first, _)| **first == 0x10)?.1;
+        let (_, len) = varint(rest).ok()??;
+        let mut reader = Reader::new(rest.get(len..)?);
+        read_version(&mut reader).ok().map(|(version, _)| version)
     }
 
     /// Appends the packet.
@@ -97,8 +103,13 @@ impl<'a> Connect<'a> {
         }
         flags |= u8::from(self.username.is_some()) << 7 | u8::from(self.password.is_some()) << 6;
         put_packet(0x10, out, |out| {
-            put_binary(b"MQTT", out);
-            out.extend_from_slice(&[if v5 { 5 } else { 4 }, flags]);
+            let (name, level): (&[u8], u8) = match (self.is_3_1, v5) {
+                (true, _) => (b"MQIsdp", 3),
+                (false, false) => (b"MQTT", 4),
+                (false, true) => (b"MQTT", 5),
+            };
+            put_binary(name, out);
+            out.extend_from_slice(&[level, flags]);
             put_u16(self.keep_alive, out);
             if v5 {
                 self.properties.write(out);
@@ -118,5 +129,17 @@ impl<'a> Connect<'a> {
                 put_binary(password, out);
             }
         });
+    }
+}
+
+/// Protocol name and level: the version, and whether it is 3.1.
+fn read_version(reader: &mut Reader<'_>) -> Result<(Version, bool), DecodeError> {
+    let name = reader.text()?;
+    match (name, reader.u8()?) {
+        ("MQTT", 4) => Ok((Version::V311, false)),
+        ("MQTT", 5) => Ok((Version::V5, false)),
+        ("MQIsdp", 3) => Ok((Version::V311, true)),
+        ("MQTT" | "MQIsdp", other) => Err(DecodeError::UnsupportedVersion(other)),
+        _ => Err(DecodeError::Protocol("a protocol name other than MQTT")),
     }
 }

@@ -23,6 +23,16 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
+    /// What is wrong, in words for a Reason String.
+    #[must_use]
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Malformed(what) | Self::Protocol(what) => what,
+            Self::UnsupportedVersion(_) => "a protocol version other than 3.1, 3.1.1 and 5.0",
+            Self::TooLarge { .. } => "a packet larger than the Maximum Packet Size of CONNACK",
+        }
+    }
+
     /// The reason code that says so to an MQTT 5 client.
     #[must_use]
     pub fn reason(&self) -> ReasonCode {
@@ -96,8 +106,12 @@ impl ReasonCode {
     pub const PAYLOAD_FORMAT_INVALID: Self = Self(0x99);
     /// An authentication method that there is not.
     pub const BAD_AUTHENTICATION_METHOD: Self = Self(0x8c);
+    /// Use another server for now: the one of the Server Reference.
+    pub const USE_ANOTHER_SERVER: Self = Self(0x9c);
     /// No shared subscriptions here.
     pub const SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: Self = Self(0x9e);
+    /// Connection rate exceeded.
+    pub const CONNECTION_RATE_EXCEEDED: Self = Self(0x9f);
 
     /// Whether the code says that something failed.
     #[must_use]

@@ -1,4 +1,4 @@
-//! MQTT 3.1.1 (OASIS 2014) and 5.0 (OASIS 2019): packets as borrowed views of the bytes that carry them.
+//! MQTT 3.1.1 (OASIS 2014) and 5.0 (OASIS 2019), and the CONNECT of 3.1: packets as borrowed views of the bytes that carry them.
 //!
 //! # Invariants
 //! - Decoding allocates nothing; what a packet holds borrows from the read buffer.

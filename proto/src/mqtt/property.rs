@@ -258,6 +258,17 @@ impl PropertiesBuilder {
         self
     }
 
+    /// Appends properties that are encoded already.
+    pub fn extend(&mut self, properties: Properties<'_>) -> &mut Self {
+        self.0.extend_from_slice(properties.0);
+        self
+    }
+
+    /// Takes everything out; the memory stays for the next packet.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// What was appended, as a packet takes it.
     #[must_use]
     pub fn as_properties(&self) -> Properties<'_> {

@@ -11,6 +11,8 @@ mod rule;
 pub(crate) mod run;
 mod source;
 mod table;
+mod user;
+mod user_run;
 
 use sonde_engine::Timestamp;
 
@@ -19,6 +21,8 @@ pub use parser::{parse_duration, split};
 pub use rule::{RuleAction, RuleSpec, Template};
 pub use source::{SourceFormat, SourceSpec, TimeUnit};
 pub use table::{CreateTable, OptionChange, TableChange};
+pub use user::{AccessStatement, Grantee, Login, Right, Secret, UserOptions};
+pub use user_run::{ChangeUser, change_user};
 
 use crate::error::{Error, Result};
 use crate::guard;
@@ -115,6 +119,8 @@ pub enum Statement {
     Backup(String),
     /// `COPY (query) TO 'location' STORED AS PARQUET`.
     Copy(Copy),
+    /// Who may do what: `CREATE USER`, `GRANT` and their kin.
+    Access(AccessStatement),
 }
 
 impl Statement {
@@ -151,6 +157,10 @@ fn parse_ours(parser: &mut Parser<'_>) -> Result<Option<Statement>> {
     Ok(Some(match first.as_str() {
         "CREATE" => create(parser)?,
         "DROP" => drop_object(parser)?,
+        "GRANT" | "DENY" | "REVOKE" => Statement::Access(user::grant(parser)?),
+        "ALTER" if parser.peek_second().is_some_and(|word| word.eq_ignore_ascii_case("USER")) => {
+            Statement::Access(user::alter(parser)?)
+        }
         "ALTER" => {
             parser.words(&["ALTER", "TABLE"])?;
             let name = parser.name()?;
@@ -201,20 +211,22 @@ fn create(parser: &mut Parser<'_>) -> Result<Statement> {
     if replace {
         parser.words(&["REPLACE"])?;
     }
-    let kind = parser.word("TABLE, SOURCE or RULE")?.to_ascii_uppercase();
+    let kind = parser.word("TABLE, SOURCE, RULE, USER or ROLE")?.to_ascii_uppercase();
     match kind.as_str() {
+        "USER" => Ok(Statement::Access(user::create_user(parser, replace)?)),
+        "ROLE" => Ok(Statement::Access(user::create_role(parser, replace)?)),
         "TABLE" if !replace => Ok(Statement::CreateTable(table::create(parser)?)),
         "SOURCE" => Ok(Statement::CreateSource { spec: source::parse(parser)?, replace, text }),
         "RULE" => Ok(Statement::CreateRule { spec: rule::parse(parser)?, replace, text }),
         _ => Err(Error::Invalid(format!(
-            "CREATE {kind} does not exist; TABLE, SOURCE and RULE can be created"
+            "CREATE {kind} does not exist; TABLE, SOURCE, RULE, USER and ROLE can be created"
         ))),
     }
 }
 
 fn drop_object(parser: &mut Parser<'_>) -> Result<Statement> {
     parser.words(&["DROP"])?;
-    let kind = parser.word("TABLE, SOURCE or RULE")?.to_ascii_uppercase();
+    let kind = parser.word("TABLE, SOURCE, RULE, USER, ROLE or TOKEN")?.to_ascii_uppercase();
     let if_exists = parser.optional("IF");
     if if_exists {
         parser.words(&["EXISTS"])?;
@@ -224,15 +236,18 @@ fn drop_object(parser: &mut Parser<'_>) -> Result<Statement> {
         "TABLE" => Ok(Statement::DropTable { name, if_exists }),
         "SOURCE" => Ok(Statement::DropSource { name, if_exists }),
         "RULE" => Ok(Statement::DropRule { name, if_exists }),
-        _ => {
-            Err(Error::Invalid(format!("DROP {kind} does not exist; TABLE, SOURCE and RULE can be dropped")))
-        }
+        "USER" => Ok(Statement::Access(AccessStatement::DropUser { name: user::bare(name)?, if_exists })),
+        "TOKEN" => Ok(Statement::Access(AccessStatement::DropToken { name: user::bare(name)?, if_exists })),
+        "ROLE" => Ok(Statement::Access(AccessStatement::DropRole { name: user::bare(name)?, if_exists })),
+        _ => Err(Error::Invalid(format!(
+            "DROP {kind} does not exist; TABLE, SOURCE, RULE, USER, ROLE and TOKEN can be dropped"
+        ))),
     }
 }
 
 /// `SHOW x` as a query of the system table x.
 fn show(parser: &mut Parser<'_>) -> Option<String> {
-    const TABLES: [&str; 11] = [
+    const TABLES: [&str; 13] = [
         "sources",
         "rules",
         "queries",
@@ -244,11 +259,17 @@ fn show(parser: &mut Parser<'_>) -> Option<String> {
         "wal",
         "tiers",
         "jobs",
+        "users",
+        "roles",
     ];
     let what = parser.peek_second()?.to_ascii_lowercase();
     if what == "tables" {
         parser.skip(2);
         return Some("SELECT * FROM system.tables ORDER BY 1, 2".into());
+    }
+    if what == "grants" {
+        parser.skip(2);
+        return Some(user::show_grants(parser));
     }
     let table = TABLES.iter().find(|table| **table == what)?;
     parser.skip(2);

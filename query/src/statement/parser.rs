@@ -15,6 +15,8 @@ pub(super) struct Parser<'a> {
     /// The tokens that are no white space.
     pieces: Vec<TokenWithSpan>,
     at: usize,
+    /// Whether strings may be secrets: no error repeats one.
+    secret: bool,
 }
 
 /// A value of an option.
@@ -29,7 +31,7 @@ impl<'a> Parser<'a> {
     pub(super) fn new(sql: &'a str) -> Result<Self> {
         let mut pieces = tokenize(sql)?;
         pieces.retain(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
-        Ok(Self { sql, lines: line_starts(sql), pieces, at: 0 })
+        Ok(Self { sql, lines: line_starts(sql), pieces, at: 0, secret: false })
     }
 
     pub(super) fn tokens(&self) -> &[TokenWithSpan] {
@@ -57,10 +59,13 @@ impl<'a> Parser<'a> {
 
     fn error(&self, expected: &str) -> Error {
         match self.pieces.get(self.at) {
-            Some(piece) => Error::Invalid(format!(
-                "expected {expected}, found {} at line {}, column {}",
-                piece.token, piece.span.start.line, piece.span.start.column
-            )),
+            Some(piece) => {
+                let hidden = self.secret && !matches!(piece.token, Token::Word(_));
+                let found = if hidden { "something else".to_owned() } else { piece.token.to_string() };
+                let start = piece.span.start;
+                let (line, column) = (start.line, start.column);
+                Error::Invalid(format!("expected {expected}, found {found} at line {line}, column {column}"))
+            }
             None => Error::Invalid(format!("expected {expected}, found the end of the statement")),
         }
     }
@@ -77,6 +82,11 @@ impl<'a> Parser<'a> {
             Token::Word(word) => Some(&word.value),
             _ => None,
         }
+    }
+
+    /// From here on strings may be secrets.
+    pub(super) fn keep_secrets(&mut self) {
+        self.secret = true;
     }
 
     pub(super) fn skip(&mut self, count: usize) {

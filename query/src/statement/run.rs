@@ -7,7 +7,9 @@ use sonde_engine::{
     TableOptions, TimeRange, nearest,
 };
 
-use super::{CreateTable, Name, OptionChange, RuleAction, RuleSpec, Statement, TableChange, backup, copy};
+use super::{
+    CreateTable, Name, OptionChange, RuleAction, RuleSpec, Statement, TableChange, backup, copy, user_run,
+};
 use crate::answer::Answer;
 use crate::catalog::check_writable;
 use crate::context::{QueryEngine, Request};
@@ -99,6 +101,7 @@ fn run_blocking(query: &QueryEngine, statement: Statement, database: &str) -> Re
         }
         Statement::KillBackup if engine.cancel_backup() => Ok("the backup ends".into()),
         Statement::KillBackup => Err(Error::Invalid("no backup is running".into())),
+        Statement::Access(statement) => user_run::run(engine, statement),
         Statement::Query(_) | Statement::CreateRule { .. } | Statement::Backup(_) | Statement::Copy(_) => {
             Err(Error::Internal("a statement took the wrong path".into()))
         }

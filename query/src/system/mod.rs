@@ -1,5 +1,6 @@
 //! System tables of what `query` and the engine below it know.
 
+mod access;
 mod batch;
 mod storage;
 
@@ -49,14 +50,17 @@ type Make = fn(&Engine, &Running) -> Result<RecordBatch>;
 
 /// Registers the tables that need nothing from elsewhere.
 pub(crate) fn register(query: &QueryEngine, running: &Arc<Running>) {
-    let tables: [(&'static str, Make); 8] = [
+    let tables: [(&'static str, Make); 11] = [
         ("chunks", storage::chunks),
         ("columns", storage::columns),
+        ("grants", access::grants),
         ("jobs", storage::jobs),
         ("queries", queries),
+        ("roles", access::roles),
         ("sources", sources),
         ("tables", tables),
         ("tiers", storage::tiers),
+        ("users", access::users),
         ("wal", storage::wal),
     ];
     for (name, make) in tables {

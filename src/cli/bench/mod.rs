@@ -1,7 +1,8 @@
-//! `sonde bench codecs`: what the codecs make of the columns of a file, against zstd and Parquet.
+//! `sonde bench`: what the codecs make of the columns of a file, against zstd and Parquet; load for an MQTT broker.
 
 mod input;
 mod measure;
+mod mqtt;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,8 @@ use super::{Exit, Failure, Result};
 pub(super) enum BenchCommand {
     /// Bits per value and speed of every codec, on the columns of CSV, Parquet or line protocol files.
     Codecs(CodecsArgs),
+    /// Load for any MQTT broker: throughput, latencies, what is lost, and what it costs the broker.
+    Mqtt(Box<mqtt::MqttArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -30,7 +33,13 @@ pub(super) struct CodecsArgs {
 }
 
 pub(super) fn run(command: &BenchCommand) -> Result<()> {
-    let BenchCommand::Codecs(args) = command;
+    match command {
+        BenchCommand::Codecs(args) => codecs(args),
+        BenchCommand::Mqtt(args) => mqtt::run(args),
+    }
+}
+
+fn codecs(args: &CodecsArgs) -> Result<()> {
     let mut measured = Vec::new();
     for path in &args.input {
         for column in load(path)? {

@@ -1,0 +1,167 @@
+//! Wills (section 3.1.2.5): what is published for a client whose connection broke, at once or after its delay.
+//!
+//! # Invariants
+//! - The will of a durable session is a record of CONNECT's commit, and stays one until it is published or taken back:
+//!   the end of the server is the end of every connection.
+//! - A will is published before its record goes: a crash in between publishes it again rather than never.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sonde_access::{Action, Principal, allows};
+use sonde_engine::{State, Timestamp};
+use sonde_proto::mqtt::{Connect, Property, Publish};
+
+use super::message::Message;
+use super::router::SessionKey;
+use super::session::Session;
+use super::worker::Worker;
+
+/// Namespace of the wills of durable sessions.
+pub(super) const WILLS: &str = "mqtt.will";
+
+/// The will of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Will {
+    pub(super) message: Message,
+    /// Will Delay Interval, seconds.
+    pub(super) delay: u32,
+}
+
+/// A will whose connection is gone.
+#[derive(Clone, Debug)]
+pub(super) struct PendingWill {
+    pub(super) message: Message,
+    /// Under whose rights it is published; what comes back from the state store had them when its client connected.
+    pub(super) principal: Option<Arc<Principal>>,
+    /// When it is published, in seconds of the worker's clock, unless the session ends before.
+    pub(super) due: u64,
+}
+
+impl Will {
+    /// The will of a CONNECT. Its expiry counts from its publication.
+    pub(super) fn of(connect: &Connect<'_>) -> Option<Box<Self>> {
+        let will = connect.will.as_ref()?;
+        let delay =
+            will.properties.find(|p| if let Property::WillDelayInterval(s) = p { Some(s) } else { None });
+        let publish = Publish {
+            dup: false,
+            qos: will.qos,
+            retain: will.retain,
+            topic: will.topic,
+            packet_id: 0,
+            properties: will.properties,
+            payload: will.payload,
+        };
+        let message = Message::of(&publish, Timestamp::from_nanos(0));
+        Some(Box::new(Self { message, delay: delay.unwrap_or_default() }))
+    }
+
+    /// The record of it: `delay u32 | principal length u16 | principal | message`, little endian. Nothing is kept
+    /// where its publication was not allowed.
+    pub(super) fn record(&self, session: &Session, principal: &Principal) -> State {
+        let Message { topic, qos, retain, .. } = &self.message;
+        let publish = Action::Publish { topic, qos: *qos as u8, retain: *retain };
+        let value = allows(principal, publish).then(|| {
+            let name = principal.name.as_bytes();
+            let name = name.get(..usize::from(u16::MAX)).unwrap_or(name);
+            let mut value = self.delay.to_le_bytes().to_vec();
+            value.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            value.extend_from_slice(name);
+            value.extend_from_slice(&self.message.encode());
+            value
+        });
+        State { value, ..session.gone(WILLS, &[]) }
+    }
+}
+
+impl PendingWill {
+    /// Reads a record, after a restart: the connection broke when the server started, second 0 of its clock.
+    pub(super) fn decode(value: &[u8], session_expiry: u32, now: Timestamp) -> Option<Self> {
+        let (delay, rest) = value.split_first_chunk::<4>()?;
+        let (len, rest) = rest.split_first_chunk::<2>()?;
+        let (_, message) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+        let message = Message::decode(message, now)?;
+        let due = u32::from_le_bytes(*delay).min(session_expiry).into();
+        Some(Self { message, principal: None, due })
+    }
+}
+
+impl Worker {
+    /// The connection of a will is gone without a DISCONNECT that takes it back. `session` is its session, if that goes
+    /// on.
+    pub(super) fn will_of_broken(
+        &mut self,
+        will: Will,
+        principal: Arc<Principal>,
+        session: Option<SessionKey>,
+    ) {
+        let now = self.now();
+        let Will { message, delay } = will;
+        let state = session.and_then(|key| self.sessions.get_mut(key));
+        match state {
+            Some(state) if delay > 0 => {
+                let due = now + u64::from(delay.min(state.expiry));
+                state.will = Some(Box::new(PendingWill { message, principal: Some(principal), due }));
+            }
+            state => {
+                let gone = state.map(|state| state.gone(WILLS, &[]));
+                self.publish_will(&PendingWill { message, principal: Some(principal), due: now }, gone);
+            }
+        }
+    }
+
+    /// Publishes a will, and removes its record.
+    pub(super) fn publish_will(&mut self, will: &PendingWill, gone: Option<State>) {
+        // Under the rights of now; one that was kept over a restart was allowed when its client connected.
+        let rights = will.principal.as_ref().map(|principal| self.authenticate.renew(principal));
+        match rights {
+            Some(None) => drop(self.stats.denied.fetch_add(1, Ordering::Relaxed)),
+            rights => {
+                let principal = rights.flatten();
+                if let Err(error) = self.publish_internal(&will.message, principal.as_deref()) {
+                    tracing::warn!(%error, topic = %will.message.topic, "a will could not be stored");
+                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        gone.into_iter().for_each(|record| self.turn.builder.state(record));
+    }
+
+    /// Publishes the wills whose delay is over.
+    pub(super) fn publish_due_wills(&mut self) {
+        let now = self.now();
+        let is_due = |session: &Session| session.will.as_ref().is_some_and(|will| will.due <= now);
+        let due: Vec<SessionKey> =
+            self.sessions.iter().filter(|(_, session)| is_due(session)).map(|(key, _)| key).collect();
+        for key in due {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let Some(will) = session.will.take() else { continue };
+            let gone = session.gone(WILLS, &[]);
+            self.publish_will(&will, Some(gone));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use sonde_access::Grants;
+    use sonde_proto::mqtt::QoS;
+
+    #[test]
+    fn the_record_reads_back_and_none_is_kept_of_what_is_not_allowed() {
+        let mut session = Session::new("c", 7);
+        session.expiry = 60;
+        let message = Message { expiry: Some(5), ..Message::new("a/b", b"gone", QoS::AtLeastOnce, true) };
+        let will = Will { message: message.clone(), delay: 9 };
+        let now = Timestamp::from_secs(100);
+        let value = will.record(&session, &Principal::admin("root")).value.unwrap();
+        let again = PendingWill::decode(&value, 60, now).unwrap();
+        assert_eq!((again.message, again.due), (message, 9));
+        assert_eq!(PendingWill::decode(&value, 3, now).unwrap().due, 3, "the session ends first");
+        assert!((0..20).all(|end| PendingWill::decode(value.get(..end).unwrap(), 60, now).is_none()));
+        assert_eq!(will.record(&session, &Principal::new("nobody", Grants::default())).value, None);
+    }
+}

@@ -1,0 +1,127 @@
+"""Enhanced authentication (section 4.12) with SCRAM-SHA-256, whose client is written here after RFC 5802 and 7677."""
+
+import base64
+import hashlib
+import hmac
+import os
+
+import pytest
+from conformance import covers
+from mqtt_wire import AUTH, CONNACK, DISCONNECT, auth, connect
+from support import unique
+
+METHOD, PASSWORD = "SCRAM-SHA-256", "correct horse battery"
+
+
+class Scram:
+    """One exchange of a client."""
+
+    def __init__(self, user, password=PASSWORD):
+        self.password, self.nonce = password, base64.b64encode(os.urandom(18)).decode()
+        self.bare = f"n={user},r={self.nonce}"
+        self.first = f"n,,{self.bare}".encode()
+
+    def final(self, challenge):
+        fields = dict(part.split("=", 1) for part in challenge.decode().split(","))
+        assert fields["r"].startswith(self.nonce) and fields["r"] != self.nonce
+        assert int(fields["i"]) >= 4096
+        salted = hashlib.pbkdf2_hmac("sha256", self.password.encode(), base64.b64decode(fields["s"]), int(fields["i"]))
+        key = hmac.digest(salted, b"Client Key", "sha256")
+        without_proof = f"c=biws,r={fields['r']}"
+        message = f"{self.bare},{challenge.decode()},{without_proof}".encode()
+        signature = hmac.digest(hashlib.sha256(key).digest(), message, "sha256")
+        proof = bytes(a ^ b for a, b in zip(key, signature, strict=True))
+        self.server_signature = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
+        return f"{without_proof},p={base64.b64encode(proof).decode()}".encode()
+
+    def check(self, last):
+        assert last == b"v=" + base64.b64encode(self.server_signature), "the server does not know the password"
+
+
+@pytest.fixture
+def user(broker):
+    if broker.server is None:
+        pytest.skip("MQTT_BROKER names another broker")
+    name = unique("scram")
+    broker.server.sql(f"CREATE USER {name} PASSWORD '{PASSWORD}'")
+    return name
+
+
+def data(scram):
+    return {"authentication_method": METHOD, "authentication_data": scram}
+
+
+def begin(broker, user, password=PASSWORD, **props):
+    """CONNECT up to the challenge."""
+    wire, scram = broker.wire(), Scram(user, password)
+    wire.send(connect(5, unique("c"), props={**data(scram.first), **props}))
+    challenge = wire.next()
+    assert (challenge.kind, challenge.reason) == (AUTH, 0x18), challenge
+    assert challenge.props["authentication_method"] == METHOD
+    return wire, scram, challenge
+
+
+def come_in(broker, user):
+    wire, scram, challenge = begin(broker, user)
+    wire.send(auth(0x18, data(scram.final(challenge.props["authentication_data"]))))
+    connack = wire.next()
+    assert (connack.kind, connack.reason) == (CONNACK, 0), connack
+    assert connack.props["authentication_method"] == METHOD
+    scram.check(connack.props["authentication_data"])
+    return wire
+
+
+@covers(v5="4.12.0-2 4.12.0-3 4.12.0-5 3.15.2-1 3.1.2-30")
+def test_scram(broker, user):
+    come_in(broker, user).ping()
+
+
+@covers(v5="3.15.2-2 3.15.2-3 3.1.2-24")
+def test_challenges_fit_the_clients_maximum(broker, user):
+    """A challenge that does not fit cannot be sent, so a small client gets it without further properties."""
+    wire, _, challenge = begin(broker, user, maximum_packet_size=256)
+    assert challenge.size <= 256
+    wire.send(auth(0x18, data(b"nonsense")))
+    assert all(packet.size <= 256 for packet in wire.until_closed())
+
+
+@covers(v5="4.12.0-4 3.2.2-7 4.13.2-1")
+@pytest.mark.parametrize("wrong", ["password", "proof", "method"])
+def test_a_refusal_closes(broker, user, wrong):
+    wire, scram, challenge = begin(broker, user, "another password" if wrong == "password" else PASSWORD)
+    final = scram.final(challenge.props["authentication_data"])
+    props = data(b"c=biws,r=x,p=AAAA" if wrong == "proof" else final)
+    if wrong == "method":
+        props["authentication_method"] = "SCRAM-SHA-1"
+    wire.send(auth(0x18, props))
+    said = wire.until_closed()
+    assert [p.kind for p in said] in ([CONNACK], []) and all(p.reason >= 0x80 for p in said)
+    broker.serves()
+
+
+@covers(v5="4.12.1-1 4.12.0-5 3.15.2-1")
+def test_authenticating_again(broker, user):
+    wire, scram = come_in(broker, user), Scram(user)
+    wire.send(auth(0x19, data(scram.first)))
+    challenge = wire.expect(AUTH)
+    assert (challenge.reason, challenge.props["authentication_method"]) == (0x18, METHOD)
+    wire.send(auth(0x18, data(scram.final(challenge.props["authentication_data"]))))
+    done = wire.expect(AUTH)
+    assert (done.reason, done.props["authentication_method"]) == (0x00, METHOD)
+    scram.check(done.props["authentication_data"])
+    wire.ping()
+
+
+@covers(v5="4.12.1-2 4.13.2-1")
+@pytest.mark.parametrize("wrong", ["password", "method"])
+def test_a_failed_second_authentication_closes(broker, user, wrong):
+    wire, scram = come_in(broker, user), Scram(user, "another password")
+    props = data(scram.first)
+    if wrong == "method":
+        props["authentication_method"] = "PLAIN"
+    wire.send(auth(0x19, props))
+    if wrong == "password":
+        challenge = wire.expect(AUTH)
+        wire.send(auth(0x18, data(scram.final(challenge.props["authentication_data"]))))
+    said = wire.until_closed()
+    assert said[-1].kind == DISCONNECT and said[-1].reason >= 0x80

@@ -1,0 +1,364 @@
+"""Users, roles and their rights: who comes in by a password, what each may do, and what happens when that changes."""
+
+import base64
+import concurrent.futures
+import time
+
+import pytest
+from raw_mqtt5 import Raw
+from support import unique, wait_until
+
+BAD_PASSWORD, NOT_AUTHORIZED, CLIENT_ID, UNAVAILABLE, TAKEN_OVER = 0x86, 0x87, 0x85, 0x88, 0x8E
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def user(server):
+    """Makes users with the password PASSWORD; further arguments are statements about them, with {} for the name."""
+
+    def make(*statements, options=""):
+        name = unique("user")
+        server.sql(f"CREATE USER {name} PASSWORD '{PASSWORD}' {options}")
+        for statement in statements:
+            server.sql(statement.format(name))
+        return name
+
+    return make
+
+
+def connack(server, client_id, *credentials, **how):
+    with Raw(server.address("mqtt")) as raw:
+        raw.connect(client_id, *credentials, **how)
+        return raw.connack()[1]
+
+
+def connected(server, name, client_id=None, password=PASSWORD, **how):
+    raw = Raw(server.address("mqtt"))
+    raw.connect(client_id or unique("client"), name, password, **how)
+    _, reason, _ = raw.connack()
+    assert reason == 0, hex(reason)
+    return raw
+
+
+def basic(name, password):
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def test_a_user_comes_in_by_the_password_alone(server, user):
+    name = user()
+    assert connack(server, "c", name, PASSWORD) == 0
+    assert connack(server, "c", name, "wrong horse") == BAD_PASSWORD
+    assert connack(server, "c", unique("nobody"), PASSWORD) == BAD_PASSWORD
+    # 3.1.1 has return code 4 for it.
+    assert connack(server, "c", name, "wrong horse", v5=False) == 4
+    server.sql(f"ALTER USER {name} PASSWORD 'another horse'")
+    assert connack(server, "c", name, PASSWORD) == BAD_PASSWORD
+    assert connack(server, "c", name, "another horse") == 0
+
+
+def test_a_client_that_does_not_wait_for_the_connack_is_served(server, user):
+    name = user("GRANT PUBLISH ON 'early/#' TO {}")
+    topic = f"early/{unique()}"
+    with Raw(server.address("mqtt")) as raw:
+        # CONNECT and PUBLISH in one piece: the password takes a while.
+        body = len(topic).to_bytes(2, "big") + topic.encode() + b"\0\x09\0" + b"1"
+        publish = bytes([0x32, len(body)]) + body
+        raw_send, raw.send = raw.send, lambda data: raw_send(data + publish)
+        raw.connect(unique("client"), name, PASSWORD)
+        assert raw.connack()[1] == 0
+        kind, _, _ = raw.read()
+        assert kind == 4
+
+
+def test_rights_hold_for_topics_qos_and_retain(server, user):
+    name = user(
+        "GRANT PUBLISH ON 'plant/${{username}}/#' TO {}",
+        "GRANT PUBLISH ON 'low' QOS 0 NO RETAIN TO {}",
+        "GRANT SUBSCRIBE ON 'plant/#' TO {}",
+        "DENY ALL ON 'plant/secret/#' TO {}",
+    )
+    with connected(server, name) as raw:
+        assert raw.publish(f"plant/{name}/x", "1") == 0
+        assert raw.publish("plant/other/x", "1") == NOT_AUTHORIZED
+        assert raw.publish("low", "1") == NOT_AUTHORIZED
+        assert raw.publish("plant/secret/x", "1") == NOT_AUTHORIZED
+        # What a grant covers, and what a denied topic is part of.
+        assert raw.subscribe("plant/a/#", "plant/#", "#", "plant/secret/x") == [1, *[NOT_AUTHORIZED] * 3]
+
+
+@pytest.mark.parametrize("client_id", ["+", "#", "a/b", "+/#"])
+def test_a_client_id_with_wildcards_widens_nothing(server, user, client_id):
+    name = user("GRANT ALL ON 'own/${{clientid}}' TO {}", "GRANT ALL ON 'own/${{clientid}}/#' TO {}")
+    with connected(server, name, client_id) as raw:
+        assert raw.subscribe("own/+", "own/#", "own/a/b", "own/x") == [NOT_AUTHORIZED] * 4
+        assert raw.publish("own/a/b", "1") == NOT_AUTHORIZED
+
+
+def test_a_role_gives_its_rights_to_whoever_has_it(server, user):
+    role = unique("role")
+    server.sql(f"CREATE ROLE {role}")
+    server.sql(f"GRANT PUBLISH ON '{role}/#' TO {role}")
+    name = user(f"GRANT {role} TO {{}}")
+    with connected(server, name) as raw:
+        assert raw.publish(f"{role}/x", "1") == 0
+        server.sql(f"REVOKE {role} FROM {name}")
+        assert raw.publish(f"{role}/x", "1") == NOT_AUTHORIZED
+        server.sql(f"GRANT {role} TO {name}")
+        assert raw.publish(f"{role}/x", "1") == 0
+        # A new role of the same name is nobody's.
+        server.sql(f"DROP ROLE {role}")
+        server.sql(f"CREATE ROLE {role}")
+        server.sql(f"GRANT PUBLISH ON '{role}/#' TO {role}")
+        assert raw.publish(f"{role}/x", "1") == NOT_AUTHORIZED
+
+
+def test_a_subscription_that_is_not_allowed_any_more_ends_and_the_others_go_on(server, user):
+    name = user("GRANT SUBSCRIBE ON 'a/#' TO {}", "GRANT SUBSCRIBE ON 'b/#' TO {}")
+    with connected(server, name) as raw, Raw(server.address("mqtt")) as sender:
+        sender.connect(unique("sender"))
+        assert sender.connack()[1] == 0
+        assert raw.subscribe("a/#", "b/#") == [1, 1]
+        sender.publish("a/x", "1")
+        assert raw.next_message() == ("a/x", "1")
+        server.sql(f"REVOKE SUBSCRIBE ON 'a/#' FROM {name}")
+        sender.publish("a/x", "2")
+        sender.publish("b/x", "3")
+        assert raw.next_message() == ("b/x", "3")
+        assert raw.subscribe("a/#") == [NOT_AUTHORIZED]
+
+
+def test_what_waits_for_a_session_and_may_not_be_read_any_more_is_not_delivered(server, user):
+    name = user("GRANT SUBSCRIBE ON 'a/#' TO {}", "GRANT SUBSCRIBE ON 'b/#' TO {}")
+    client = unique("client")
+    with connected(server, name, client, clean=False, expiry=60) as raw:
+        assert raw.subscribe("a/#", "b/#") == [1, 1]
+    with Raw(server.address("mqtt")) as sender:
+        sender.connect(unique("sender"))
+        sender.connack()
+        for topic in ("a/1", "b/1", "a/2", "b/2"):
+            assert sender.publish(topic, topic) == 0
+        server.sql(f"REVOKE SUBSCRIBE ON 'a/#' FROM {name}")
+        with connected(server, name, client, clean=False, expiry=60) as raw:
+            assert [raw.next_message()[0] for _ in range(2)] == ["b/1", "b/2"]
+            sender.publish("a/3", "")
+            sender.publish("b/3", "")
+            assert raw.next_message()[0] == "b/3"
+
+
+def test_a_user_that_is_dropped_is_sent_away(server, user):
+    name = user()
+    with connected(server, name) as raw:
+        server.sql(f"DROP USER {name}")
+        assert raw.disconnected() == NOT_AUTHORIZED
+    assert connack(server, "c", name, PASSWORD) == BAD_PASSWORD
+
+
+@pytest.mark.parametrize("how", ["dropped", "replaced"])
+def test_the_connections_of_a_token_end_with_it(server, how):
+    name = unique("token")
+    token = server.create_token("--publish", "x/#", name=name)
+    with connected(server, "any", password=token) as raw:
+        assert raw.publish("x/1", "1") == 0
+        if how == "dropped":
+            server.sql(f"DROP TOKEN {name}")
+        else:
+            server.cli("token", "create", "--replace", "--name", name, "--publish", "x/#")
+        assert raw.disconnected() == NOT_AUTHORIZED
+    assert connack(server, "c", "any", token) == BAD_PASSWORD
+
+
+def test_a_session_is_its_owners_even_after_a_restart(make_server):
+    server = make_server("mqtt.anonymous=always")
+    for name in ("alice", "mallory"):
+        server.sql(f"CREATE USER {name} PASSWORD '{PASSWORD}'")
+        server.sql(f"GRANT SUBSCRIBE ON '#' TO {name}")
+    with connected(server, "alice", "pump", clean=False, expiry=600) as raw:
+        assert raw.subscribe("a/#") == [1]
+        assert connack(server, "pump", "mallory", PASSWORD) == CLIENT_ID
+        assert connack(server, "pump", "mallory", PASSWORD, v5=False) == 2
+        assert connack(server, "pump") == CLIENT_ID, "anonymous"
+        # The owner is still there, and can take it over itself.
+        with connected(server, "alice", "pump", clean=False, expiry=600):
+            assert raw.disconnected() == TAKEN_OVER
+    server.kill9()
+    server.start()
+    assert connack(server, "pump", "mallory", PASSWORD, clean=False) == CLIENT_ID
+    with Raw(server.address("mqtt")) as raw:
+        raw.connect("pump", "alice", PASSWORD, clean=False, expiry=600)
+        assert raw.connack()[:2] == (1, 0)
+
+
+def test_a_user_may_be_bound_to_a_client_id(server, user):
+    name = user(options="WITH (client_id = 'c-${username}')")
+    assert connack(server, f"c-{name}", name, PASSWORD) == 0
+    assert connack(server, "another", name, PASSWORD) == CLIENT_ID
+    assert connack(server, "", name, PASSWORD) == CLIENT_ID
+
+
+def test_the_other_doors_take_the_same_password(server, user):
+    name = user()
+    ask = lambda password: server.http("POST", "/api/v1/sql", "SELECT 1", token=basic(name, password))  # noqa: E731
+    assert ask(PASSWORD).status == 403
+    server.sql(f"GRANT QUERY TO {name}")
+    assert ask(PASSWORD).json["rows"] == [[1]]
+    assert ask("wrong horse").status == 401
+    server.sql(f"REVOKE QUERY FROM {name}")
+    assert ask(PASSWORD).status == 403
+
+
+def test_grpc_takes_the_password_too(server, user):
+    pytest.importorskip("grpc")
+    import grpc
+    from grpc_client import Sonde
+
+    name = user("GRANT QUERY TO {}")
+    with Sonde(server, basic(name, PASSWORD)) as client:
+        assert client.query("SELECT 1 AS x")
+    with Sonde(server, basic(name, "wrong horse")) as client, pytest.raises(grpc.RpcError) as refused:
+        client.query("SELECT 1 AS x")
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_whoever_may_only_write_reads_nothing(server, user):
+    name, table = user("GRANT WRITE TO {}"), unique()
+    server.sql(f"CREATE TABLE {table} (time TIMESTAMP, x DOUBLE)")
+    server.sql(f"CREATE TABLE {table}_secret (time TIMESTAMP, x DOUBLE)")
+    run = lambda sql: server.http("POST", "/api/v1/sql", sql, token=basic(name, PASSWORD))  # noqa: E731
+    assert run(f"INSERT INTO {table} (time, x) VALUES ('2026-01-01T00:00:00Z', 1)").status == 200
+    for sql in (
+        f"INSERT INTO {table} SELECT * FROM {table}_secret",
+        f"INSERT INTO {table} (time, x) VALUES ('2026-01-01T00:00:00Z', (SELECT max(x) FROM {table}_secret))",
+        f"INSERT INTO {table} (time, x) SELECT time, x FROM latest({table}_secret)",
+    ):
+        answer = run(sql)
+        assert answer.status == 403, f"{sql}: {answer}"
+    server.sql(f"GRANT QUERY TO {name}")
+    assert run(f"INSERT INTO {table} SELECT * FROM {table}_secret").status == 200
+
+
+def test_the_catalog_says_who_may_do_what_and_no_secret(server, user):
+    role, name = unique("role"), None
+    server.sql(f"CREATE ROLE {role}")
+    name = user(
+        "GRANT PUBLISH ON 'x/#' QOS 1 NO RETAIN TO {}",
+        "DENY SUBSCRIBE ON 'y' TO {}",
+        "GRANT QUERY TO {}",
+        f"GRANT {role} TO {{}}",
+        options="WITH (tenant = 'acme')",
+    )
+    assert server.sql(f"SHOW GRANTS FOR {name}") == [
+        [name, "user", "allow", "publish", "x/#", 1, "never"],
+        [name, "user", "allow", "query", None, None, None],
+        [name, "user", "allow", "role", role, None, None],
+        [name, "user", "deny", "subscribe", "y", None, None],
+    ]
+    (row,) = [row for row in server.sql("SHOW USERS") if row[0] == name]
+    assert row == [name, "argon2id", "SCRAM-SHA-256", None, None, None, "acme", role]
+    assert [role, 1] in server.sql("SHOW ROLES")
+
+
+def test_a_password_is_nowhere_to_be_read(make_server):
+    server = make_server()
+    secret = "unheard-of secret"
+    server.sql(f"CREATE USER a PASSWORD '{secret}'")
+    for wrong in (
+        f"CREATE USER a PASSWORD '{secret}'",
+        f"CREATE USER b '{secret}'",
+        f"ALTER USER a PASSWORD '{secret}' 1",
+    ):
+        answer = server.post_sql(wrong)
+        assert answer.status == 400 and secret not in answer.text, answer
+    assert connack(server, "c", "a", secret) == 0
+    assert connack(server, "c", "b", secret) == BAD_PASSWORD
+    for query in ("SELECT * FROM system.users", "SELECT * FROM system.queries", "SELECT * FROM system.settings"):
+        assert secret not in str(server.sql(query))
+    server.stop()
+    for path in [server.log, *server.data_dir.rglob("*")]:
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_users_survive_a_restart(make_server):
+    server = make_server()
+    server.sql(f"CREATE USER pump PASSWORD '{PASSWORD}'")
+    server.sql("GRANT PUBLISH ON 'a/#' TO pump")
+    server.kill9()
+    server.start()
+    with connected(server, "pump") as raw:
+        assert raw.publish("a/b", "1") == 0 and raw.publish("b", "1") == NOT_AUTHORIZED
+
+
+def test_whoever_guesses_is_put_off_and_a_known_one_is_not(make_server):
+    server = make_server()
+    server.sql(f"CREATE USER pump PASSWORD '{PASSWORD}'")
+    assert connack(server, "c", "pump", PASSWORD) == 0
+    answers = [connack(server, "c", "pump", f"guess number {n}") for n in range(12)]
+    assert answers[:10] == [BAD_PASSWORD] * 10 and UNAVAILABLE in answers[10:]
+    # Behind the same address: one who was found right before comes in, and tokens do.
+    assert connack(server, "c", "pump", PASSWORD) == 0
+    assert connack(server, "c", "any", server.token) == 0
+    metrics = server.http("GET", "/metrics").text
+    assert "sonde_logins_failed_total 1" in metrics and "sonde_logins_put_off_total" in metrics
+
+
+def test_passwords_do_not_hold_up_the_others(server, user):
+    """While passwords are hashed the event loop serves who is connected."""
+    names = [user() for _ in range(2)]
+    with Raw(server.address("mqtt")) as raw:
+        raw.connect(unique("client"))
+        assert raw.connack()[1] == 0
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            logins = [pool.submit(connack, server, unique("client"), names[n % 2], PASSWORD) for n in range(64)]
+            slowest = 0
+            while not all(login.done() for login in logins):
+                began = time.monotonic()
+                assert raw.publish("x", "1") == 0
+                slowest = max(slowest, time.monotonic() - began)
+        assert {login.result() for login in logins} == {0}
+    assert slowest < 1, slowest
+
+
+def test_limits_of_names_and_passwords(server):
+    for statement, why in (
+        ("CREATE USER short PASSWORD 'seven77'", "8 characters"),
+        (f"CREATE USER {'n' * 256} PASSWORD '{PASSWORD}'", "255 bytes"),
+        (f"GRANT PUBLISH ON '{'/'.join('a' * 33)}' TO nobody", "32 levels"),
+        ("GRANT PUBLISH ON 'a' TO nobody_at_all", "there is no user or role nobody_at_all"),
+        ("GRANT nothing TO nobody_at_all", "there is no role nothing"),
+        ("CREATE USER hashed PASSWORD HASH 'not a hash'", "expected the hash"),
+    ):
+        answer = server.post_sql(statement)
+        assert answer.status == 400 and why in answer.error, f"{statement}: {answer}"
+    role = unique("role")
+    server.sql(f"CREATE ROLE {role}")
+    for n in range(256):
+        server.sql(f"GRANT PUBLISH ON 'a/{n}' TO {role}")
+    answer = server.post_sql(f"GRANT PUBLISH ON 'a/256' TO {role}")
+    assert answer.status == 400 and "256 at most" in answer.error
+
+
+def test_a_will_is_published_under_the_rights_of_its_moment(server, user):
+    """The will itself is tested with paho; here its owner goes first."""
+    name = user("GRANT PUBLISH ON 'will/#' TO {}")
+    topic = f"will/{unique()}"
+    with Raw(server.address("mqtt")) as watcher, Raw(server.address("mqtt")) as raw:
+        watcher.connect(unique("watcher"))
+        watcher.connack()
+        watcher.subscribe("will/#")
+        body = b"\0\x04MQTT\x05\xc6\0\0\0"
+        for part in (unique("client"), None, topic, "gone", name, PASSWORD):
+            body += b"\0" if part is None else len(part).to_bytes(2, "big") + part.encode()
+        raw.send(bytes([0x10, len(body)]) + body)
+        assert raw.connack()[1] == 0
+        server.sql(f"REVOKE PUBLISH ON 'will/#' FROM {name}")
+        # An empty turn of the loop in which it sees the change.
+        assert raw.publish("will/x", "1") == NOT_AUTHORIZED
+        raw.socket.close()
+        wait_until(
+            lambda: server.sql(f"SELECT count(*) FROM system.sessions WHERE principal = '{name}'") == [[0]], "its end"
+        )
+        with Raw(server.address("mqtt")) as other:
+            other.connect(unique("other"))
+            other.connack()
+            other.publish("will/last", "1")
+        assert watcher.next_message()[0] == "will/last"
