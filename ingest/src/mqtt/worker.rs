@@ -520,8 +520,11 @@ impl Worker {
         {
             session.connection = None;
             session.left_at = Some(now);
-            session.put_back();
             let is_durable = session.is_durable();
+            if is_durable {
+                // Else others of its groups get what waits.
+                session.put_back();
+            }
             self.end_replays(key);
             self.sys.client_left();
             if is_durable {
