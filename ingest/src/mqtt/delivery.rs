@@ -97,7 +97,7 @@ impl Worker {
         let Some(session) = self.sessions.get_mut(key) else { return unsendable };
         let Some(place) = session.connection else { return unsendable };
         let Some((_, connection)) = self.connections.get_mut(place) else { return unsendable };
-        if !connection.greeted {
+        if !connection.greeted || connection.sealed {
             return unsendable;
         }
         while let Some(next) = session.next_to_send(pen.now, connection.out.len() <= OUT_BYTES) {

@@ -18,8 +18,10 @@ pub(super) fn read(der: &[u8]) -> Option<ClientCertificate> {
     let certificate = Certificate::from_der(der).ok()?.tbs_certificate;
     let attributes = certificate.subject.0.iter().flat_map(|set| set.0.iter());
     // The last one is the most specific.
-    let common_name =
-        attributes.filter(|attribute| attribute.oid == COMMON_NAME).filter_map(|a| text(&a.value)).next_back();
+    let common_name = attributes
+        .filter(|attribute| attribute.oid == COMMON_NAME)
+        .filter_map(|a| text(&a.value))
+        .next_back();
     let alternatives = certificate.get::<SubjectAltName>().ok()?;
     let names = alternatives.into_iter().flat_map(|(_, names)| names.0).filter_map(|name| match name {
         GeneralName::DnsName(name) | GeneralName::Rfc822Name(name) => Some(name.to_string()),
