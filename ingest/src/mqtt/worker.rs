@@ -657,7 +657,8 @@ impl Worker {
             std::thread::yield_now();
         }
         for (_, (_, connection)) in &mut self.connections {
-            let open = matches!(connection.phase, Phase::Open { .. }) && connection.greeted && !connection.sealed;
+            let open =
+                matches!(connection.phase, Phase::Open { .. }) && connection.greeted && !connection.sealed;
             if connection.version == Version::V5 && open {
                 let mut properties = PropertiesBuilder::new();
                 let mut reason = ReasonCode::SERVER_SHUTTING_DOWN;
