@@ -58,10 +58,10 @@ if [ ! -e "$venv/ready" ]; then
 fi
 
 # On a CI machine of our own we may install; on anybody's machine those tests are skipped with a reason.
-if { ! command -v mosquitto_pub || ! command -v mkfs.xfs; } >/dev/null && [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if { ! command -v mosquitto_pub || ! command -v mkfs.xfs || ! test -e /usr/include/MQTTAsync.h; } >/dev/null && [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto-clients xfsprogs; } >/dev/null 2>&1 ||
-        echo "mosquitto-clients and xfsprogs cannot be installed here" >&2
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto-clients xfsprogs libpaho-mqtt-dev; } >/dev/null 2>&1 ||
+        echo "mosquitto-clients, xfsprogs and libpaho-mqtt-dev cannot be installed here" >&2
 fi
 
 log=$(mktemp)

@@ -169,7 +169,7 @@ def test_rights_over_http_are_none_over_mqtt_and_the_other_way_round(server, tok
 def test_no_password_is_enough_on_loopback_and_a_wrong_one_is_not(server, protocol):
     with Device(server.address("mqtt"), protocol=protocol) as device:
         assert (device.publish(f"{unique()}/x", {"n": 1}), device.subscribe("#")) == (0, 1)
-        assert device.subscribe("$SYS/#") == REFUSED_FILTER[protocol]
+        assert device.subscribe("$SYS/#") <= 1 and device.subscribe("$other/#") == REFUSED_FILTER[protocol]
     for password in ("wrong", "", "sonde_" + "0" * 64):
         assert refusal(server.address("mqtt"), password, protocol) == BAD_PASSWORD
 
@@ -262,9 +262,8 @@ def test_a_token_that_is_replaced_ends(server):
     first = server.create_token(*grants, name=name)
     said = server.cli("token", "create", "--name", name, *grants, code=1)
     assert name in said and "--replace" in said
-    with Device(server.address("mqtt"), first) as device:
-        second = server.create_token(*grants, "--replace", name=name)
-        assert device.publish(f"{name}/x", {"n": 1}) == 0  # connections that are open stay open
+    # What becomes of connections that are open is in `test_users.py`.
+    second = server.create_token(*grants, "--replace", name=name)
     assert first != second
     assert server.http("POST", "/api/v1/sql", "SELECT 1", token=f"Bearer {first}").status == 401
     assert server.http("POST", "/api/v1/sql", "SELECT 1", token=f"Bearer {second}").status == 200

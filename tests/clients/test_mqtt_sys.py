@@ -68,7 +68,7 @@ def test_one_topic_alone(server, watcher_token, protocol):
 
 @both_versions
 def test_a_right_to_everything_is_none_to_it(server, protocol):
-    with Device(server.address("mqtt"), None, protocol) as device:
+    with Device(server.address("mqtt"), server.create_token("--subscribe=#"), protocol) as device:
         assert device.subscribe("$SYS/#") >= 0x80
         assert device.subscribe("$share/g/$SYS/#") >= 0x80
 

@@ -127,7 +127,7 @@ impl Worker {
         let Some(session) = self.sessions.get_mut(key) else { return unsent };
         let Some(place) = session.connection else { return unsent };
         let Some((_, connection)) = self.connections.get_mut(place) else { return unsent };
-        if !connection.greeted {
+        if !connection.greeted || connection.sealed {
             return unsent;
         }
         while let Some(next) = session.next_to_send(pen.now, connection.out.len() <= OUT_BYTES) {

@@ -459,7 +459,7 @@ impl Worker {
     /// As whom the client of a session reads, once it may be sent something.
     pub(super) fn reader(&self, key: SessionKey) -> Option<Arc<Principal>> {
         let place = self.sessions.get(key)?.connection?;
-        let (_, connection) = self.connections.get(place).filter(|(_, connection)| connection.greeted)?;
+        let (_, connection) = self.connections.get(place).filter(|(_, c)| c.greeted && !c.sealed)?;
         match &connection.phase {
             Phase::Open { principal, .. } => Some(Arc::clone(principal)),
             Phase::Opening => None,

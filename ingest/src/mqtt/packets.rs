@@ -65,6 +65,7 @@ impl Answer {
                 Packet::UnsubAck(SubAck { packet_id: *packet_id, properties, reasons })
             }
             Self::ConnAck(bytes) => return out.extend_from_slice(bytes),
+            Self::PingResp => Packet::PingResp,
             Self::Refused(reason) => {
                 // 3.1.1 has a return code of its own: 3, server unavailable.
                 let reason = if version == Version::V5 { *reason } else { ReasonCode(3) };
@@ -121,11 +122,8 @@ impl Worker {
             Packet::Subscribe(subscribe) => self.subscribe(key, session, &principal, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(key, session, unsubscribe),
             Packet::PingReq => {
-                if let Some((_, connection)) = self.connections.get_mut(key.place) {
-                    Packet::PingResp.encode(connection.version, &mut connection.out);
-                    self.sys.traffic.packets_sent += 1;
-                    self.touch(key.place);
-                }
+                // In its turn: nothing comes before CONNACK.
+                self.turn.answers.push((key, Answer::PingResp));
             }
             Packet::Disconnect(disconnect) => self.disconnect(key, session, disconnect),
             Packet::Auth(auth) => self.authenticate_again(key, session, auth),

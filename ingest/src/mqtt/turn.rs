@@ -27,6 +27,7 @@ pub(super) enum Answer {
     PubComp(u16, ReasonCode),
     SubAck(u16, Vec<u8>),
     UnsubAck(u16, Vec<u8>),
+    PingResp,
     /// The bytes of the CONNACK; what is in flight is sent again behind it.
     ConnAck(Vec<u8>),
     /// A CONNACK that says why not; the connection is closed behind it.

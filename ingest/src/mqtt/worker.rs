@@ -704,7 +704,9 @@ impl Worker {
             std::thread::yield_now();
         }
         for (_, (_, connection)) in &mut self.connections {
-            if connection.version == Version::V5 && matches!(connection.phase, Phase::Open { .. }) {
+            let open =
+                matches!(connection.phase, Phase::Open { .. }) && connection.greeted && !connection.sealed;
+            if connection.version == Version::V5 && open {
                 let mut properties = PropertiesBuilder::new();
                 let mut reason = ReasonCode::SERVER_SHUTTING_DOWN;
                 if let Some(reference) = &self.offers.server_reference {

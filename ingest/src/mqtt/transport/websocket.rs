@@ -46,6 +46,8 @@ pub(super) struct WebSocket {
     /// The upgrade request up to its end; `None` from then on.
     request: Option<Vec<u8>>,
     frames: Frames,
+    /// Whether either side has sent its last frame.
+    has_ended: bool,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +108,7 @@ enum Opcode {
 
 impl WebSocket {
     pub(super) fn new() -> Self {
-        Self { request: Some(Vec::new()), frames: Frames::default() }
+        Self { request: Some(Vec::new()), frames: Frames::default(), has_ended: false }
     }
 
     /// Whether the client was let in, so that frames may be sent to it.
@@ -116,6 +118,18 @@ impl WebSocket {
 
     /// Takes the bytes that were read; what is to be answered at once is appended to `reply`.
     pub(super) fn decode(
+        &mut self,
+        bytes: &mut [u8],
+        origins: &[String],
+        peer: SocketAddr,
+        reply: &mut Vec<u8>,
+    ) -> Decoded {
+        let decoded = self.decode_some(bytes, origins, peer, reply);
+        self.has_ended |= decoded.ended;
+        decoded
+    }
+
+    fn decode_some(
         &mut self,
         bytes: &mut [u8],
         origins: &[String],
@@ -151,9 +165,9 @@ impl WebSocket {
         self.frames.decode(bytes.get_mut(..rest).unwrap_or_default(), reply)
     }
 
-    /// Appends the close frame that ends a connection from our side.
+    /// Appends the close frame that ends a connection from our side, unless one was sent.
     pub(super) fn close(&self, out: &mut Vec<u8>) {
-        if self.is_open() {
+        if self.is_open() && !self.has_ended {
             close_frame(CloseCode::NORMAL, out);
         }
     }

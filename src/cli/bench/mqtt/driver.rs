@@ -328,8 +328,7 @@ impl<'p> Driver<'p> {
         };
         let (mut made, mut had_work) = (0_u64, false);
         let local = self.publishers.first().map_or(0, |first| place.wrapping_sub(*first));
-        loop {
-            let Role::Publisher { sent, due, last_due, .. } = &client.role else { break };
+        while let Role::Publisher { sent, due, last_due, .. } = &client.role {
             if *sent >= *due {
                 break;
             }
