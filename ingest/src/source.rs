@@ -37,7 +37,7 @@ pub(crate) struct Source {
 #[derive(Debug)]
 enum Kind {
     Default,
-    Json { spec: SourceSpec, filter: String },
+    Json { spec: Box<SourceSpec>, filter: String },
 }
 
 /// The sources of the catalog at one version.
@@ -96,7 +96,13 @@ fn compile(object: &Object) -> Result<Source, String> {
     let spec = parse_source(&object.text).map_err(|error| error.to_string())?;
     let filter = spec.mqtt_filter();
     let (reject_invalid, raw_retention) = (spec.reject_invalid, spec.raw_retention);
-    Ok(Source { database, name, reject_invalid, raw_retention, kind: Kind::Json { spec, filter } })
+    Ok(Source {
+        database,
+        name,
+        reject_invalid,
+        raw_retention,
+        kind: Kind::Json { spec: Box::new(spec), filter },
+    })
 }
 
 /// Puts the default source into a catalog that has never had one.

@@ -211,7 +211,7 @@ impl Backlog {
     /// What the present turn brought, under the number that its record gets.
     pub(super) fn seal(&mut self, number: u64) -> Option<Block> {
         let block = std::mem::take(&mut self.gathering);
-        (block.count > 0).then(|| Block { number, ..block })
+        (block.count > 0).then_some(Block { number, ..block })
     }
 
     /// A sealed block is durable; its messages are numbered from here on.

@@ -38,6 +38,8 @@ struct Unsent {
     too_large: Vec<u16>,
     /// What kept those that expired.
     expired: Vec<Stored>,
+    /// Whether what comes next must wait for what is still in the log.
+    overtakes: bool,
 }
 
 impl Worker {
@@ -101,7 +103,7 @@ impl Worker {
             }
         } else if let Err(refused) = session.enqueue(delivery, &self.queue_limits) {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.done_with(key, refused.stored);
+            self.done_with(key, refused);
         }
         self.pump(key);
     }
@@ -114,6 +116,9 @@ impl Worker {
             let unsent = self.pump_with(key, &mut pen);
             self.properties = pen.properties;
             if unsent.too_large.is_empty() && unsent.expired.is_empty() {
+                if unsent.overtakes && self.fetch(key) {
+                    continue;
+                }
                 return;
             }
             // Places in flight became free, or there is more in the log.
@@ -130,7 +135,13 @@ impl Worker {
         if !connection.greeted || connection.sealed {
             return unsent;
         }
-        while let Some(next) = session.next_to_send(pen.now, connection.out.len() <= OUT_BYTES) {
+        loop {
+            unsent.overtakes = session.is_overtaking();
+            if unsent.overtakes {
+                break;
+            }
+            let room = connection.out.len() <= OUT_BYTES;
+            let Some(next) = session.next_to_send(pen.now, room) else { break };
             let (packet_id, delivery) = match next {
                 Next::Send(packet_id, delivery) => (packet_id, delivery),
                 Next::Record(packet_id, record) => {

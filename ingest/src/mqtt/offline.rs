@@ -128,8 +128,9 @@ impl Session {
     }
 
     /// Whether what is in the queue came behind what still waits in the log.
-    fn is_overtaking(&self) -> bool {
-        let first = self.queue.front().map(|delivery| delivery.number);
+    pub(super) fn is_overtaking(&self) -> bool {
+        let first = self.queue.front().filter(|delivery| matches!(delivery.stored, Stored::Copy(_)));
+        let first = first.map(|delivery| delivery.number);
         first.zip(self.backlog.next_block()).is_some_and(|(first, block)| first > block)
     }
 
@@ -380,23 +381,24 @@ impl Worker {
         }
     }
 
-    /// Reads what waits for a session in the log, where little of it is in memory.
-    pub(super) fn fetch(&mut self, key: SessionKey) {
+    /// Reads what waits for a session in the log, where little of it is in memory; whether there is more to send now.
+    pub(super) fn fetch(&mut self, key: SessionKey) -> bool {
         loop {
-            let Some(session) = self.sessions.get(key) else { return };
+            let Some(session) = self.sessions.get(key) else { return false };
             let has_some = session.queue.len() as u64 >= FETCH_MESSAGES / 2;
             if !session.backlog.has_unfetched() || (has_some && !session.is_overtaking()) {
-                return;
+                return false;
             }
             let wanted = session.backlog.unfetched(FETCH_MESSAGES);
-            let Some(principal) = self.reader(key) else { return };
+            let Some(principal) = self.reader(key) else { return false };
             match self.read_backlog(key, &principal, &wanted) {
                 // All of it was gone, or may not be read: there may be more.
                 Ok(0) => {}
-                Ok(_) => return,
+                Ok(_) => return true,
                 Err(error) => {
                     tracing::error!(%error, "cannot read from the log what waits for an MQTT client");
-                    return self.send_away(key);
+                    self.send_away(key);
+                    return false;
                 }
             }
         }

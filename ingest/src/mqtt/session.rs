@@ -279,11 +279,11 @@ impl Session {
         State { namespace: BACKLOG.into(), key: self.key(&number.to_be_bytes()), value }
     }
 
-    /// Appends a message that is not in the backlog to what waits; it comes back where that is too much.
-    pub(super) fn enqueue(&mut self, delivery: Delivery, limits: &QueueLimits) -> Result<(), Delivery> {
+    /// Appends a message that is not in the backlog to what waits; what keeps it comes back where that is too much.
+    pub(super) fn enqueue(&mut self, delivery: Delivery, limits: &QueueLimits) -> Result<(), Stored> {
         if self.is_full(delivery.message.bytes() as u64, limits) {
             self.count_dropped(Dropped::QueueFull, 1);
-            return Err(delivery);
+            return Err(delivery.stored);
         }
         self.push(delivery);
         Ok(())
