@@ -3,8 +3,9 @@
 //!
 //! # Invariants
 //! - A replay is a session without a socket beside the one that asked: while it is there, what matches its filter is logged.
-//! - It reads the log up to the last commit before it goes on live; a message that was read is not delivered again, by its
-//!   sequence number. Whatever a commit behind that holds has not been released yet, and comes live.
+//! - It reads the log up to the last commit, and all that was routed before it began, before it goes on live; a message that
+//!   was read is not delivered again, by its sequence number. Whatever a commit behind that holds has not been released yet,
+//!   and comes live.
 //! - It reads a bounded piece of the log a turn of the event loop, and nothing while its client is behind.
 //! - It ends with its connection; nothing of it is durable.
 
@@ -41,6 +42,8 @@ pub(super) struct Replay {
     qos: QoS,
     /// Everything up to here was delivered.
     position: SeqNo,
+    /// The last turn that may have messages that were routed before the replay began: they come from the log.
+    behind_turn: u64,
     /// Whether what is committed from now on is delivered as it comes.
     live: bool,
 }
@@ -90,6 +93,7 @@ impl Worker {
         if self.replays.len() >= REPLAYS || of_session >= SESSION_REPLAYS {
             return Err(ReasonCode::QUOTA_EXCEEDED);
         }
+        self.submit_turn();
         let number = self.next_number();
         let mut session = Session::new(&format!("replay {number:x}"), number);
         session.subscriptions.insert(inner.into(), subscription);
@@ -100,6 +104,7 @@ impl Worker {
             from,
             qos: subscription.qos,
             position: position_of(&self.engine, from),
+            behind_turn: self.submitted,
             live: false,
         });
         let key = self.sessions.insert(session);
@@ -185,7 +190,8 @@ impl Worker {
             return Ok(false);
         }
         if replay.position >= published {
-            replay.live = true;
+            // Each release comes before this, and after its commit was published.
+            replay.live = self.released >= replay.behind_turn;
             return Ok(false);
         }
         let first = replay.position.plus(1);

@@ -137,6 +137,7 @@ impl Worker {
             return;
         }
         let blocks = self.record_backlogs();
+        self.submitted += 1;
         let turn = std::mem::replace(&mut self.turn, Turn::new(&self.engine, self.origin));
         let receipt = turn.builder.finish().map(|batch| self.engine.write(batch));
         self.committing.push_back(Committing {
@@ -162,6 +163,7 @@ impl Worker {
                 },
             };
             let Some(turn) = self.committing.pop_front() else { return };
+            self.released += 1;
             match result {
                 Ok(first) => self.release(turn, first),
                 Err(error) => self.fail(turn, &error),

@@ -71,6 +71,9 @@ pub(super) struct Worker {
     pub(super) replays: Vec<SessionKey>,
     /// Whether one of them can go on.
     replaying: bool,
+    /// Turns that were handed to the engine, and those of them that have ended.
+    pub(super) submitted: u64,
+    pub(super) released: u64,
     /// Reads what waits in the log.
     pub(super) messages: MessageReader,
     /// Where the log says that sessions stand; none where nothing waits.
@@ -140,6 +143,8 @@ impl Worker {
             raw_retention: shared.raw_retention,
             replays: Vec::new(),
             replaying: false,
+            submitted: 0,
+            released: 0,
             messages: MessageReader::new(),
             log_cursor: offline::log_cursor(&engine),
             queued_bytes: 0,
