@@ -155,6 +155,8 @@ pub struct WriteBatch {
     pub(crate) bytes: usize,
     /// Where the rows come from.
     pub(crate) origin: Origin,
+    /// Whether it waits where there is no room, instead of being refused.
+    pub(crate) patient: bool,
 }
 
 impl WriteBatch {
@@ -162,7 +164,7 @@ impl WriteBatch {
     #[must_use]
     pub fn of_state(state: Vec<State>) -> Self {
         let bytes = state.iter().map(state_bytes).sum();
-        Self { parts: Vec::new(), state, messages: 1, bytes, origin: Origin::Client }
+        Self { parts: Vec::new(), state, messages: 1, bytes, origin: Origin::Client, patient: false }
     }
 
     /// Number of rows.
@@ -208,6 +210,7 @@ pub struct WriteBatchBuilder {
     bytes: usize,
     key: Vec<u8>,
     origin: Origin,
+    patient: bool,
 }
 
 impl std::fmt::Debug for WriteBatchBuilder {
@@ -219,7 +222,7 @@ impl std::fmt::Debug for WriteBatchBuilder {
 impl WriteBatchBuilder {
     pub(crate) fn new() -> Self {
         let (parts, state, key) = (Vec::new(), Vec::new(), Vec::new());
-        Self { parts, state, messages: 0, bytes: 0, key, origin: Origin::Client }
+        Self { parts, state, messages: 0, bytes: 0, key, origin: Origin::Client, patient: false }
     }
 
     /// Starts the next message: rows and state added from here on carry its sequence number. Returns how many came
@@ -232,6 +235,12 @@ impl WriteBatchBuilder {
     /// Says where the rows of the batch come from; else a client wrote them.
     pub fn set_origin(&mut self, origin: Origin) {
         self.origin = origin;
+    }
+
+    /// Where there is no room, on disk or for rows in memory, the batch waits until there is, instead of being refused:
+    /// for those who have a bound of their own for what they have not heard of yet. Such batches stay in their order.
+    pub fn set_patient(&mut self) {
+        self.patient = true;
     }
 
     /// Approximate bytes of what was added.
@@ -366,7 +375,8 @@ impl WriteBatchBuilder {
         let mut parts: Vec<Part> = self.parts.into_iter().map(OpenPart::finish).collect();
         parts.retain(|part| !part.times.is_empty());
         let messages = self.messages.max(1);
-        let batch = WriteBatch { parts, state: self.state, messages, bytes: self.bytes, origin: self.origin };
+        let Self { state, bytes, origin, patient, .. } = self;
+        let batch = WriteBatch { parts, state, messages, bytes, origin, patient };
         (!batch.is_empty()).then_some(batch)
     }
 }
