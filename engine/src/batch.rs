@@ -166,6 +166,8 @@ pub struct WriteBatch {
     pub(crate) bytes: usize,
     /// Where the rows come from.
     pub(crate) origin: Origin,
+    /// Whether it waits where there is no room, instead of being refused.
+    pub(crate) patient: bool,
 }
 
 impl WriteBatch {
@@ -174,7 +176,7 @@ impl WriteBatch {
     pub fn of_state(state: Vec<State>) -> Self {
         let bytes = state.iter().map(state_bytes).sum();
         let (parts, stamps, raw) = (Vec::new(), Vec::new(), Box::default());
-        Self { parts, state, stamps, raw, messages: 1, bytes, origin: Origin::Client }
+        Self { parts, state, stamps, raw, messages: 1, bytes, origin: Origin::Client, patient: false }
     }
 
     /// Turns the numbers that values of state hold into sequence numbers, now that the batch has its own.
@@ -232,6 +234,7 @@ pub struct WriteBatchBuilder {
     bytes: usize,
     key: Vec<u8>,
     origin: Origin,
+    patient: bool,
 }
 
 impl std::fmt::Debug for WriteBatchBuilder {
@@ -244,7 +247,7 @@ impl WriteBatchBuilder {
     pub(crate) fn new() -> Self {
         let (parts, state, key) = (Vec::new(), Vec::new(), Vec::new());
         let (stamps, raw) = (Vec::new(), RawMessages::default());
-        Self { parts, state, stamps, raw, messages: 0, bytes: 0, key, origin: Origin::Client }
+        Self { parts, state, stamps, raw, messages: 0, bytes: 0, key, origin: Origin::Client, patient: false }
     }
 
     /// Starts the next message: rows and state added from here on carry its sequence number. Returns how many came
@@ -263,6 +266,12 @@ impl WriteBatchBuilder {
     /// Says where the rows of the batch come from; else a client wrote them.
     pub fn set_origin(&mut self, origin: Origin) {
         self.origin = origin;
+    }
+
+    /// Where there is no room, on disk or for rows in memory, the batch waits until there is, instead of being refused:
+    /// for those who have a bound of their own for what they have not heard of yet. Such batches stay in their order.
+    pub fn set_patient(&mut self) {
+        self.patient = true;
     }
 
     /// Approximate bytes of what was added.
@@ -421,9 +430,9 @@ impl WriteBatchBuilder {
         let mut parts: Vec<Part> = self.parts.into_iter().map(OpenPart::finish).collect();
         parts.retain(|part| !part.times.is_empty());
         let messages = self.messages.max(1);
-        let Self { state, stamps, bytes, origin, .. } = self;
+        let Self { state, stamps, bytes, origin, patient, .. } = self;
         let raw = Box::new(self.raw);
-        let batch = WriteBatch { parts, state, stamps, raw, messages, bytes, origin };
+        let batch = WriteBatch { parts, state, stamps, raw, messages, bytes, origin, patient };
         (!batch.is_empty()).then_some(batch)
     }
 }

@@ -84,6 +84,8 @@ pub const OPEN_CHUNK_BYTES: usize = 64 << 20;
 pub const CHUNK_ROWS: u64 = 64 << 20;
 /// Bytes of strings in one row group of a chunk; far below what a page and 32-bit offsets hold.
 pub const GROUP_TEXT_BYTES: usize = 32 << 20;
+/// How long batches that may wait for room do so before the writer looks again whether there is some.
+pub const STALLED_RETRY: Duration = Duration::from_millis(100);
 /// About the bytes of the windows of all sources of one merge, unless each has but a vector of rows or the options say
 /// otherwise.
 pub const MERGE_BYTES: usize = 16 << 20;

@@ -31,7 +31,7 @@ use crate::health::Watch;
 use crate::jobs::Job;
 use crate::limits::{
     BATCH_BYTES, BUFFERED_AGE, DUE_FLUSH_AGE, FLUSH_AGE, FLUSH_EDIT_BYTES, FROZEN_MEMTABLES, GROUP_BATCHES,
-    GROUP_BYTES, MEMTABLE_BYTES,
+    GROUP_BYTES, MEMTABLE_BYTES, STALLED_RETRY,
 };
 use crate::mask::TOMBSTONES;
 use crate::memtable::Memtable;
@@ -128,6 +128,8 @@ pub(crate) struct Writer {
     sync_by: Option<Instant>,
     /// The clock as the log stated it last.
     marked: Option<Timestamp>,
+    /// Patient batches for which there was no room, in their order. Bounded by those who make them.
+    stalled: Vec<Waiting>,
 }
 
 impl Drop for Writer {
@@ -157,6 +159,7 @@ impl Writer {
             deleted,
             sync_by,
             marked,
+            stalled: Vec::new(),
         };
         writer.note_first_row();
         writer
@@ -213,14 +216,18 @@ impl Writer {
 
     /// The next command; none once nobody is left who could send one. What waits for stable storage is not kept waiting.
     fn receive(&mut self, commands: &Receiver<Command>) -> Option<Command> {
-        while let Some(sync_by) = self.sync_by {
-            match commands.recv_timeout(sync_by.saturating_duration_since(Instant::now())) {
+        loop {
+            let retry = (!self.stalled.is_empty()).then(|| Instant::now() + STALLED_RETRY);
+            let Some(until) = self.sync_by.into_iter().chain(retry).min() else {
+                return commands.recv().ok();
+            };
+            match commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(command) => return Some(command),
-                Err(RecvTimeoutError::Timeout) => self.sync(),
+                Err(RecvTimeoutError::Timeout) if self.stalled.is_empty() => self.sync(),
+                Err(RecvTimeoutError::Timeout) => self.commit(Vec::new()),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
-        commands.recv().ok()
     }
 
     /// Brings what is in the log to stable storage; should that fail, the engine has failed.
@@ -247,11 +254,13 @@ impl Writer {
         self.inner.queued.give(bytes);
     }
 
-    fn commit_group(&mut self, group: Vec<Waiting>) {
+    fn commit_group(&mut self, new: Vec<Waiting>) {
         self.sync_if_due();
-        let (group, ready) = match self.inner.health.check().and_then(|()| self.freeze_if_full()) {
+        let mut group = std::mem::take(&mut self.stalled);
+        group.extend(new);
+        let (group, ready) = match self.make_room(&group) {
             Ok(()) => (self.refuse_unfit(group), Ok(())),
-            Err(error) => (group, Err(error)),
+            Err(error) => (self.stall(group, &error), Err(error)),
         };
         let (batches, replies): (Vec<_>, Vec<_>) =
             group.into_iter().map(|waiting| (waiting.batch, waiting.reply)).unzip();
@@ -269,6 +278,36 @@ impl Writer {
                 let _ = reply.send(Err(error.clone()));
             }),
         }
+    }
+
+    /// All that can be refused for want of room is done here, before a byte of the group is written.
+    fn make_room(&mut self, group: &[Waiting]) -> Result<()> {
+        self.inner.health.check()?;
+        self.freeze_if_full()?;
+        if !group.iter().any(|waiting| waiting.batch.patient) {
+            return Ok(());
+        }
+        let bytes = group.iter().map(|waiting| waiting.batch.bytes).sum();
+        self.log.reserve(bytes, self.next_seq).inspect_err(|error| {
+            if matches!(error, Error::Failed(_)) {
+                self.inner.health.fail(error);
+            }
+        })
+    }
+
+    /// Keeps the patient batches of a group for which there is no room, and returns the others.
+    fn stall(&mut self, group: Vec<Waiting>, error: &Error) -> Vec<Waiting> {
+        if !matches!(error, Error::Full(_)) {
+            return group;
+        }
+        let had_none = self.stalled.is_empty();
+        let (patient, refused): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|waiting| waiting.batch.patient);
+        self.stalled = patient;
+        if had_none && !self.stalled.is_empty() {
+            tracing::debug!(%error, batches = self.stalled.len(), "batches wait for room");
+        }
+        refused
     }
 
     /// Takes out, and answers, the batches whose tables were dropped since they were built or that are too large.

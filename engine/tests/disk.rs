@@ -11,7 +11,7 @@ use crate::crash::History;
 use crate::data::{DAY, START, Value, column, create, message, put, read_all, rec, write};
 use crate::faults::{Fault, Faulty};
 use crate::power::every;
-use crate::store::{Store, files};
+use crate::store::{Store, files, wait_until};
 
 fn row(device: &str, i: i64) -> crate::data::Rec {
     rec(&[("device", device)], START + i, &[("i", Value::Int(i))])
@@ -163,6 +163,43 @@ fn no_space_for_chunks_refuses_at_once_and_recovers() {
     put(&engine, "t", &[row("a", -1)]);
     assert_eq!(read_all(&engine, "t").len(), written.len() + 1);
     assert_eq!(read_all(&store.restart(engine), "t").len(), written.len() + 1);
+}
+
+/// A batch that may wait is neither refused nor lost; those behind it stay behind it, and whoever may not wait is refused
+/// meanwhile.
+#[test]
+fn patient_batches_wait_for_room_in_their_order() {
+    let mut store = Store::new();
+    store.options.memtable_bytes = 2048;
+    let disk = Faulty::default();
+    let engine = store.open_on(Arc::new(disk.clone())).unwrap();
+    create(&engine, "t", DAY);
+    disk.set(Fault::Full);
+    let mut next = 0..;
+    let mut row = || row("a", next.next().unwrap());
+    while write(&engine, &message("t", &[row()])).is_ok() {}
+    let acknowledged = read_all(&engine, "t").len();
+    let patient = |value: u8| {
+        let mut batch = engine.batch();
+        batch.set_patient();
+        batch.state(State { namespace: "n".into(), key: vec![0], value: Some(vec![value]) });
+        engine.write(batch.finish().unwrap())
+    };
+    let (answers, told) = std::sync::mpsc::channel();
+    for receipt in (1..=3).map(patient) {
+        let answers = answers.clone();
+        std::thread::spawn(move || answers.send(receipt.wait()));
+    }
+    assert!(matches!(write(&engine, &message("t", &[row()])), Err(Error::Full(_))));
+    assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "there is no room");
+    disk.set(Fault::None);
+    wait_until("the flush", || engine.flush().is_ok());
+    let mut seqs: Vec<_> =
+        (0..3).map(|_| told.recv_timeout(Duration::from_secs(20)).unwrap().unwrap()).collect();
+    seqs.sort_unstable_by_key(|range| range.first);
+    assert!(seqs.windows(2).all(|pair| pair[0].last < pair[1].first), "{seqs:?}");
+    assert_eq!(engine.state("n", &[0]).as_deref(), Some(&[3][..]), "the last one came last");
+    assert_eq!(read_all(&store.restart(engine), "t").len(), acknowledged);
 }
 
 #[test]

@@ -665,7 +665,7 @@ pub(crate) mod tests {
             "CREATE TABLE Information_Schema.t (time TIMESTAMP, x DOUBLE)",
             "DROP TABLE system.chunks",
             "ALTER TABLE system.chunks SET (retention = '1 day')",
-            "INSERT INTO system.queries VALUES (1, 'me', 1.0, 'x')",
+            "INSERT INTO system.queries VALUES (1, 'me', 1.0, 0, 'x')",
             "CREATE SOURCE s ON MQTT 's/#' FORMAT JSON INTO system.t",
         ] {
             assert!(refusal(&query, sql).await.contains("is reserved"), "{sql}");

@@ -313,7 +313,7 @@ fn names_and_tables_have_their_limits() {
 
 #[test]
 fn changes_that_no_writer_makes_are_refused() {
-    for bytes in [&[0][..], &[8], &[5, 0, 0, 0, 0], &[5, 4, 0, 0, 0], &[2, 7, 0, 0, 0, 1, 0, 0, 0, 0, 3, 1]] {
+    for bytes in [&[0][..], &[8], &[5, 0, 0, 0, 0], &[5, 6, 0, 0, 0], &[2, 7, 0, 0, 0, 1, 0, 0, 0, 0, 3, 1]] {
         assert!(decode(bytes).is_err(), "{bytes:?}");
     }
     let table = |kind, open| [&[1, 7, 0, 0, 0, 0, 0, kind, open, 1, 1, 9][..], &[0; 8]].concat();

@@ -4,14 +4,16 @@ Promise 5 is shown by `test_cold.py`, 6 by `test_sources.py`, 9 by `test_cold.py
 `test_limits.py`; the rigs behind promise 1 are `test_kill9.py` and `test_powercut.py`.
 """
 
+import contextlib
 import json
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from filesystem import NOLOGFLUSH, filesystem
-from paho_client import V5, V311, Client
+from paho_client import V5, V311, Client, mqtt
 from support import TIME_S, Server, unique, wait_until
 
 MIB = 1 << 20
@@ -183,6 +185,63 @@ def test_promise_7_a_full_disk_refuses_writes_keeps_reads_and_recovers_by_itself
         assert server.sql("SELECT count(*) FROM t") == [[written + 1]]
         server.stop()
     finally:
+        if server.running:
+            server.kill9()
+
+
+def test_promise_7_devices_hear_nothing_of_a_full_disk_but_wait(binary, small_disk, tmp_path):
+    """No error code for what will work later: their messages are stored, in order, when there is space again."""
+    server = Server(binary, small_disk.mountpoint, ["memory.limit=256MiB", "storage.memtable=1MiB"])
+    server.log = tmp_path / "server.log"
+    server.start()
+    ballast = Path(small_disk.mountpoint) / "ballast"
+    acknowledged, lost = [], []
+    paho = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "device", protocol=V5, reconnect_on_failure=False)
+    paho.max_inflight_messages_set(20)
+    paho.on_publish = lambda _client, _data, mid, code, _properties: acknowledged.append((mid, code.value))
+    paho.on_disconnect = lambda *_: lost.append(True)
+    try:
+        paho.connect(*server.address("mqtt"), keepalive=5)
+        paho.loop_start()
+        numbers = {}
+
+        def publish():
+            body = {"n": len(numbers), "s": "x" * 4000, "ts": TIME_S * 1000 + len(numbers)}
+            numbers[paho.publish("t/x", json.dumps(body), 1).mid] = len(numbers)
+
+        publish()
+        wait_until(lambda: acknowledged, "the first acknowledgement")
+        fill(ballast)
+
+        def stalls():
+            before = len(acknowledged)
+            for _ in range(400):
+                publish()
+            with contextlib.suppress(pytest.fail.Exception):
+                wait_until(lambda: len(acknowledged) == len(numbers), "acknowledgements", 3)
+            return len(acknowledged) < before + 400
+
+        for _ in range(200):
+            if stalls():
+                break
+        else:
+            pytest.fail("a full disk takes everything")
+        stored = len(acknowledged)
+        assert server.http("POST", "/api/v1/write?table=u", '[{"n": 1}]', Content_Type="application/json").status == 503
+        # Longer than its keep alive: pings are answered, nobody is sent away.
+        until = time.monotonic() + 9
+        wait_until(lambda: lost or time.monotonic() > until, "nine seconds")
+        assert not lost and len(acknowledged) == stored, (lost, stored, len(acknowledged))
+        ballast.unlink()
+        wait_until(lambda: len(acknowledged) == len(numbers), "all acknowledgements", 60)
+        assert not lost and all(code == 0 for _, code in acknowledged)
+        assert [numbers[mid] for mid, _ in acknowledged] == list(range(len(numbers)))
+        assert server.sql("SELECT count(*), count(DISTINCT n) FROM t") == [[len(numbers), len(numbers)]]
+        paho.disconnect()
+        paho.loop_stop()
+        server.stop()
+    finally:
+        paho.loop_stop()
         if server.running:
             server.kill9()
 

@@ -122,8 +122,15 @@ impl Worker {
             Packet::Subscribe(subscribe) => self.subscribe(key, session, &principal, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(key, session, unsubscribe),
             Packet::PingReq => {
-                // In its turn: nothing comes before CONNACK.
-                self.turn.answers.push((key, Answer::PingResp));
+                if !connection.greeted {
+                    // In its turn: nothing comes before CONNACK.
+                    return self.turn.answers.push((key, Answer::PingResp));
+                }
+                if let Some((_, connection)) = self.connections.get_mut(key.place) {
+                    Packet::PingResp.encode(connection.version, &mut connection.out);
+                    self.sys.traffic.packets_sent += 1;
+                    self.touch(key.place);
+                }
             }
             Packet::Disconnect(disconnect) => self.disconnect(key, session, disconnect),
             Packet::Auth(auth) => self.authenticate_again(key, session, auth),

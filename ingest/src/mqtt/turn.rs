@@ -92,6 +92,8 @@ impl Turn {
     pub(super) fn new(engine: &Engine, origin: Origin) -> Self {
         let mut builder = engine.batch();
         builder.set_origin(origin);
+        // No client hears of a full disk; the turns that wait are bounded, and so is what is read.
+        builder.set_patient();
         Self {
             builder,
             answers: Vec::new(),

@@ -133,10 +133,12 @@ impl Transport {
         let mut done = 0;
         loop {
             while layers.is_open() && layers.wire.len() < WIRE_BYTES {
-                let rest = out.get(done..).unwrap_or_default();
-                let Some(piece) = rest.get(..rest.len().min(PIECE)).filter(|piece| !piece.is_empty()) else {
-                    break;
+                let rest = out.get(done..).filter(|rest| !rest.is_empty()).unwrap_or_default();
+                let len = match &mut layers.websocket {
+                    Some(websocket) => websocket.next_frame(rest, PIECE),
+                    None => rest.len().min(PIECE),
                 };
+                let Some(piece) = rest.get(..len).filter(|piece| !piece.is_empty()) else { break };
                 if let Err(error) = layers.wrap(piece) {
                     layers.error = Some(error);
                     return false;

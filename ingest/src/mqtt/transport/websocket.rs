@@ -48,6 +48,8 @@ pub(super) struct WebSocket {
     frames: Frames,
     /// Whether either side has sent its last frame.
     has_ended: bool,
+    /// Bytes of the packet that is being sent which are in no frame yet.
+    left: usize,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +110,7 @@ enum Opcode {
 
 impl WebSocket {
     pub(super) fn new() -> Self {
-        Self { request: Some(Vec::new()), frames: Frames::default(), has_ended: false }
+        Self { request: Some(Vec::new()), frames: Frames::default(), has_ended: false, left: 0 }
     }
 
     /// Whether the client was let in, so that frames may be sent to it.
@@ -165,12 +167,36 @@ impl WebSocket {
         self.frames.decode(bytes.get_mut(..rest).unwrap_or_default(), reply)
     }
 
+    /// How many of the bytes that wait, which are whole packets but for one that has begun, go into the next frame:
+    /// those of one packet, at most `most`. The standard allows more, but Eclipse Paho's C client then waits for the next
+    /// frame before it looks at the second packet of this one.
+    pub(super) fn next_frame(&mut self, waiting: &[u8], most: usize) -> usize {
+        if self.left == 0 {
+            self.left = packet_len(waiting);
+        }
+        let len = self.left.min(most).min(waiting.len());
+        self.left -= len;
+        len
+    }
+
     /// Appends the close frame that ends a connection from our side, unless one was sent.
     pub(super) fn close(&self, out: &mut Vec<u8>) {
         if self.is_open() && !self.has_ended {
             close_frame(CloseCode::NORMAL, out);
         }
     }
+}
+
+/// Bytes of the MQTT packet at the start, by its Remaining Length (MQTT 5, section 2.1.4).
+fn packet_len(bytes: &[u8]) -> usize {
+    let mut remaining = 0;
+    for (at, byte) in bytes.iter().skip(1).take(4).enumerate() {
+        remaining |= usize::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return 2 + at + remaining;
+        }
+    }
+    bytes.len()
 }
 
 /// Appends the header of a binary frame with so many bytes, which is a whole message.
@@ -425,6 +451,21 @@ mod tests {
     fn a_request_is_bounded() {
         let (_, reply, ended) = decode(&vec![b'a'; 2 * UPGRADE_BYTES], &[1000], false);
         assert!(ended && reply.starts_with(b"HTTP/1.1 431 "), "{:?}", String::from_utf8_lossy(&reply));
+    }
+
+    #[test]
+    fn each_packet_has_frames_of_its_own() {
+        let mut socket = WebSocket::new();
+        let mut out = vec![0x40, 2, 0, 1];
+        out.extend([0x30, 0xc8, 1]);
+        out.extend([7; 200]);
+        out.extend([0xd0, 0]);
+        let mut lens = Vec::new();
+        while !out.is_empty() {
+            lens.push(socket.next_frame(&out, 128));
+            out.drain(..lens[lens.len() - 1]);
+        }
+        assert_eq!(lens, [4, 128, 75, 2]);
     }
 
     proptest! {
