@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
+from paho_client import Client
 from support import TIME_S, run, tool, unique
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -37,13 +41,36 @@ def curl_commands():
     return found
 
 
-@pytest.mark.parametrize("document, command", curl_commands())
-def test_the_commands_of_the_documents(server, document, command):
+def follows(command):
+    """Whether a command of the documents prints what happens until it is ended (`curl -N`)."""
+    return "curl -N" in command
+
+
+def script(server, command):
+    """A command of the documents as a script for this server."""
     tool("curl", "curl")
     here = command.replace("127.0.0.1:7480", server.endpoints["http"])
     here = here.replace("~/.local/share/sonde/admin.token", str(server.data_dir / "admin.token"))
-    answer = run("sh", "-euc", f"curl() {{ command curl -sS --fail --noproxy '*' \"$@\"; }}\n{here}")
+    return f"curl() {{ command curl -sS --fail --noproxy '*' \"$@\"; }}\n{here}"
+
+
+@pytest.mark.parametrize("document, command", [c for c in curl_commands() if not follows(c[1])])
+def test_the_commands_of_the_documents(server, document, command):
+    answer = run("sh", "-euc", script(server, command))
     assert answer.startswith(("{", "ready")), answer
+
+
+@pytest.mark.parametrize("document, command", [c for c in curl_commands() if follows(c[1])])
+def test_the_commands_that_follow(server, document, command):
+    shell = ["sh", "-euc", script(server, command)]
+    with Client(server) as client, subprocess.Popen(shell, stdout=subprocess.PIPE, start_new_session=True) as following:
+        try:
+            client.publish("sensors/temp", '{"value": 23.5}', retain=True)  # found there, or heard: either way it comes
+            assert following.stdout.readline() == b"event: message\n"
+            assert b"sensors/temp" in following.stdout.readline()
+        finally:
+            os.killpg(following.pid, signal.SIGKILL)
+            client.publish("sensors/temp", "", retain=True)
 
 
 def test_the_documents_have_such_commands():
