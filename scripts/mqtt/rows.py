@@ -25,8 +25,6 @@ class Bench:
     def __init__(self, sonde, mosquitto, quick):
         self.sonde_program, self.mosquitto_program, self.quick = sonde, mosquitto, quick
         self.seconds = 1.5 if quick else 6
-        shown = subprocess.run([sonde, "config", "show", "--effective"], capture_output=True, text=True).stdout
-        self.keys = shown
 
     def sonde(self, stored=True, settings=()):
         return brokers.Sonde(self.sonde_program, stored, settings)
@@ -184,7 +182,7 @@ def offline(bench):
     count = bench.scaled(OFFLINE)
     flags = ["--messages", count, "--topic", TOPIC, "--payload", STAMPED]
     away = ["--connections", 0, "--subscribers", 1, "--keep-session", "--client-prefix", "away", "--qos", 1]
-    settings = ["mqtt.queued_messages=1000000"] if "mqtt.queued_messages" in bench.keys else []
+    settings = ["mqtt.queued_messages=1000000", "mqtt.queued_bytes=256MiB"]
     makers = [("SondeDB, stored and durable", lambda: bench.sonde(settings=settings))]
     if bench.mosquitto_program:
         makers.append(("Mosquitto, autosave 1 s", lambda: brokers.Mosquitto(bench.mosquitto_program, autosave=1)))
