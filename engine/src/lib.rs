@@ -69,8 +69,10 @@ pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use message_reader::{MessageReader, MessageTurn};
 pub use receipt::Receipt;
+pub use scan::aggregate::{Aggregate, AggregateRequest, Totals};
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::latest::{Latest, LatestRequest};
+pub use scan::total::{Number, Total};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
     Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, MessageRef,

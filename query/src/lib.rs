@@ -6,6 +6,7 @@
 //! - Queries are planned and run on threads of their own, one task each, never on those of a door.
 //! - `query` never calls `ingest`: live state enters by two registries, system tables and statement handlers.
 
+mod aggregate;
 mod answer;
 mod catalog;
 mod change;
