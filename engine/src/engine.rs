@@ -22,7 +22,7 @@ use sonde_storage_format::{
 use crate::activity::{Activity, JobKind, Subject};
 use crate::backup::{BackupStore, Backups, Report};
 use crate::batch::{WriteBatch, WriteBatchBuilder};
-use crate::catalog::{Catalog, Table};
+use crate::catalog::{Catalog, CatalogRequest, Table};
 use crate::clock::{ArrivalClock, Clock, SystemClock};
 use crate::cold::ColdOptions;
 use crate::compact::stats::{CompactionStats, Compactions};
@@ -46,7 +46,7 @@ use crate::state::StateStore;
 use crate::storage::{LocalStorage, Storage};
 use crate::version::{FileEdit, Version, Versions};
 use crate::wal::{Kept, Log, LogBudget, Segments};
-use crate::write::{CatalogRequest, Command, Writer};
+use crate::write::{Command, Writer};
 
 /// How long an administrator's `FLUSH` waits for the disk.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(600);

@@ -59,7 +59,7 @@ pub use activity::{JobKind, JobState, JobStatus};
 pub use batch::{
     BatchSeries, EXACT_INTEGER, FieldValue, Row, RowColumns, WriteBatch, WriteBatchBuilder, type_conflict,
 };
-pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
+pub use catalog::{Catalog, CatalogRequest, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
 pub use compact::stats::CompactionStats;
@@ -83,4 +83,3 @@ pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use tag_column::TagColumn;
 pub use wal::LogBudget;
 pub use widen::{ColdValues, widened};
-pub use write::CatalogRequest;

@@ -13,14 +13,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use sonde_storage_format::limits::{KEY_BYTES, TEXT_BYTES};
+use sonde_storage_format::limits::KEY_BYTES;
 use sonde_storage_format::{
-    CatalogChange, ColumnId, Durability, Object, ObjectKind, PhysicalType, RowsRecord, SeqNo, SeqRange,
-    SeriesRecord, State, TableId, TableOptions, Timestamp, WalWriter,
+    Durability, ObjectKind, RowsRecord, SeqNo, SeqRange, SeriesRecord, State, TableId, Timestamp, WalWriter,
 };
 
 use crate::batch::WriteBatch;
-use crate::catalog::{Catalog, NewColumn, NewTable, check_name, check_options};
+use crate::catalog::{Catalog, CatalogRequest};
 use crate::clock;
 use crate::delete::{Deletion, Points};
 use crate::engine::Inner;
@@ -44,43 +43,6 @@ use crate::widen;
 
 /// How long a writer waits for a flush before it is told that the disk does not keep up.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
-
-/// A change of the catalog that someone asks for.
-#[derive(Clone, Debug)]
-pub enum CatalogRequest {
-    /// Create a table; a conflict where it exists.
-    CreateTable(NewTable),
-    /// Give a table columns; those that it has already are passed over.
-    AddColumns(TableId, Vec<NewColumn>),
-    /// Set a table's options.
-    SetOptions(TableId, TableOptions),
-    /// Drop a table and its rows.
-    DropTable(TableId),
-    /// Give a table another name.
-    RenameTable(TableId, String),
-    /// Drop a field and its values.
-    DropColumn(TableId, ColumnId),
-    /// Give a column another name.
-    RenameColumn(TableId, ColumnId, String),
-    /// Give a field a wider type; refused where it holds a value that the type does not hold exactly.
-    Widen(TableId, ColumnId, PhysicalType),
-    /// Create an object, or replace it.
-    PutObject {
-        /// The object.
-        object: Object,
-        /// Whether one of this name may be replaced.
-        replace: bool,
-    },
-    /// Drop an object.
-    DropObject {
-        /// Its kind.
-        kind: ObjectKind,
-        /// Its database.
-        database: String,
-        /// Its name.
-        name: String,
-    },
-}
 
 /// What the writer thread is asked to do.
 #[derive(Debug)]
@@ -421,7 +383,7 @@ impl Writer {
     fn commit_catalog(&mut self, request: &CatalogRequest) -> Result<SeqRange> {
         self.inner.health.check()?;
         let mut catalog = Catalog::clone(&self.inner.catalog.load());
-        let changes = plan(&catalog, request)?;
+        let changes = catalog.plan(request)?;
         self.check_widening(&catalog, request)?;
         if changes.is_empty() {
             // It is so already, as of the last commit.
@@ -590,51 +552,4 @@ fn check_batch(catalog: &Catalog, batch: &WriteBatch) -> Result<()> {
         return Err(Error::BatchFull);
     }
     Ok(())
-}
-
-/// The changes that a request comes to.
-fn plan(catalog: &Catalog, request: &CatalogRequest) -> Result<Vec<CatalogChange>> {
-    let require = |table: &TableId| match catalog.table_by_id(*table) {
-        Some(_) => Ok(()),
-        None => Err(Error::Conflict(format!("table {table} was dropped meanwhile"))),
-    };
-    Ok(match request {
-        CatalogRequest::CreateTable(new) => vec![catalog.create_table(new.clone())?],
-        CatalogRequest::AddColumns(table, columns) => catalog.add_columns(*table, columns.clone())?,
-        CatalogRequest::SetOptions(table, options) => {
-            require(table)?;
-            check_options(options)?;
-            vec![CatalogChange::SetOptions { table: *table, options: *options }]
-        }
-        CatalogRequest::DropTable(table) => {
-            require(table)?;
-            vec![CatalogChange::DropTable(*table)]
-        }
-        CatalogRequest::RenameTable(table, name) => vec![catalog.rename_table(*table, name.clone())?],
-        CatalogRequest::DropColumn(table, column) => vec![catalog.drop_column(*table, *column)?],
-        CatalogRequest::RenameColumn(table, column, name) => {
-            vec![catalog.rename_column(*table, *column, name.clone())?]
-        }
-        CatalogRequest::Widen(table, column, kind) => {
-            catalog.set_type(*table, *column, *kind)?.into_iter().collect()
-        }
-        CatalogRequest::PutObject { object, replace } => {
-            check_name("a database", &object.database)?;
-            check_name("an object", &object.name)?;
-            if object.text.len() > TEXT_BYTES {
-                return Err(Error::Limit { what: "bytes of a statement".into(), limit: TEXT_BYTES as u64 });
-            }
-            let known = catalog.object(object.kind, &object.database, &object.name);
-            if known.is_some() && !replace {
-                return Err(Error::Conflict(format!("{:?} {} exists already", object.kind, object.name)));
-            }
-            vec![CatalogChange::PutObject(object.clone())]
-        }
-        CatalogRequest::DropObject { kind, database, name } => {
-            if catalog.object(*kind, database, name).is_none() {
-                return Err(Error::Conflict(format!("there is no {kind:?} {name}")));
-            }
-            vec![CatalogChange::DropObject { kind: *kind, database: database.clone(), name: name.clone() }]
-        }
-    })
 }
