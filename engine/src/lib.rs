@@ -1,7 +1,7 @@
 //! When and where bytes are written and read: log, memtable, chunks, compaction, cold tier, scan.
 //!
 //! Threads and channels, no runtime (the cold tier excepted): a write returns a [`Receipt`], a read pulls a
-//! [`ScanStream`]. The write path is `write.rs::commit`, the read path `scan/mod.rs::scan`.
+//! [`ScanStream`]. The write path is `write/commit.rs::commit`, the read path `scan/mod.rs::scan`.
 //!
 //! # Invariants
 //! - Acknowledged means durable and visible.
