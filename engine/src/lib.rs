@@ -23,6 +23,7 @@ mod flushes;
 mod group;
 mod health;
 mod jobs;
+mod log_holds;
 mod log_reader;
 mod manifest;
 mod mask;
