@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from conformance import Broker
-from mqtt_wire import V5
+from mqtt_packet import V5
 from support import CLIENT_SECONDS, servers, tool, unique
 
 trustme = pytest.importorskip("trustme", reason="trustme is not installed")
