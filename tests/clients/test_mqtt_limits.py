@@ -10,7 +10,7 @@ from certificates import Authority
 from mqtt_packet import CONNACK, PINGREQ, PUBACK, PUBLISH, V5, V311, connect, packet, publish
 from mqtt_wire import Wire, connected, tcp
 from paho_client import Client
-from support import Server, unique, wait_until
+from support import Server, free_port, unique, wait_until
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
@@ -45,11 +45,6 @@ def listener(tmp_path, monkeypatch, text):
     """Makes the file with further listeners that a server started here reads."""
     (tmp_path / "sonde.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def proxy_header(source, port=4711, command=0x21, tail=b""):
