@@ -96,6 +96,11 @@ const KEYS: &[(&str, &str, &str)] = &[
         "",
         "how long messages that no source but default takes stay in the log; empty is not at all",
     ),
+    (
+        "mqtt.retained_bytes",
+        "",
+        "bytes of retained messages; empty is a thirty-second of memory.limit, at most 1 GiB",
+    ),
     ("mqtt.server_reference", "", "where MQTT 5.0 clients are sent while this server stops or cannot store"),
     ("mqtt.tls_listen", "127.0.0.1:8883", "MQTT over TLS, once there is tls.cert; empty is off"),
     (
@@ -397,6 +402,7 @@ impl Config {
             memory: Split {
                 queries: or("query.memory", split.queries)?,
                 memtable: or("storage.memtable", split.memtable)?,
+                retained: or("mqtt.retained_bytes", split.retained)?,
                 ..split
             },
             query_timeout: duration("query.timeout", get("query.timeout"))?,

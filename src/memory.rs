@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sonde_engine::Engine;
+use sonde_ingest::limits::RETAINED_BYTES;
 use sonde_query::{Pressure, QueryEngine};
 
 /// How often the process is measured, and how often where half of the limit is used.
@@ -37,13 +38,18 @@ pub(crate) struct Split {
     pub(crate) bodies: u64,
     /// Directories of chunks that stay open.
     pub(crate) directories: u64,
+    /// Messages of MQTT that wait or are in flight.
+    pub(crate) messages: u64,
+    /// Retained messages of MQTT, which are in memory twice.
+    pub(crate) retained: u64,
     /// What one scan or merge has decoded at a time.
     pub(crate) merge: u64,
 }
 
 impl Split {
-    /// The parts of a limit: 3/16 to memtables, 3/8 to queries, 1/16 each to batches and requests, 1/32 to directories.
-    /// What is left is for flushes and merges, series, sessions, connections and the program itself.
+    /// The parts of a limit: 3/16 to memtables, 3/8 to queries, 1/8 to MQTT messages, 1/16 each to batches, requests and
+    /// (twice 1/32) retained messages, 1/32 to directories. What is left is for flushes and merges, series, sessions,
+    /// connections and the program itself.
     pub(crate) fn of(limit: u64) -> Self {
         let part = |part: u64| (limit / part).clamp(*PART.start(), *PART.end());
         Self {
@@ -53,6 +59,8 @@ impl Split {
             queue: part(16),
             bodies: part(16),
             directories: part(32),
+            messages: limit / 8,
+            retained: (limit / 32).min(RETAINED_BYTES as u64),
             merge: (limit / 64).clamp(1 << 20, 16 << 20),
         }
     }
@@ -61,13 +69,15 @@ impl Split {
     pub(crate) fn text(&self) -> String {
         let mib = |bytes: u64| bytes >> 20;
         format!(
-            "{} MiB: queries {}, rows before a flush 3 x {}, waiting for commit {}, requests {}, chunk directories {}",
+            "{} MiB: queries {}, rows before a flush 3 x {}, waiting for commit {}, requests {}, chunk directories {}, MQTT messages {}, retained 2 x {}",
             mib(self.limit),
             mib(self.queries),
             mib(self.memtable),
             mib(self.queue),
             mib(self.bodies),
-            mib(self.directories)
+            mib(self.directories),
+            mib(self.messages),
+            mib(self.retained)
         )
     }
 }
@@ -162,8 +172,10 @@ mod tests {
     fn the_parts_stay_below_the_whole() {
         for limit in [64 << 20, 256 << 20, 512 << 20, 12 << 30, 1 << 40] {
             let split = Split::of(limit);
-            let parts = 3 * split.memtable + split.queries + split.queue + split.bodies + split.directories;
-            assert!(parts <= limit / 16 * 13, "{split:?}");
+            let mqtt = split.messages + 2 * split.retained;
+            let parts =
+                3 * split.memtable + split.queries + split.queue + split.bodies + split.directories + mqtt;
+            assert!(parts <= limit / 16 * 15, "{split:?}");
         }
     }
 

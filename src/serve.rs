@@ -11,7 +11,7 @@ use axum::serve::ListenerExt;
 use object_store::local::LocalFileSystem;
 use sonde_engine::{ColdOptions, Engine, LogBudget, Options, path};
 use sonde_ingest::Bodies;
-use sonde_ingest::mqtt::{ListenAddress, Mqtt, MqttOptions, Refusal};
+use sonde_ingest::mqtt::{ListenAddress, MemoryLimits, Mqtt, MqttOptions, Refusal};
 use sonde_ingest::rule::Rules;
 use sonde_query::system::{BatchBuilder, FnTable, Kind};
 use sonde_query::{QueryEngine, QueryOptions};
@@ -180,6 +180,10 @@ fn start_mqtt(
         authenticate,
         offers: config.mqtt_offers.clone(),
         queue: config.mqtt_queue,
+        memory: MemoryLimits {
+            messages: config.memory.messages as usize,
+            retained: config.memory.retained as usize,
+        },
         raw_retention: config.raw_retention,
     };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());

@@ -28,8 +28,18 @@ pub const FETCH_MESSAGES: u64 = 512;
 pub const FETCH_BYTES: usize = 1 << 20;
 /// Bytes that wait to be written to one connection before QoS 0 messages to it are dropped.
 pub const OUT_BYTES: usize = 4 << 20;
-/// Bytes of all retained messages.
+/// Bytes of all retained messages, unless the configuration says otherwise; less where memory is less.
 pub const RETAINED_BYTES: usize = 1 << 30;
+/// Bytes that a retained message takes beside what it says: its places in two indexes, and in the state store.
+pub const RETAINED_OVERHEAD: usize = 256;
+/// Steps of the search for retained messages in a turn of the event loop, of all sessions: some milliseconds of work.
+pub const SEARCH_STEPS: usize = 4096;
+/// Filters of a SUBSCRIBE that are looked at; those behind are refused.
+pub const FILTERS: usize = 1024;
+/// Bytes of a topic filter that is subscribed to: with the client id it is a key of the state store, which may have 64 KiB.
+pub const FILTER_BYTES: usize = 60 << 10;
+/// Bytes of all filters of a session.
+pub const SESSION_FILTER_BYTES: usize = 256 << 10;
 /// Subscriptions of a session.
 pub const SUBSCRIPTIONS: usize = 1024;
 /// Connections at once.

@@ -1,5 +1,6 @@
 """Promise 7, the ceiling: in a control group the server takes half of it as `memory.limit`, and under full load with large
-queries, merges, deletes and offline MQTT sessions it is neither ended by the kernel nor larger than it may be."""
+queries, merges, deletes and offline MQTT sessions it is neither ended by the kernel nor larger than it may be. The same where
+MQTT alone holds as much as clients can make it hold."""
 
 import threading
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from cgroup import memory_group
+from mqtt_packet import PUBACK, V5, publish
+from mqtt_wire import connected
 from paho_client import V311, mqtt
 from support import Server, wait_until
 
@@ -131,4 +134,106 @@ def test_promise_7_the_process_stays_within_its_memory(grouped):
     assert group.killed == 0
     # An operator may allocate so much at once, between two looks at the process.
     assert watch.peak <= LIMIT + LIMIT // 8, f"{watch.peak / MIB:.0f} MiB of {LIMIT // MIB}"
+    server.stop()
+
+
+# MQTT alone: messages that no source takes, of a megabyte each.
+
+LARGE = 1_000_000
+DURABLE = {"session_expiry": 3600}
+
+
+def send_large(server, topics, retain=False, seconds=60):
+    """Publishes to each topic; the reasons of the acknowledgements."""
+    reasons = []
+    with connected(server.address("mqtt")) as wire:
+        for at, topic in enumerate(topics):
+            props = {"correlation_data": b"beside the default source"}
+            wire.send(publish(V5, topic, bytes(LARGE), 1, at + 1, retain=retain, props=props))
+            reasons.append(wire.expect(PUBACK, at + 1, seconds).reason)
+    return reasons
+
+
+def dropped(server):
+    [[count]] = server.sql("SELECT sum(dropped_queue_full) FROM system.sessions")
+    return count or 0
+
+
+def much_is_retained(server):
+    reasons = send_large(server, [f"big/{number}" for number in range(150)], retain=True)
+    kept = reasons.count(0) + reasons.count(0x10)
+    assert 0 < kept < 20 and reasons.count(0x97) == len(reasons) - kept, reasons
+    # A smaller one takes the place of a large one, and an empty one makes room.
+    with connected(server.address("mqtt")) as wire:
+        assert wire.publish("big/0", b"small", 1, retain=True).reason in (0, 0x10)
+        assert wire.publish("big/1", b"", 1, retain=True).reason in (0, 0x10)
+
+
+def reader(server, props, identifier):
+    """A subscriber that reads and never acknowledges."""
+    wire = connected(server.address("mqtt"), props={"receive_maximum": 65535} | props)
+    wire.subscribe(("m/x", 1), props={"subscription_identifier": 1} if identifier else None)
+
+    def read():
+        wire.socket.settimeout(None)
+        try:
+            while wire.socket.recv(1 << 20):
+                pass
+        except OSError:
+            pass
+
+    threading.Thread(target=read, daemon=True).start()
+    return wire
+
+
+def nobody_acknowledges(server):
+    wires = [reader(server, props, identifier) for props in ({}, DURABLE) for identifier in (False, True)]
+    assert set(send_large(server, ["m/x"] * 60)) == {0}
+    # What the log has is not dropped; what would be in memory alone is, and is counted.
+    assert dropped(server) > 0
+    [[kept]] = server.sql("SELECT max(queued + in_flight) FROM system.sessions WHERE dropped = 0")
+    assert kept == 60, "less than mqtt.queued_bytes: all of it waits in the log"
+    for wire in wires:
+        wire.socket.close()
+
+
+def nobody_reads(server):
+    wires = [connected(server.address("mqtt"), props={"receive_maximum": 1}) for _ in range(20)]
+    for number, wire in enumerate(wires):
+        wire.subscribe((f"slow/{number}", 1), (f"slow/{number}", 1))
+    for number in range(20):
+        send_large(server, [f"slow/{number}"] * 20)
+    assert dropped(server) > 0
+    for wire in wires:
+        wire.socket.close()
+
+
+def many_are_away(server):
+    for number in range(50):
+        with connected(server.address("mqtt"), client_id=f"away-{number}", props=DURABLE) as wire:
+            wire.subscribe(("m/x", 1), props={"subscription_identifier": 5})
+    assert set(send_large(server, ["m/x"] * 12)) == {0}
+
+
+@pytest.mark.parametrize("load", [much_is_retained, nobody_acknowledges, nobody_reads, many_are_away])
+def test_promise_7_mqtt_stays_within_its_memory(grouped, load):
+    server, group = grouped
+    watch = Watch(server.process.pid)
+    watch.start()
+    load(server)
+    assert server.sql("SELECT 1") == [[1]]
+    watch.ended.set()
+    watch.join()
+    server.kill9()
+    server.start()
+    again = Watch(server.process.pid)
+    again.start()
+    wait_until(lambda: server.post_sql("SELECT 1").status == 200, "SQL after the restart")
+    with connected(server.address("mqtt")) as wire:
+        assert wire.publish("t/x", b'{"v": 1}', 1).reason in (0, 0x10)
+    again.ended.set()
+    again.join()
+    print(f"{load.__name__}: {watch.peak / MIB:.0f} MiB, {again.peak / MIB:.0f} after the restart, of {LIMIT // MIB}")
+    assert group.killed == 0 and server.running
+    assert max(watch.peak, again.peak) <= LIMIT + LIMIT // 8
     server.stop()

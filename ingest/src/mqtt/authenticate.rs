@@ -368,9 +368,7 @@ impl Worker {
                 "an MQTT client may not read any more what it had subscribed to"
             );
         }
-        if session.is_durable() && !ended.is_empty() {
-            self.turn.builder.state(session.record());
-        }
+        ended.iter().for_each(|filter| self.record_subscription(key, filter));
         for delivery in &withdrawn {
             self.done_with(key, delivery.stored);
         }

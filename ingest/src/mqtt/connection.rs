@@ -73,6 +73,8 @@ pub(super) struct Connection {
     pub(super) partial: Vec<u8>,
     /// What waits to be written.
     pub(super) out: Vec<u8>,
+    /// What of `unwritten` the budget for memory knows.
+    pub(super) counted_unwritten: usize,
     /// Bytes of MQTT that were written and not counted yet.
     pub(super) written: usize,
     /// Since when the client has taken nothing of what waits for it, in seconds of the worker's clock.
@@ -119,6 +121,7 @@ impl Connection {
             packet_maximum: usize::MAX,
             partial: Vec::new(),
             out: Vec::new(),
+            counted_unwritten: 0,
             written: 0,
             stuck_since: None,
             meter: None,

@@ -10,6 +10,7 @@ use sonde_engine::{SeqNo, Timestamp};
 use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version};
 
 use super::alias::Written;
+use super::budget::Room;
 use super::connection::Connection;
 use super::exchange::{InFlight, Next};
 use super::offline::Dropped;
@@ -18,7 +19,7 @@ use super::session::{Delivery, Stored};
 use super::subscribe::SEQ_PROPERTY;
 use super::turn::Answer;
 use super::worker::Worker;
-use crate::limits::{LIVE_MESSAGES, OUT_BYTES};
+use crate::limits::{FETCH_BYTES, LIVE_MESSAGES, OUT_BYTES};
 
 /// What all the PUBLISHes to a session in a turn are written with.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Pen {
     pub(super) now: Timestamp,
     /// Whether the client is told the sequence numbers.
     pub(super) tells_seq: bool,
+    /// Bytes of messages that the session may have in flight; beyond them it gets no more before it acknowledges.
+    pub(super) in_flight_bytes: usize,
     /// Reused for the properties of each that differ from its message's.
     pub(super) properties: PropertiesBuilder,
 }
@@ -80,7 +83,8 @@ impl Worker {
 
     fn take_pen(&mut self, key: SessionKey) -> Pen {
         let tells_seq = self.sessions.get(key).is_some_and(|session| session.tells_seq);
-        Pen { now: self.clock, tells_seq, properties: std::mem::take(&mut self.properties) }
+        let in_flight_bytes = self.queue_limits.bytes.min(self.budget.in_flight_of_one());
+        Pen { now: self.clock, tells_seq, in_flight_bytes, properties: std::mem::take(&mut self.properties) }
     }
 
     /// Hands a delivery whose turn is durable to its session.
@@ -95,17 +99,44 @@ impl Worker {
         if delivery.qos == QoS::AtMostOnce && session.connection.is_none() {
             return;
         }
+        let is_short = self.budget.room(self.retained.message_bytes()) >= Room::Short;
+        let needs_memory = delivery.qos != QoS::AtMostOnce && delivery.stored == Stored::Nowhere;
         if let Stored::Log(seq) = delivery.stored {
             // Only what comes next; else it is read from the log when its turn comes.
-            if session.connection.is_some() && session.queue.len() < LIVE_MESSAGES && session.is_next(seq) {
+            let has_room = session.queue.len() < LIVE_MESSAGES && session.queue_bytes() < FETCH_BYTES;
+            let is_live = session.connection.is_some() && has_room && session.is_next(seq);
+            if is_live && self.budget.room(self.retained.message_bytes()) == Room::Plenty {
                 session.backlog.fetched_to(seq);
                 session.push(delivery);
             }
+        } else if needs_memory && !session.queue.is_empty() && is_short {
+            self.drop_for_memory(key, delivery.stored);
         } else if let Err(refused) = session.enqueue(delivery, &self.queue_limits) {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
             self.done_with(key, refused);
         }
         self.pump(key);
+    }
+
+    /// A message that only memory would have is dropped, because there is none.
+    fn drop_for_memory(&mut self, key: SessionKey, stored: Stored) {
+        self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        self.sessions.get_mut(key).into_iter().for_each(|session| session.count_dropped(Dropped::QueueFull, 1));
+        self.done_with(key, stored);
+    }
+
+    /// How much more may be held in memory.
+    pub(super) fn room(&self) -> Room {
+        self.budget.room(self.retained.message_bytes())
+    }
+
+    /// Sends what waits to those that got nothing for want of memory.
+    pub(super) fn pump_held(&mut self) {
+        if !self.held.is_empty() && self.room() < Room::Gone {
+            for key in std::mem::take(&mut self.held) {
+                self.pump(key);
+            }
+        }
     }
 
     /// Writes what waits for a session and may be sent.
@@ -140,7 +171,19 @@ impl Worker {
             if unsent.overtakes {
                 break;
             }
-            let room = connection.out.len() <= OUT_BYTES;
+            let memory = self.budget.room(self.retained.message_bytes());
+            let in_flight = session.in_flight_bytes();
+            let room = connection.out.len() <= OUT_BYTES
+                && match memory {
+                    Room::Plenty => in_flight < pen.in_flight_bytes,
+                    Room::Scarce | Room::Short => session.in_flight.is_empty(),
+                    Room::Gone => false,
+                };
+            if memory == Room::Gone && !session.queue.is_empty() {
+                self.held.insert(key);
+            }
+            // Where memory is scarce, the socket has to take at once what nobody acknowledges.
+            let most = if memory == Room::Plenty { OUT_BYTES } else { 0 };
             let Some(next) = session.next_to_send(pen.now, room) else { break };
             let (packet_id, delivery) = match next {
                 Next::Send(packet_id, delivery) => (packet_id, delivery),
@@ -155,12 +198,12 @@ impl Worker {
                     continue;
                 }
             };
-            if delivery.qos == QoS::AtMostOnce && connection.out.len() > OUT_BYTES {
+            if delivery.qos == QoS::AtMostOnce && connection.out.len() > most {
                 // A connection that broke is closed by the write that follows.
                 let unwritten = connection.out.len();
                 connection.flush();
                 self.sys.traffic.bytes_sent += (unwritten - connection.out.len()) as u64;
-                if connection.out.len() > OUT_BYTES {
+                if connection.out.len() > most {
                     self.stats.dropped.fetch_add(1, Ordering::Relaxed);
                     session.count_dropped(Dropped::Slow, 1);
                     continue;
@@ -177,6 +220,7 @@ impl Worker {
                 unsent.too_large.push(packet_id);
             }
         }
+        self.budget.count(connection);
         self.dirty.push(place);
         unsent
     }

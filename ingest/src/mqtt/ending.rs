@@ -17,6 +17,7 @@ impl Worker {
     pub(super) fn close(&mut self, place: usize) {
         let Some((_, mut connection)) = self.connections.try_remove(place) else { return };
         self.leave(&connection);
+        self.budget.forget(&connection);
         connection.transport.close();
         if let Err(error) = self.poll.registry().deregister(&mut connection.transport.socket) {
             tracing::debug!(%error, "cannot unwatch an MQTT connection");

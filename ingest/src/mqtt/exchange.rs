@@ -128,6 +128,7 @@ impl Session {
             return Some(Next::Send(0, delivery));
         }
         let id = self.free_packet_id();
+        self.flies(&delivery);
         if delivery.qos == QoS::ExactlyOnce && self.is_durable() {
             self.in_flight.insert(id, InFlight::Starting(delivery));
             return Some(Next::Record(id, self.in_flight_record(id)?));
@@ -197,7 +198,9 @@ impl Session {
         if let InFlight::Unread { number, seq, manner } = *in_flight {
             let (stored, via) = (Stored::Log(seq), Via::default());
             let Manner { qos, retain } = manner;
-            *in_flight = InFlight::Sent(Delivery { number, stored, seq, message, qos, retain, via });
+            let delivery = Delivery { number, stored, seq, message, qos, retain, via };
+            *in_flight = InFlight::Sent(delivery.clone());
+            self.flies(&delivery);
         }
     }
 
@@ -211,6 +214,9 @@ impl Session {
     /// Takes a delivery out of flight.
     pub(super) fn finish(&mut self, packet_id: u16) -> Option<Done> {
         let in_flight = self.in_flight.remove(&packet_id)?;
+        if let InFlight::Starting(delivery) | InFlight::Sent(delivery) = &in_flight {
+            self.landed(delivery);
+        }
         let stored = in_flight.stored().unwrap_or(Stored::Nowhere);
         let recorded = self.is_durable() && in_flight.is_recorded();
         let records = recorded.then(|| self.gone(IN_FLIGHT, &packet_id.to_be_bytes()));
@@ -235,7 +241,10 @@ impl Session {
             Some(InFlight::Released(_)) => return Received::Again,
             _ => return Received::Unknown,
         };
-        self.in_flight.insert(packet_id, InFlight::Released(number));
+        let before = self.in_flight.insert(packet_id, InFlight::Released(number));
+        if let Some(InFlight::Sent(delivery)) = before {
+            self.landed(&delivery);
+        }
         let records = self.in_flight_record(packet_id).into_iter().collect();
         Received::Release(Done { stored, records })
     }

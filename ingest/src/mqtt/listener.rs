@@ -49,6 +49,7 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
             topics: loop_topics,
             dead_letters,
             queue_limits: options.queue,
+            memory: options.memory,
             raw_retention: options.raw_retention,
             offers: options.offers,
         };

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use sonde_engine::{MessageRef, Origin, Timestamp};
 use sonde_proto::mqtt::{Properties, PropertiesBuilder, Property, Publish, QoS};
 
+use super::budget::Weight;
+
 /// Nanoseconds of a second.
 const NANOS: i64 = 1_000_000_000;
 /// The flag of a message's bytes that says that its arrival stands in them.
@@ -30,12 +32,18 @@ pub struct Message {
     pub arrival: Timestamp,
     /// Where it comes from; what a rule published the default source does not take.
     pub origin: Origin,
+    /// What it takes of the memory for messages.
+    pub(crate) weight: Weight,
 }
 
 impl Message {
     /// A message without properties, which has yet to arrive.
     #[must_use]
     pub fn new(topic: &str, payload: &[u8], qos: QoS, retain: bool) -> Self {
+        Self::unweighed(topic, payload, qos, retain).weighed()
+    }
+
+    fn unweighed(topic: &str, payload: &[u8], qos: QoS, retain: bool) -> Self {
         Self {
             topic: topic.into(),
             payload: payload.into(),
@@ -45,7 +53,15 @@ impl Message {
             expiry: None,
             arrival: Timestamp::from_nanos(0),
             origin: Origin::Client,
+            weight: Weight::default(),
         }
+    }
+
+    /// The same, counted for itself: whoever changes or copies what a message has, asks for it.
+    #[must_use]
+    pub fn weighed(mut self) -> Self {
+        self.weight = Weight::of(self.bytes());
+        self
     }
 
     /// Copies a packet out of the read buffer, with the properties that are forwarded.
@@ -72,8 +88,9 @@ impl Message {
             properties: properties.as_properties().as_bytes().into(),
             expiry,
             arrival,
-            ..Self::new(publish.topic, publish.payload, publish.qos, publish.retain)
+            ..Self::unweighed(publish.topic, publish.payload, publish.qos, publish.retain)
         }
+        .weighed()
     }
 
     /// A message as the log has it.

@@ -15,6 +15,7 @@ use sonde_engine::{Engine, LOG_CURSORS, MessageRef, SeqNo, SeqRange, State};
 use sonde_proto::mqtt::ReasonCode;
 
 use super::backlog::{BASE_AT, Block, Manner, Waiting};
+use super::budget::Room;
 use super::connection::Phase;
 use super::exchange::{Done, InFlight};
 use super::message::Message;
@@ -119,7 +120,8 @@ impl Session {
         let (beside, beside_bytes) = self.beside();
         // At most the Receive Maximum of the client too few, where copies are in flight.
         let waiting = self.backlog.count().saturating_sub(self.in_flight.len() as u64) + beside;
-        waiting >= limits.messages as u64 || self.backlog.bytes() + beside_bytes + bytes > limits.bytes as u64
+        let held = self.backlog.bytes() + beside_bytes + self.in_flight_beside();
+        waiting >= limits.messages as u64 || held + bytes > limits.bytes as u64
     }
 
     /// Whether a message of the log is the next one that was not handed out.
@@ -136,6 +138,7 @@ impl Session {
 
     /// Puts a message of the log into the queue: before what came behind it, which waited as a copy.
     fn hand_out(&mut self, delivery: Delivery) {
+        self.joins(&delivery);
         let at = self.queue.partition_point(|other| other.number <= delivery.number);
         self.queue.insert(at, delivery);
     }
@@ -174,12 +177,14 @@ impl Worker {
     }
 
     /// Keeps a copy of a delivery, unless there is no room for it: whether it is kept.
-    pub(super) fn keep_copy(&mut self, key: SessionKey, delivery: &Delivery) -> bool {
-        if !self.make_room(key, delivery.message.bytes() as u64) {
+    pub(super) fn keep_copy(&mut self, key: SessionKey, delivery: &mut Delivery) -> bool {
+        // The state store, too, is memory.
+        if self.room() >= Room::Short || !self.make_room(key, delivery.message.bytes() as u64) {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
             self.sessions.get_mut(key).into_iter().for_each(|s| s.count_dropped(Dropped::QueueFull, 1));
             return false;
         }
+        delivery.message = delivery.message.clone().weighed();
         let record = self.sessions.get(key).map(|session| session.queue_record(delivery));
         record.into_iter().for_each(|record| self.turn.builder.state(record));
         true
@@ -385,7 +390,12 @@ impl Worker {
     pub(super) fn fetch(&mut self, key: SessionKey) -> bool {
         loop {
             let Some(session) = self.sessions.get(key) else { return false };
-            let has_some = session.queue.len() as u64 >= FETCH_MESSAGES / 2;
+            let has_some = match self.room() {
+                Room::Plenty => {
+                    session.queue.len() as u64 >= FETCH_MESSAGES / 2 || session.queue_bytes() >= FETCH_BYTES / 2
+                }
+                Room::Scarce | Room::Short | Room::Gone => !session.queue.is_empty(),
+            };
             if !session.backlog.has_unfetched() || (has_some && !session.is_overtaking()) {
                 return false;
             }
@@ -449,11 +459,12 @@ impl Worker {
     fn read_ranges(&mut self, ranges: &[SeqRange]) -> sonde_engine::Result<(Vec<(SeqNo, Message)>, SeqNo)> {
         let mut found = Vec::new();
         let mut bytes = 0;
+        let most = if self.room() == Room::Plenty { FETCH_BYTES } else { 1 };
         let turn = self.engine.read_messages(&mut self.messages, ranges, &mut |raw| {
             let message = Message::of_log(&raw);
             bytes += message.bytes();
             found.push((raw.seq, message));
-            if bytes >= FETCH_BYTES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if bytes >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok((found, turn.position))
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Authenticate, Offers, QueueLimits};
+use super::{Authenticate, MemoryLimits, Offers, QueueLimits};
 
 /// How MQTT is served.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub struct MqttOptions {
     pub offers: Offers,
     /// How much waits for a session.
     pub queue: QueueLimits,
+    /// What all sessions together, and retained messages, may hold in memory.
+    pub memory: MemoryLimits,
     /// How long messages that no source but `default` takes stay in the log for replays; zero is not at all.
     pub raw_retention: Duration,
 }

@@ -173,7 +173,7 @@ impl Worker {
             beside_default: message.origin != Origin::Client,
             session: None,
         };
-        self.take(&arriving, |arrival| Message { arrival, ..message.clone() }).map(drop)
+        self.take(&arriving, |arrival| Message { arrival, ..message.clone() }.weighed()).map(drop)
     }
 
     /// Stores a message, keeps it where it is to be retained, and notes who gets it. What has to be durable is in the

@@ -14,8 +14,12 @@ use super::session::{Delivery, Session, Stored};
 use super::subscription::Subscription;
 use super::via::Via;
 use super::will::{PendingWill, WILLS};
+use crate::limits::FILTER_BYTES;
 
+/// Expiry and incarnation. Earlier builds put the subscriptions behind them; those are moved when the server starts.
 const SESSIONS: &str = "mqtt.session";
+/// Subscriptions, each under its filter.
+const SUBSCRIPTIONS: &str = "mqtt.subscription";
 /// Messages that wait as copies: those that come by a group or with subscription identifiers, retained ones, and those of
 /// earlier builds.
 const QUEUE: &str = "mqtt.queue";
@@ -36,15 +40,25 @@ impl Session {
         key
     }
 
-    /// The record of expiry and subscriptions; `None` as value where the session is not durable.
+    /// The record of the session itself: `expiry u32 | incarnation u64`, little endian; `None` as value where it is not
+    /// durable.
     pub(super) fn record(&self) -> State {
         let mut value = self.expiry.to_le_bytes().to_vec();
         value.extend_from_slice(&self.incarnation.to_le_bytes());
-        for (filter, subscription) in &self.subscriptions {
-            subscription.encode(filter, &mut value);
-        }
         let value = self.is_durable().then_some(value);
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
+    /// The record of what the session has subscribed to by this filter: that of a subscription without its filter, which the
+    /// key has; `None` as value where there is nothing to keep.
+    pub(super) fn subscription_record(&self, filter: &str) -> State {
+        let known = self.subscriptions.get(filter).filter(|_| self.is_durable());
+        let value = known.map(|subscription| {
+            let mut value = Vec::new();
+            subscription.encode("", &mut value);
+            value
+        });
+        State { value, ..self.gone(SUBSCRIPTIONS, filter.as_bytes()) }
     }
 
     /// The record of whose it is.
@@ -58,6 +72,7 @@ impl Session {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let client = self.client_id.as_bytes().to_vec();
         let mut records = vec![gone(SESSIONS, client.clone()), gone(OWNERS, client)];
+        records.extend(self.subscriptions.keys().map(|filter| self.gone(SUBSCRIPTIONS, filter.as_bytes())));
         records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().filter_map(InFlight::stored);
         let waiting = self.queue.iter().map(|delivery| delivery.stored);
@@ -105,6 +120,8 @@ pub(super) struct Recovered {
     pub(super) sessions: Vec<Session>,
     /// Removals of records whose session is gone.
     pub(super) orphans: Vec<State>,
+    /// What an earlier build wrote in another form, in that of today.
+    pub(super) moved: Vec<State>,
 }
 
 /// Reads the durable sessions from the state store.
@@ -118,13 +135,19 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
     now: Timestamp,
 ) -> Recovered {
     let mut sessions: HashMap<String, Session> = HashMap::default();
-    let mut orphans = Vec::new();
+    let (mut orphans, mut moved) = (Vec::new(), Vec::new());
     let mut orphan =
         |namespace: &str, key| orphans.push(State { namespace: namespace.into(), key, value: None });
     for (key, value) in entries(SESSIONS) {
         let session = std::str::from_utf8(&key).ok().and_then(|client| read_session(client, value.as_ref()));
         match session {
-            Some(session) => drop(sessions.insert(session.client_id.clone(), session)),
+            Some(session) => {
+                if !session.subscriptions.is_empty() {
+                    moved.push(session.record());
+                    moved.extend(session.subscriptions.keys().map(|filter| session.subscription_record(filter)));
+                }
+                drop(sessions.insert(session.client_id.clone(), session));
+            }
             None => orphan(SESSIONS, key),
         }
     }
@@ -136,7 +159,12 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
         }
     }
     // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
-    let readers: [(&str, Reader); 5] = [
+    let readers: [(&str, Reader); 6] = [
+        (SUBSCRIPTIONS, |session, filter, value, _| {
+            let (_, subscription, _) = Subscription::decode(value).filter(|(_, _, rest)| rest.is_empty())?;
+            session.subscriptions.insert(std::str::from_utf8(filter).ok()?.into(), subscription);
+            Some(())
+        }),
         (RECEIVED, |session, id, _, _| {
             session.received.insert(u16::from_be_bytes(id.try_into().ok()?));
             Some(())
@@ -165,7 +193,7 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             }
         }
     }
-    Recovered { sessions: sessions.into_values().collect(), orphans }
+    Recovered { sessions: sessions.into_values().collect(), orphans, moved }
 }
 
 /// Gives a session one of its records: the rest of its key, its value, and the time. `None` where it means nothing.
@@ -180,6 +208,7 @@ impl Session {
                 let place = self.queue.iter().position(|delivery| delivery.number == number)?;
                 let delivery = self.queue.remove(place)?;
                 self.left(&delivery);
+                self.flies(&delivery);
                 InFlight::Sent(delivery)
             }
             Recorded::InLog(number, seq) => {
@@ -212,7 +241,12 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
     session.left_at = Some(0);
     while !rest.is_empty() {
         let (filter, subscription, behind) = Subscription::decode(rest)?;
-        session.subscriptions.insert(filter.into(), subscription);
+        if filter.len() > FILTER_BYTES {
+            let bytes = filter.len();
+            tracing::warn!(client = client_id, bytes, "a subscription ends: its filter may have {FILTER_BYTES} bytes");
+        } else {
+            session.subscriptions.insert(filter.into(), subscription);
+        }
         rest = behind;
     }
     Some(session)
@@ -229,6 +263,8 @@ fn read_delivery(number: u64, value: &[u8], now: Timestamp) -> Option<Delivery> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn delivery(number: u64, qos: QoS) -> Delivery {
@@ -237,20 +273,61 @@ mod tests {
         Delivery { number, stored, seq, message, qos, retain: false, via }
     }
 
+    /// What is left of records that were written one after the other.
+    fn written(records: &[State]) -> BTreeMap<(String, Vec<u8>), Vec<u8>> {
+        let mut kept = BTreeMap::new();
+        for State { namespace, key, value } in records.iter().cloned() {
+            match value {
+                Some(value) => drop(kept.insert((namespace, key), value)),
+                None => drop(kept.remove(&(namespace, key))),
+            }
+        }
+        kept
+    }
+
+    fn recover_of(kept: &BTreeMap<(String, Vec<u8>), Vec<u8>>) -> Recovered {
+        let entries = |namespace: &str| {
+            let found = kept.iter().filter(|((of, _), _)| of == namespace);
+            found.map(|((_, key), value)| (key.clone(), value.clone())).collect()
+        };
+        recover_from(entries, Timestamp::from_nanos(0))
+    }
+
     #[test]
-    fn the_record_reads_back() {
+    fn the_records_read_back() {
         let mut session = Session::new("c", 1);
         session.expiry = 60;
         let plain =
             Subscription { qos: QoS::AtLeastOnce, no_local: true, retain_as_published: false, identifier: 0 };
         session.subscriptions.insert("a/+".into(), plain);
         session.subscriptions.insert("$share/g/a".into(), Subscription { identifier: 300, ..plain });
-        let again = read_session("c", &session.record().value.unwrap()).unwrap();
-        assert_eq!((again.incarnation, again.expiry), (1, 60));
-        assert_eq!(again.subscriptions, session.subscriptions);
-        // As it was written before there were identifiers.
+        let mut records = vec![session.record()];
+        records.extend(session.subscriptions.keys().map(|filter| session.subscription_record(filter)));
+        let found = recover_of(&written(&records));
+        assert_eq!((found.orphans, found.moved), (vec![], vec![]));
+        assert_eq!((found.sessions[0].incarnation, found.sessions[0].expiry), (1, 60));
+        assert_eq!(found.sessions[0].subscriptions, session.subscriptions);
+        // One that ends takes its own record alone; the end of the session takes all.
+        session.subscriptions.remove("a/+");
+        records.push(session.subscription_record("a/+"));
+        let found = recover_of(&written(&records));
+        assert_eq!(found.sessions[0].subscriptions, session.subscriptions);
+        records.extend(session.forget());
+        assert_eq!(written(&records), BTreeMap::new());
+    }
+
+    #[test]
+    fn subscriptions_of_an_earlier_build_are_moved_once() {
+        // As it was written before each subscription had a record, and before there were identifiers.
         let old = [&60_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[5, 3, 0], b"a/+"].concat();
-        assert_eq!(read_session("c", &old).unwrap().subscriptions["a/+"], plain);
+        let old = State { namespace: SESSIONS.into(), key: b"c".to_vec(), value: Some(old) };
+        let plain =
+            Subscription { qos: QoS::AtLeastOnce, no_local: true, retain_as_published: false, identifier: 0 };
+        let found = recover_of(&written(std::slice::from_ref(&old)));
+        assert_eq!(found.sessions[0].subscriptions["a/+"], plain);
+        let again = recover_of(&written(&[vec![old], found.moved].concat()));
+        assert_eq!(again.sessions[0].subscriptions, found.sessions[0].subscriptions);
+        assert_eq!((again.orphans, again.moved), (vec![], vec![]));
     }
 
     #[test]

@@ -1,28 +1,41 @@
 //! Retained messages: the last one of each topic, kept in the state store until it expires.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use sonde_engine::{Engine, State, Timestamp};
-use sonde_proto::mqtt::filter_matches;
 
 use super::message::Message;
-use crate::limits::RETAINED_BYTES;
+use super::search::{Search, last_level};
+use crate::limits::RETAINED_OVERHEAD;
 
 const NAMESPACE: &str = "mqtt.retained";
+/// Between a last level and the topics that have it; no topic and no filter has it (MQTT 5, 1.5.4).
+const SEPARATOR: char = '\0';
 
 /// All retained messages.
 #[derive(Debug, Default)]
 pub(super) struct Retained {
-    messages: BTreeMap<String, Message>,
+    messages: BTreeMap<Arc<str>, Message>,
+    /// Their topics, each behind its last level: what `devices/+/commands` looks at, however many devices there are.
+    ends: BTreeSet<Box<str>>,
     /// When messages expire, soonest first; exactly those of `messages` that do.
     expiries: BTreeSet<(Timestamp, Arc<str>)>,
-    bytes: usize,
+    /// Bytes of the messages, as each says it.
+    message_bytes: usize,
+    /// Bytes that they may take.
+    limit: usize,
 }
 
 impl Retained {
-    pub(super) fn recover(engine: &Engine) -> Self {
-        let mut retained = Self::default();
+    fn new(limit: usize) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// Reads what the state store has, whatever the limit is now.
+    pub(super) fn recover(engine: &Engine, limit: usize) -> Self {
+        let mut retained = Self::new(limit);
         let now = engine.now();
         for (_, value) in engine.state_entries(NAMESPACE) {
             if let Some(message) = Message::decode(&value, now) {
@@ -39,21 +52,32 @@ impl Retained {
 
     /// Bytes that they take, for the quota.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.message_bytes + self.messages.len() * RETAINED_OVERHEAD
+    }
+
+    /// Bytes of the messages alone.
+    pub(super) fn message_bytes(&self) -> usize {
+        self.message_bytes
     }
 
     fn put(&mut self, message: Message) {
         self.remove(&message.topic);
-        self.bytes += message.bytes();
+        self.message_bytes += message.bytes();
         if let Some(end) = message.expires_at() {
             self.expiries.insert((end, Arc::clone(&message.topic)));
         }
-        self.messages.insert(message.topic.to_string(), message);
+        if let Some(level) = last_level(&message.topic) {
+            self.ends.insert(end_key(level, &message.topic));
+        }
+        self.messages.insert(Arc::clone(&message.topic), message);
     }
 
     fn remove(&mut self, topic: &str) {
         let Some(old) = self.messages.remove(topic) else { return };
-        self.bytes -= old.bytes();
+        self.message_bytes -= old.bytes();
+        if let Some(level) = last_level(topic) {
+            self.ends.remove(&end_key(level, topic));
+        }
         if let Some(end) = old.expires_at() {
             self.expiries.remove(&(end, old.topic));
         }
@@ -76,8 +100,9 @@ impl Retained {
             self.remove(&message.topic);
             return Some(State { namespace: NAMESPACE.into(), key, value: None });
         }
-        let old = self.messages.get(message.topic.as_ref()).map_or(0, Message::bytes);
-        if self.bytes - old + message.bytes() > RETAINED_BYTES {
+        let weight = |message: &Message| message.bytes() + RETAINED_OVERHEAD;
+        let old = self.messages.get(message.topic.as_ref()).map_or(0, weight);
+        if self.bytes() - old + weight(message) > self.limit {
             return None;
         }
         let value = Some(message.encode());
@@ -94,39 +119,123 @@ impl Retained {
         }
     }
 
-    /// The messages that a new subscription gets.
-    pub(super) fn matching(&self, filter: &str, now: Timestamp) -> Vec<Message> {
-        if !filter.contains(['+', '#']) {
-            let found = self.messages.get(filter).filter(|message| !message.is_expired(now));
-            return found.cloned().into_iter().collect();
+    /// The next message that a search finds, in at most so many steps, of which those that it takes are subtracted.
+    pub(super) fn next_of(&self, search: &mut Search, steps: &mut usize) -> Option<&Message> {
+        if let Some(topic) = search.exact().filter(|_| !search.is_over()) {
+            let found = self.messages.get(topic);
+            *steps = steps.saturating_sub(1);
+            search.end();
+            return found;
         }
-        let fixed = filter.split(['+', '#']).next().unwrap_or_default();
-        let range = self.messages.range(fixed.to_owned()..);
-        let near = range.take_while(|(topic, _)| topic.starts_with(fixed.trim_end_matches('/')));
-        // `a/#` matches `a` too, which sorts before `a/`.
-        let parent = self.messages.get(fixed.trim_end_matches('/')).filter(|_| fixed.ends_with('/'));
-        let all = parent.into_iter().chain(near.map(|(_, message)| message));
-        let wanted = |message: &&Message| filter_matches(filter, &message.topic) && !message.is_expired(now);
-        all.filter(wanted).cloned().collect()
+        while *steps > 0 {
+            let from = search.from()?;
+            *steps -= 1;
+            let next = match search.last_level() {
+                None => self.messages.range::<str, _>((from, Bound::Unbounded)).next().map(|(topic, _)| &**topic),
+                Some(level) => self.next_of_those_with(level, from),
+            };
+            if search.look_at(next)
+                && let Some(message) = next.and_then(|topic| self.messages.get(topic))
+            {
+                return Some(message);
+            }
+        }
+        None
     }
+
+    /// The first topic from there on that has this last level.
+    fn next_of_those_with(&self, level: &str, from: Bound<&str>) -> Option<&str> {
+        let from = from.map(|topic| end_key(level, topic));
+        let from = from.as_ref().map(|key| &**key);
+        let key = self.ends.range::<str, _>((from, Bound::Unbounded)).next()?;
+        key.strip_prefix(level)?.strip_prefix(SEPARATOR)
+    }
+}
+
+/// A topic behind its last level.
+fn end_key(level: &str, topic: &str) -> Box<str> {
+    let mut key = String::with_capacity(level.len() + SEPARATOR.len_utf8() + topic.len());
+    key.push_str(level);
+    key.push(SEPARATOR);
+    key.push_str(topic);
+    key.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sonde_proto::mqtt::QoS;
+    use proptest::prelude::*;
+    use sonde_proto::mqtt::{QoS, filter_matches};
+
+    fn matching(retained: &Retained, filter: &str) -> Vec<String> {
+        let mut search = Search::new(filter);
+        let mut found = Vec::new();
+        while !search.is_over() {
+            // Interrupted as often as it can be.
+            found.extend(retained.next_of(&mut search, &mut 1).map(|message| message.topic.to_string()));
+        }
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_is_what_the_filter_matches(
+            steps in prop::collection::vec(("[ab+]?(/[ab]?){0,3}", any::<bool>()), 1..40),
+            filter in "[ab+]?(/[ab+]?){0,3}(/#)?",
+        ) {
+            let mut retained = Retained::new(1 << 20);
+            let mut topics = BTreeSet::new();
+            for (topic, kept) in steps {
+                let topic = topic.replace('+', "c");
+                if topic.is_empty() {
+                    continue;
+                }
+                let payload: &[u8] = if kept { b"x" } else { b"" };
+                retained.update(&Message::new(&topic, payload, QoS::AtMostOnce, true));
+                if kept { topics.insert(topic); } else { topics.remove(&topic); }
+            }
+            let wanted: Vec<_> = topics.iter().filter(|topic| filter_matches(&filter, topic)).cloned().collect();
+            prop_assert_eq!(matching(&retained, &filter), wanted, "{}", filter);
+            prop_assert_eq!((retained.len(), retained.ends.len()), (topics.len(), topics.len()));
+        }
+    }
+
+    #[test]
+    fn beyond_the_limit_a_message_replaces_what_is_as_large_or_nothing() {
+        let message = |topic: &str, bytes: usize| Message::new(topic, &vec![b'x'; bytes], QoS::AtMostOnce, true);
+        let mut retained = Retained::new(2 * (message("a", 1000).bytes() + RETAINED_OVERHEAD));
+        let mut kept = |topic, bytes| retained.update(&message(topic, bytes)).is_some();
+        assert!(kept("a", 1000) && kept("b", 1000));
+        assert!(!kept("c", 1) && !kept("a", 1001) && kept("a", 1000) && kept("a", 10) && kept("b", 1990));
+        // Small ones are counted with all that they need besides.
+        let mut small = Retained::new(100 * RETAINED_OVERHEAD);
+        assert!((0..200).filter(|n| small.update(&message(&format!("{n}"), 1)).is_some()).count() < 100);
+    }
+
+    #[test]
+    fn those_that_end_otherwise_are_not_looked_at() {
+        let mut retained = Retained::new(1 << 20);
+        for device in 0..1000 {
+            retained.update(&Message::new(&format!("devices/{device}/status"), b"x", QoS::AtMostOnce, true));
+        }
+        retained.update(&Message::new("devices/7/commands", b"x", QoS::AtMostOnce, true));
+        let (mut search, mut steps) = (Search::new("devices/+/commands"), 1000);
+        assert!(retained.next_of(&mut search, &mut steps).is_some());
+        assert!(retained.next_of(&mut search, &mut steps).is_none() && search.is_over());
+        assert!(steps > 990, "{steps} of 1000 left");
+    }
 
     #[test]
     fn wildcards_find_what_they_match_once() {
-        let mut retained = Retained::default();
-        for topic in ["a", "a/b", "a/b/c", "ab", "b"] {
+        let mut retained = Retained::new(1 << 20);
+        for topic in ["a", "a/b", "a/b/c", "ab", "b", "/", "a/", "a//"] {
             retained.update(&Message::new(topic, b"x", QoS::AtMostOnce, true));
         }
-        let found = |filter: &str| {
-            let found = retained.matching(filter, Timestamp::from_nanos(0));
-            found.iter().map(|m| m.topic.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(found("a/#"), ["a", "a/b", "a/b/c"]);
+        let found = |filter: &str| matching(&retained, filter);
+        assert_eq!(found("a/#"), ["a", "a/", "a//", "a/b", "a/b/c"]);
+        assert_eq!(found("a//#"), ["a/", "a//"]);
+        assert_eq!(found("//#"), ["/"]);
+        assert_eq!(found("+/b"), ["a/b"]);
         assert_eq!(found("+"), ["a", "ab", "b"]);
         assert_eq!(found("a/+/c"), ["a/b/c"]);
         assert_eq!(found("b"), ["b"]);
@@ -141,17 +250,11 @@ mod tests {
             expiry,
             ..Message::new(topic, b"x", QoS::AtMostOnce, true)
         };
-        let mut retained = Retained::default();
+        let mut retained = Retained::new(1 << 20);
         for (topic, expiry) in [("late", Some(9)), ("soon", Some(2)), ("never", None), ("again", Some(1))] {
             retained.update(&message(topic, expiry));
         }
         retained.update(&Message { arrival: at(104), ..message("again", Some(1)) });
-        let matching = |retained: &Retained, now| retained.matching("+", at(now)).len();
-        assert_eq!(
-            (matching(&retained, 101), matching(&retained, 102)),
-            (4, 3),
-            "not sent, though still there"
-        );
         let mut gone = |now| {
             std::iter::from_fn(|| retained.expire(at(now)))
                 .map(|(topic, _)| topic.to_string())
@@ -161,6 +264,6 @@ mod tests {
         assert_eq!(gone(102), ["soon"]);
         assert_eq!(gone(1000), ["again", "late"]);
         assert_eq!(retained.messages.len(), 1);
-        assert_eq!((retained.bytes, retained.expiries.len()), (message("never", None).bytes(), 0));
+        assert_eq!((retained.message_bytes(), retained.expiries.len()), (message("never", None).bytes(), 0));
     }
 }

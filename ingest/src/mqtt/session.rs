@@ -15,6 +15,7 @@ use super::exchange::InFlight;
 use super::message::Message;
 use super::offline::{Dropped, Drops, QueueLimits};
 use super::replay::Replay;
+use super::search::Search;
 use super::subscription::Subscription;
 use super::tail::TailSink;
 use super::via::Via;
@@ -73,6 +74,10 @@ pub(super) struct Session {
     /// When it began.
     pub(super) connected_at: Option<Timestamp>,
     pub(super) subscriptions: HashMap<Box<str>, Subscription>,
+    /// The subscriptions that have not had all yet that is retained for them.
+    pub(super) searches: BTreeMap<Box<str>, Search>,
+    /// The last turn, counted as the worker does, that has something of that.
+    pub(super) searched_in: u64,
     /// QoS 2 numbers that were received and not released.
     pub(super) received: BTreeSet<u16>,
     pub(super) in_flight: BTreeMap<u16, InFlight>,
@@ -81,6 +86,11 @@ pub(super) struct Session {
     /// Messages of the queue that are not in the backlog, and their bytes.
     beside: usize,
     beside_bytes: usize,
+    /// Bytes of all messages of the queue.
+    queue_bytes: usize,
+    /// Bytes of the messages in flight that are in memory, and of those that are not in the backlog.
+    in_flight_bytes: usize,
+    in_flight_beside: usize,
     /// What waits in the log.
     pub(super) backlog: Backlog,
     /// Whether the present turn knows that the backlog has something to record.
@@ -108,11 +118,16 @@ impl Session {
             left_at: None,
             connected_at: None,
             subscriptions: HashMap::default(),
+            searches: BTreeMap::new(),
+            searched_in: 0,
             received: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             queue: VecDeque::new(),
             beside: 0,
             beside_bytes: 0,
+            queue_bytes: 0,
+            in_flight_bytes: 0,
+            in_flight_beside: 0,
             backlog: Backlog::default(),
             noted: false,
             next_packet_id: 1,
@@ -136,16 +151,19 @@ impl Session {
     pub(super) fn keep_readable(&mut self, may_read: impl Fn(&str) -> bool) -> Vec<Delivery> {
         let mut withdrawn = self.take_where(|delivery| !may_read(&delivery.message.topic));
         if self.connection.is_none() {
+            let mut gone = Vec::new();
             self.in_flight.retain(|_, in_flight| match in_flight {
                 // An exchange of QoS 2 that has begun is brought to its end.
                 InFlight::Sent(delivery)
                     if delivery.qos == QoS::AtLeastOnce && !may_read(&delivery.message.topic) =>
                 {
-                    withdrawn.push(delivery.clone());
+                    gone.push(delivery.clone());
                     false
                 }
                 _ => true,
             });
+            gone.iter().for_each(|delivery| self.landed(delivery));
+            withdrawn.extend(gone);
         }
         withdrawn
     }
@@ -162,19 +180,59 @@ impl Session {
 
     /// The same without a limit, and of messages of the backlog.
     pub(super) fn push(&mut self, delivery: Delivery) {
+        self.joins(&delivery);
+        self.queue.push_back(delivery);
+    }
+
+    /// A delivery comes into the queue.
+    pub(super) fn joins(&mut self, delivery: &Delivery) {
+        self.queue_bytes += delivery.message.bytes();
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.beside += 1;
             self.beside_bytes += delivery.message.bytes();
         }
-        self.queue.push_back(delivery);
     }
 
     /// A delivery has left the queue.
     pub(super) fn left(&mut self, delivery: &Delivery) {
+        self.queue_bytes -= delivery.message.bytes();
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.beside -= 1;
             self.beside_bytes -= delivery.message.bytes();
         }
+    }
+
+    /// A delivery is in flight.
+    pub(super) fn flies(&mut self, delivery: &Delivery) {
+        let bytes = delivery.message.bytes();
+        self.in_flight_bytes += bytes;
+        if !matches!(delivery.stored, Stored::Log(_)) {
+            self.in_flight_beside += bytes;
+        }
+    }
+
+    /// It is in flight no more.
+    pub(super) fn landed(&mut self, delivery: &Delivery) {
+        let bytes = delivery.message.bytes();
+        self.in_flight_bytes -= bytes;
+        if !matches!(delivery.stored, Stored::Log(_)) {
+            self.in_flight_beside -= bytes;
+        }
+    }
+
+    /// Bytes of the messages of the queue.
+    pub(super) fn queue_bytes(&self) -> usize {
+        self.queue_bytes
+    }
+
+    /// Bytes of the messages in flight that are in memory.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
+    }
+
+    /// Those of them that are not in the backlog, which counts its own until they are acknowledged.
+    pub(super) fn in_flight_beside(&self) -> u64 {
+        self.in_flight_beside as u64
     }
 
     /// Takes what is meant out of the queue.

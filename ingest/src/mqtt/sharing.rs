@@ -78,8 +78,8 @@ impl Worker {
             stored = Stored::Copy(number);
         }
         let (seq, message) = (out.number, out.message.clone());
-        let delivery = Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
-        if matches!(stored, Stored::Copy(_)) && !self.keep_copy(to.session, &delivery) {
+        let mut delivery = Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
+        if matches!(stored, Stored::Copy(_)) && !self.keep_copy(to.session, &mut delivery) {
             return;
         }
         self.turn.deliveries.push((to.session, delivery));

@@ -9,15 +9,12 @@ use sonde_proto::mqtt::{
     Property, QoS, ReasonCode, RetainHandling, Subscribe, Unsubscribe, Version, is_shared,
 };
 
-use super::message::Message;
 use super::replay::{self, is_replay};
 use super::router::SessionKey;
-use super::session::{Delivery, Stored};
 use super::subscription::Subscription;
-use super::turn::{Answer, ConnectionKey};
-use super::via::Via;
+use super::turn::{Answer, ConnectionKey, Undo};
 use super::worker::{Worker, interest};
-use crate::limits::{SUBSCRIPTIONS, TURN_BYTES};
+use crate::limits::{FILTER_BYTES, FILTERS, SESSION_FILTER_BYTES, SUBSCRIPTIONS};
 
 /// The user property of MQTT 5 that asks for sequence numbers in SUBSCRIBE, and gives one in PUBLISH.
 pub(super) const SEQ_PROPERTY: &str = "sonde-seq";
@@ -40,7 +37,6 @@ impl Worker {
         let v5 =
             self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
         let mut reasons = Vec::new();
-        let mut retained = Vec::new();
         let asks = |p: Property<'_>| match p {
             Property::UserProperty(SEQ_PROPERTY, value) => Some(value != "0"),
             _ => None,
@@ -49,7 +45,13 @@ impl Worker {
             state.tells_seq = asks;
         }
         self.settle_order(session);
-        for filter in subscribe.filters() {
+        let known = self.sessions.get(session).map(|state| state.subscriptions.keys());
+        let mut filter_bytes: usize = known.into_iter().flatten().map(|filter| filter.len()).sum();
+        for (count, filter) in subscribe.filters().enumerate() {
+            if count >= FILTERS {
+                reasons.push(if v5 { ReasonCode::QUOTA_EXCEEDED.0 } else { 0x80 });
+                continue;
+            }
             if is_replay(filter.filter) {
                 reasons.push(match self.subscribe_replay(session, principal, filter.filter, filter.qos) {
                     Ok(()) => filter.qos as u8,
@@ -63,7 +65,11 @@ impl Worker {
             let refused = if !allows(principal, Action::Subscribe(filter.filter)) {
                 self.stats.denied.fetch_add(1, Ordering::Relaxed);
                 Some(ReasonCode::NOT_AUTHORIZED)
-            } else if is_new && state.subscriptions.len() >= SUBSCRIPTIONS {
+            } else if is_new
+                && (state.subscriptions.len() >= SUBSCRIPTIONS
+                    || filter.filter.len() > FILTER_BYTES
+                    || filter_bytes + filter.filter.len() > SESSION_FILTER_BYTES)
+            {
                 Some(ReasonCode::QUOTA_EXCEEDED)
             } else {
                 None
@@ -79,7 +85,9 @@ impl Worker {
                 identifier,
             };
             state.subscriptions.insert(filter.filter.into(), subscription);
+            filter_bytes += if is_new { filter.filter.len() } else { 0 };
             self.router.subscribe(filter.filter, interest(session, subscription));
+            self.record_subscription(session, filter.filter);
             reasons.push(filter.qos as u8);
             let sends = match filter.retain_handling {
                 RetainHandling::Send => true,
@@ -88,16 +96,10 @@ impl Worker {
             };
             // A group gets none: nobody could say which member (section 4.8.2).
             if sends && !is_shared(filter.filter) {
-                let mut messages = self.retained.matching(filter.filter, self.clock);
-                messages.extend(self.sys_matching(filter.filter));
-                retained.extend(messages.into_iter().map(|message| (subscription, message)));
+                self.begin_search(session, filter.filter);
             }
         }
-        if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
-            self.turn.builder.state(state.record());
-        }
         self.turn.answers.push((key, Answer::SubAck(subscribe.packet_id, reasons)));
-        self.deliver_retained(session, retained);
     }
 
     /// A filter that begins with `$replay/`: whoever may subscribe to what it is of may have it.
@@ -117,22 +119,11 @@ impl Worker {
         self.begin_replay(session, filter, subscription)
     }
 
-    /// Sends a new subscription what is retained; more than one turn holds goes out with several.
-    pub(super) fn deliver_retained(&mut self, session: SessionKey, retained: Vec<(Subscription, Message)>) {
-        for (subscription, message) in retained {
-            if self.turn.builder.bytes() >= TURN_BYTES {
-                self.submit_turn();
-            }
-            let qos = subscription.qos.min(message.qos);
-            let via = Via::identifier(subscription.identifier);
-            let (number, stored, seq) = (self.next_number(), Stored::Nowhere, UNNUMBERED);
-            let mut delivery = Delivery { number, stored, seq, message, qos, retain: true, via };
-            let durable = self.sessions.get(session).filter(|s| s.is_durable() && qos != QoS::AtMostOnce);
-            if let Some(state) = durable {
-                delivery.stored = Stored::Copy(number);
-                self.turn.builder.state(state.queue_record(&delivery));
-            }
-            self.turn.deliveries.push((session, delivery));
+    /// The record of a subscription is written with the turn, as the session has it: or removed, where it has it no more.
+    pub(super) fn record_subscription(&mut self, key: SessionKey, filter: &str) {
+        if let Some(state) = self.sessions.get(key).filter(|state| state.is_durable()) {
+            self.turn.builder.state(state.subscription_record(filter));
+            self.turn.undo.push(Undo::Subscribed(key, filter.into()));
         }
     }
 
@@ -157,15 +148,17 @@ impl Worker {
             let known = if is_replay(filter) {
                 self.end_replay(session, filter)
             } else {
-                self.router.unsubscribe(filter, session);
                 let Some(state) = self.sessions.get_mut(session) else { return };
-                state.subscriptions.remove(filter).is_some()
+                let known = state.subscriptions.remove(filter).is_some();
+                if known {
+                    state.searches.remove(filter);
+                    self.router.unsubscribe(filter, session);
+                    self.record_subscription(session, filter);
+                }
+                known
             };
             let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::NO_SUBSCRIPTION_EXISTED };
             reasons.push(reason.0);
-        }
-        if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
-            self.turn.builder.state(state.record());
         }
         let reasons = if v5 { reasons } else { Vec::new() };
         self.turn.answers.push((key, Answer::UnsubAck(unsubscribe.packet_id, reasons)));

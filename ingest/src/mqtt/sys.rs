@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use sonde_proto::mqtt::{QoS, filter_matches};
+use sonde_proto::mqtt::QoS;
 
 use super::message::Message;
 use super::publish::{Arriving, Place};
@@ -155,17 +155,16 @@ impl Worker {
         }
     }
 
-    /// What a new subscription to this filter gets at once.
-    pub(super) fn sys_matching(&mut self, filter: &str) -> Vec<Message> {
-        if !filter.starts_with(ROOT) {
-            return Vec::new();
-        }
+    /// What a new subscription gets at once, as far as its filter matches it.
+    pub(super) fn sys_messages(&mut self) -> Vec<Message> {
         let values = self.sys_values();
         if self.sys.said.is_empty() {
             self.sys.said = values.iter().cloned().collect();
         }
-        let values = values.into_iter().filter(|(topic, _)| filter_matches(filter, topic));
-        values.map(|(topic, value)| Message::new(&topic, value.as_bytes(), QoS::AtMostOnce, true)).collect()
+        let message = |(topic, value): &(String, String)| {
+            Message::new(topic, value.as_bytes(), QoS::AtMostOnce, true)
+        };
+        values.iter().map(message).collect()
     }
 
     /// Every topic and its value now.

@@ -5,7 +5,7 @@
 //! - It holds a bounded number of messages; a reader that does not keep up is told how many it missed, and where.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sonde_engine::{SeqNo, Timestamp};
 use sonde_proto::mqtt::{DecodeError, QoS, is_shared, validate_filter};
@@ -48,6 +48,8 @@ pub(super) struct TailSink {
     messages: mpsc::Sender<(u64, TailMessage)>,
     /// Messages that were dropped behind the last one that was sent.
     dropped: Arc<AtomicU64>,
+    /// Whether the event loop is to be woken once the reader has taken what there is.
+    waits: Arc<AtomicBool>,
 }
 
 /// A subscription of a reader that is no MQTT client; ends with its drop.
@@ -55,6 +57,7 @@ pub(super) struct TailSink {
 pub struct Tail {
     messages: mpsc::Receiver<(u64, TailMessage)>,
     dropped: Arc<AtomicU64>,
+    waits: Arc<AtomicBool>,
     /// A message that came behind those that were dropped.
     held: Option<TailMessage>,
     key: SessionKey,
@@ -99,11 +102,21 @@ impl Mqtt {
         let (sender, messages) = mpsc::channel(TAIL_MESSAGES);
         let dropped = Arc::new(AtomicU64::new(0));
         let (reply, answer) = oneshot::channel();
-        let sink = TailSink { messages: sender, dropped: Arc::clone(&dropped) };
+        let waits = Arc::new(AtomicBool::new(false));
+        let sink = TailSink { messages: sender, dropped: Arc::clone(&dropped), waits: Arc::clone(&waits) };
         let inbox = Arc::clone(self.inbox());
         inbox.send(Command::Tail(Begin { filter: filter.to_owned(), sink, reply }));
         let key = answer.await.map_err(|_| TailError::Stopped)?.ok_or(TailError::TooMany)?;
-        Ok(Tail { messages, dropped, held: None, key, inbox })
+        Ok(Tail { messages, dropped, waits, held: None, key, inbox })
+    }
+}
+
+impl TailSink {
+    /// Whether so many messages could be sent now; else the loop is woken when they may be.
+    pub(super) fn has_room(&self, count: usize) -> bool {
+        let has_room = self.messages.capacity() >= count;
+        self.waits.store(!has_room, Ordering::Relaxed);
+        has_room
     }
 }
 
@@ -114,6 +127,9 @@ impl Tail {
             return Some(TailEvent::Message(message));
         }
         if self.messages.is_empty() {
+            if self.waits.swap(false, Ordering::Relaxed) {
+                self.inbox.wake();
+            }
             let dropped = self.dropped.swap(0, Ordering::Relaxed);
             if dropped > 0 {
                 return Some(TailEvent::Dropped(dropped));
@@ -154,9 +170,7 @@ impl Worker {
         if reply.send(Some(key)).is_err() {
             return self.end_tail(key);
         }
-        let mut retained = self.retained.matching(&filter, self.clock);
-        retained.extend(self.sys_matching(&filter));
-        self.deliver_retained(key, retained.into_iter().map(|message| (subscription, message)).collect());
+        self.begin_search(key, &filter);
     }
 
     /// Ends a tail.

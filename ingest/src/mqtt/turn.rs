@@ -50,6 +50,8 @@ pub(super) enum Undo {
     Received(SessionKey, u16),
     /// A QoS 2 number was given back.
     Released(SessionKey, u16),
+    /// A subscription was made or ended: its record is written again as it is by then.
+    Subscribed(SessionKey, Box<str>),
     /// The retained message of a topic was replaced or removed.
     Retained(String),
     /// Something has happened that cannot be taken back: its record is to be written with the next turn.
@@ -64,9 +66,10 @@ impl Undo {
     /// The session that it is about.
     fn session(&self) -> Option<SessionKey> {
         match self {
-            Self::Received(session, _) | Self::Released(session, _) | Self::Backlog(session, _) => {
-                Some(*session)
-            }
+            Self::Received(session, _)
+            | Self::Released(session, _)
+            | Self::Subscribed(session, _)
+            | Self::Backlog(session, _) => Some(*session),
             Self::Retained(_) | Self::Settled(_) | Self::HandedOn(_) => None,
         }
     }
@@ -234,6 +237,7 @@ impl Worker {
                     session.received.insert(packet_id);
                 }
             }
+            Undo::Subscribed(session, filter) => self.record_subscription(session, &filter),
             Undo::Retained(topic) => self.retained.restore(&self.engine, &topic),
             Undo::Settled(record) => self.turn.settle(record),
             Undo::Backlog(session, number) => {

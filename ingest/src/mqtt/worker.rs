@@ -1,7 +1,7 @@
 //! The event loop. A turn reads what is there, commits it as one batch, and releases acknowledgements and deliveries
 //! of turns whose commit has become durable, in their order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table, Timestamp};
 use sonde_proto::mqtt::PropertiesBuilder;
 
 use super::accept::{Doors, INBOX};
+use super::budget::{Budget, MemoryLimits};
 use super::connection::Connection;
 use super::offline::{self, QueueLimits};
 use super::records;
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) topics: Arc<Topics>,
     pub(super) dead_letters: Arc<Table>,
     pub(super) queue_limits: QueueLimits,
+    pub(super) memory: MemoryLimits,
     pub(super) raw_retention: Duration,
     pub(super) offers: Offers,
 }
@@ -61,12 +63,20 @@ pub(super) struct Worker {
     pub(super) dead_letters: Arc<Table>,
     /// How much waits for a session.
     pub(super) queue_limits: QueueLimits,
+    /// What all of them may hold in memory.
+    pub(super) budget: Budget,
+    /// Sessions that were sent nothing, because there was no memory.
+    pub(super) held: BTreeSet<SessionKey>,
     /// How long messages that no source but `default` takes stay in the log.
     pub(super) raw_retention: Duration,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
     /// Whether one of them can go on.
     replaying: bool,
+    /// The sessions that something retained is looked for; whose turn it is first.
+    pub(super) searching: VecDeque<SessionKey>,
+    /// Whether one of them can go on.
+    pub(super) searches_on: bool,
     /// Turns that were handed to the engine, and those of them that have ended.
     pub(super) submitted: u64,
     pub(super) released: u64,
@@ -129,7 +139,7 @@ impl Worker {
         let mut worker = Self {
             turn: Turn::new(&engine, Origin::Client),
             origin: Origin::Client,
-            retained: Retained::recover(&engine),
+            retained: Retained::recover(&engine, shared.memory.retained),
             sources: Sources::load(&engine),
             waker: Waker::from(Arc::clone(&shared.inbox)),
             // Ascends over restarts, so a queue's new messages sort behind its old ones.
@@ -139,9 +149,13 @@ impl Worker {
             topics: shared.topics,
             dead_letters: shared.dead_letters,
             queue_limits: shared.queue_limits,
+            budget: Budget::new(shared.memory),
+            held: BTreeSet::new(),
             raw_retention: shared.raw_retention,
             replays: Vec::new(),
             replaying: false,
+            searching: VecDeque::new(),
+            searches_on: false,
             submitted: 0,
             released: 0,
             messages: MessageReader::new(),
@@ -174,7 +188,8 @@ impl Worker {
             engine,
         };
         let recovered = records::recover(&worker.engine);
-        recovered.orphans.into_iter().for_each(|record| worker.turn.builder.state(record));
+        let rewritten = recovered.orphans.into_iter().chain(recovered.moved);
+        rewritten.for_each(|record| worker.turn.builder.state(record));
         for session in recovered.sessions {
             worker.add_session(session);
         }
@@ -240,6 +255,7 @@ impl Worker {
             if self.committing.len() < TURNS_IN_FLIGHT {
                 self.read_ready();
             }
+            self.searches_on = self.step_searches();
             self.submit_turn();
             self.release_turns();
             self.replaying = self.step_replays();
@@ -248,6 +264,7 @@ impl Worker {
                 self.inbox.wake();
             }
             self.write_dirty();
+            self.pump_held();
             if began.elapsed() < TICK {
                 self.sweep();
             } // Else what clients sent meanwhile is not read yet, and their silence is ours.
@@ -258,7 +275,7 @@ impl Worker {
     /// How long the loop may sleep.
     fn patience(&self) -> Duration {
         let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
-        if busy || self.replaying || !self.dirty.is_empty() {
+        if busy || self.replaying || self.searches_on || !self.dirty.is_empty() {
             return Duration::ZERO;
         }
         let due = self.doors.due().map(|due| due.saturating_duration_since(Instant::now()));

@@ -29,6 +29,7 @@ impl Worker {
             let written = std::mem::take(&mut connection.written);
             self.stats.bytes_out.fetch_add(written as u64, Ordering::Relaxed);
             self.sys.traffic.bytes_sent += written as u64;
+            self.budget.count(connection);
             let left = connection.unwritten();
             connection.stuck_since = match (left, connection.stuck_since) {
                 (0, _) => None,
@@ -40,6 +41,7 @@ impl Worker {
                 self.close(place);
                 continue;
             }
+            self.searches_on |= before >= OUT_BYTES / 4 && left < OUT_BYTES / 4 && !self.searching.is_empty();
             // What waited for room goes on.
             let has_room = before > OUT_BYTES && left <= OUT_BYTES;
             if let Some(session) = session.filter(|_| has_room) {
