@@ -1,12 +1,10 @@
 """Every statement of the documents runs, and the types that docs/sql.md lists are the types that there are."""
 
 import re
-from pathlib import Path
 
 import pytest
+from documents import DOCS, blocks, statements
 from support import servers
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 # What cannot succeed as it stands, and what is answered instead.
 EXCEPTIONS = {"KILL QUERY 17": "no query 17 is running", "KILL BACKUP": "no backup is running"}
@@ -16,16 +14,8 @@ READINGS = """(
 )"""
 
 
-def blocks(document):
-    """(first line, statements) of each sql block."""
-    text = (DOCS / document).read_text()
-    for found in re.finditer(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        statements = [part.strip() for part in re.split(r";[ \t]*$", found[1], flags=re.MULTILINE)]
-        yield text.count("\n", 0, found.start()) + 2, [statement for statement in statements if statement]
-
-
 DOCUMENTS = ("sql.md", "first-hour.md", "access.md")
-BLOCKS = [(document, *block) for document in DOCUMENTS for block in blocks(document)]
+BLOCKS = [(document, line, statements(text)) for document in DOCUMENTS for line, text in blocks(document, "sql")]
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +28,15 @@ def documented(binary, tmp_path_factory):
         yield server, exports
 
 
-@pytest.mark.parametrize("document, line, statements", BLOCKS, ids=[f"{block[0]}:{block[1]}" for block in BLOCKS])
-def test_the_statements_of_a_block_run(documented, document, line, statements):
+@pytest.mark.parametrize("document, line, block", BLOCKS, ids=[f"{it[0]}:{it[1]}" for it in BLOCKS])
+def test_the_statements_of_a_block_run(documented, document, line, block):
     server, exports = documented
     for table in ("readings", "old_readings"):
         server.sql(f"CREATE TABLE IF NOT EXISTS {table} {READINGS}")
         server.sql(
             f"INSERT INTO {table} (time, site, device, temperature) VALUES ('2026-10-01T00:00:00Z', 's1', 'd1', 20)"
         )
-    for statement in statements:
+    for statement in block:
         statement_here = statement.replace("/var/lib/sonde-export", str(exports))
         answer = server.post_sql(statement_here.replace("/backup/sonde", f"{exports}/backups"))
         refusal = EXCEPTIONS.get(statement)
@@ -57,7 +47,7 @@ def test_the_statements_of_a_block_run(documented, document, line, statements):
 
 
 def test_all_blocks_and_all_exceptions_were_found():
-    texts = [text for _, _, statements in BLOCKS for text in statements]
+    texts = [text for _, _, block in BLOCKS for text in block]
     assert len(texts) > 25
     assert set(EXCEPTIONS) <= set(texts)
     assert sum((DOCS / document).read_text().count("```sql") for document in DOCUMENTS) == len(BLOCKS)
