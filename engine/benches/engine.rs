@@ -237,7 +237,7 @@ fn write(engine: &Engine, table: &Arc<Table>, rows: usize, place: impl Fn(usize)
     }
 }
 
-/// Gives sum and count of the only column of a request.
+/// Adds up a field of all rows that a request asks for, and counts them.
 type Way = fn(&Engine, &ScanRequest) -> (f64, usize);
 
 fn scans(engine: &Engine, place: &str, rows: usize) {
