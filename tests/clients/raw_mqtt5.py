@@ -142,7 +142,8 @@ class Raw:
         self.send(packet(0x82, body))
         kind, _, body = self.read()
         assert kind == SUBACK, (kind, body)
-        return list(body[3:])
+        length, rest = varint(body[2:])
+        return list(rest[length:])
 
     def publish(self, topic, payload, qos=1, retain=False):
         """The reason of the PUBACK."""

@@ -144,6 +144,22 @@ def test_whoever_is_no_user_has_the_roles_that_the_token_names(server):
     assert connack(server, token(sub="guest", roles=["nothing"])) == BAD_PASSWORD
 
 
+def test_the_tenant_is_a_claim_where_there_is_no_user(server):
+    server.sql("CREATE ROLE tenants")
+    server.sql("GRANT PUBLISH ON 'jwt/${tenant}/#' TO tenants")
+    with Raw(server.address("mqtt")) as raw:
+        raw.connect("of acme", "any", token(sub="guest", roles=["tenants"], tenant="acme"))
+        assert raw.connack()[1] == 0
+        assert raw.publish("jwt/acme/x", "1") == 0
+        assert raw.publish("jwt/other/x", "1") == NOT_AUTHORIZED
+        assert server.sql("SELECT tenant FROM system.sessions WHERE client = 'of acme'") == [["acme"]]
+    for tenant in ("+", "acme/x", 7, ["acme"]):
+        with Raw(server.address("mqtt")) as raw:
+            raw.connect(unique("client"), "any", token(sub="guest", roles=["tenants"], tenant=tenant))
+            assert raw.connack()[1] == 0
+            assert raw.publish("jwt/acme/x", "1") == NOT_AUTHORIZED
+
+
 def test_what_is_not_as_it_must_be_is_refused(server):
     now = int(time.time())
     good = token(sub="pump")
