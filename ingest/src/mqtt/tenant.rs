@@ -320,8 +320,8 @@ mod tests {
     fn those_who_wait_are_read_one_after_the_other() {
         let (mut tenants, acme) =
             tenants(TenantLimits { messages_per_second: 10, ..TenantLimits::default() });
-        let start = Instant::now();
         tenants.enter(&acme);
+        let start = Instant::now();
         (0..11).for_each(|_| tenants.count(&acme, true, 1, start));
         let again = start + Duration::from_millis(100);
         for place in 0..3 {
