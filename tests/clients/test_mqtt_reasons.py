@@ -1,7 +1,8 @@
 """Reason Strings of MQTT 5: what is refused is said in words, to those who want them and where there is room for them."""
 
 import pytest
-from mqtt_wire import PUBACK, PUBREC, SUBACK, UNSUBACK, V5, V311, Wire, publish, subscribe, unsubscribe
+from mqtt_packet import PUBACK, PUBREC, SUBACK, UNSUBACK, V5, V311, publish, subscribe, unsubscribe
+from mqtt_wire import connected
 from support import unique
 
 NOT_AUTHORIZED, QUOTA, INVALID_FILTER, INVALID_PAYLOAD, NO_SUBSCRIPTION = 0x87, 0x97, 0x8F, 0x99, 0x11
@@ -17,11 +18,9 @@ def user(server):
     return name
 
 
-def connected(server, user, version=V5, **properties):
-    wire = Wire(server.address("mqtt"), version)
+def client(server, user, version=V5, **properties):
     how = {"props": properties} if version == V5 else {}
-    wire.connect(unique("client"), user=user, password=PASSWORD, **how)
-    return wire
+    return connected(server.address("mqtt"), version, username=user, password=PASSWORD, **how)
 
 
 def suback(wire, *filters):
@@ -34,7 +33,7 @@ def why(packet):
 
 
 def test_a_subscription_that_is_refused_names_filter_and_right(server, user):
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
         granted = suback(wire, f"{user}/a")
         assert granted.reasons == [1] and not why(granted)
         mixed = suback(wire, f"{user}/a", "#", f"{user}/b", "$share/g/plant/+")
@@ -47,7 +46,7 @@ def test_a_subscription_that_is_refused_names_filter_and_right(server, user):
 
 
 def test_what_is_no_replay_is_told_what_one_is(server, user):
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
         wrong = suback(wire, f"$replay/yesterday/{user}/#", "$replay/-1h/plant/#")
         assert wrong.reasons == [INVALID_FILTER, NOT_AUTHORIZED]
         assert f"'$replay/yesterday/{user}/#': expected" in why(wrong) and "'$replay/-1h/plant/#'" in why(wrong)
@@ -57,7 +56,7 @@ def test_what_is_no_replay_is_told_what_one_is(server, user):
 
 
 def test_too_many_subscriptions_are_told_the_limit(server, user):
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
         many = [f"{user}/{n}" for n in range(1025)]
         full = suback(wire, *many)
         assert full.reasons == [1] * 1024 + [QUOTA]
@@ -65,7 +64,7 @@ def test_too_many_subscriptions_are_told_the_limit(server, user):
 
 
 def test_unsubscribing_from_what_there_is_not_is_said(server, user):
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
         suback(wire, f"{user}/a")
         wire.send(unsubscribe(V5, 8, [f"{user}/a", f"{user}/b"]))
         answer = wire.expect(UNSUBACK, 8)
@@ -75,7 +74,7 @@ def test_unsubscribing_from_what_there_is_not_is_said(server, user):
 
 @pytest.mark.parametrize("qos, kind", [(1, PUBACK), (2, PUBREC)])
 def test_a_message_that_is_refused_names_topic_and_right(server, user, qos, kind):
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
 
         def refused(topic, payload=b"{}", retain=False):
             wire.send(publish(V5, topic, payload, qos, wire.next_id(), retain))
@@ -92,7 +91,7 @@ def test_a_message_that_is_refused_names_topic_and_right(server, user, qos, kind
 
 def test_a_payload_that_is_refused_is_told_what_is_wrong(server, user):
     server.sql(f"CREATE SOURCE {user} ON MQTT '{user}/strict' FORMAT JSON INTO {user} WITH (reject_invalid = true)")
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
         answer = wire.publish(f"{user}/strict", b'{"value": ', qos=1)
         assert answer.reason == INVALID_PAYLOAD and "JSON" in why(answer) and "dead letter" in why(answer)
         # The same words as in the table.
@@ -101,15 +100,15 @@ def test_a_payload_that_is_refused_is_told_what_is_wrong(server, user):
 
 
 def test_nobody_is_told_who_does_not_want_it(server, user):
-    with connected(server, user, request_problem_information=0) as wire:
-        assert suback(wire, "#").fields["props"] == {}
-        assert wire.publish("plant/1", b"{}", qos=1).fields["props"] == {}
+    with client(server, user, request_problem_information=0) as wire:
+        assert suback(wire, "#").props == {}
+        assert wire.publish("plant/1", b"{}", qos=1).props == {}
         wire.send(unsubscribe(V5, 8, ["nothing"]))
-        assert wire.expect(UNSUBACK, 8).fields["props"] == {}
+        assert wire.expect(UNSUBACK, 8).props == {}
 
 
 def test_what_does_not_fit_is_left_out(server, user):
-    with connected(server, user, maximum_packet_size=40) as wire:
+    with client(server, user, maximum_packet_size=40) as wire:
         answer = suback(wire, "#")
         assert (answer.reasons, why(answer)) == ([NOT_AUTHORIZED], "")
         answer = wire.publish("plant/1", b"{}", qos=1)
@@ -117,7 +116,7 @@ def test_what_does_not_fit_is_left_out(server, user):
 
 
 def test_long_names_are_cut(server, user):
-    with connected(server, user) as wire:
+    with client(server, user) as wire:
         long = "ü" * 20_000
         answer = suback(wire, *(f"{long}/{n}" for n in range(20)))
         assert set(answer.reasons) == {NOT_AUTHORIZED}
@@ -125,6 +124,6 @@ def test_long_names_are_cut(server, user):
 
 
 def test_311_has_return_codes_alone(server, user):
-    with connected(server, user, V311) as wire:
+    with client(server, user, V311) as wire:
         assert suback(wire, "#").reasons == [0x80]
         assert wire.publish("plant/1", b"{}", qos=1).reason == 0

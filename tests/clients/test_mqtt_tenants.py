@@ -6,7 +6,8 @@ import select
 import time
 
 import pytest
-from mqtt_wire import PUBACK, V5, V311, Wire, publish
+from mqtt_packet import DISCONNECT, PUBACK, V5, V311, publish
+from mqtt_wire import Wire
 from support import unique, wait_until
 
 PASSWORD = "correct horse"
@@ -23,7 +24,7 @@ def users(server, *names, tenant=None):
 
 def wire(server, user, client_id=None, version=V5, expect=0, **how):
     made = Wire(server.address("mqtt"), version)
-    made.connect(client_id or unique(user), expect=expect, user=user, password=PASSWORD, **how)
+    made.connect(client_id or unique(user), expect, username=user, password=PASSWORD, **how)
     return made
 
 
@@ -63,7 +64,7 @@ def test_a_tenant_has_so_many_connections(make_server):
         assert by_tenant(server, "acme")[0] == 2
         # Who comes back takes over its own place.
         again = stack.enter_context(wire(server, "a1", client_id="a1"))
-        assert first.expect(14).reason == TAKEN_OVER
+        assert first.expect(DISCONNECT).reason == TAKEN_OVER
         again.ping()
         second.disconnect()
         third = stack.enter_context(wire(server, "a3"))
