@@ -42,6 +42,7 @@ const KEYS: &[(&str, &str, &str)] = &[
         "a file of public keys (JWKS), by which JSON Web Tokens are accepted; empty accepts none",
     ),
     ("auth.roles", "roles", "the claim of a JSON Web Token that names roles; empty is none"),
+    ("auth.tenant", "tenant", "the claim of a JSON Web Token that names its tenant; empty is none"),
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
@@ -108,6 +109,22 @@ const KEYS: &[(&str, &str, &str)] = &[
         "how long messages that no source but default takes stay in the log; empty is not at all",
     ),
     ("mqtt.server_reference", "", "where MQTT 5.0 clients are sent while this server stops or cannot store"),
+    (
+        "mqtt.tenant_bytes_per_second",
+        "0",
+        "bytes that the clients of one tenant may send in a second; 0 is any number",
+    ),
+    ("mqtt.tenant_connections", "0", "connections of one tenant at once; 0 is any number"),
+    (
+        "mqtt.tenant_messages_per_second",
+        "0",
+        "messages that the clients of one tenant may publish in a second; 0 is any number",
+    ),
+    (
+        "mqtt.tenant_queued_bytes",
+        "0",
+        "bytes of messages that wait for the sessions of one tenant; 0 is any number",
+    ),
     ("mqtt.tls_listen", "127.0.0.1:8883", "MQTT over TLS, once there is tls.cert; empty is off"),
     (
         "mqtt.unread_timeout",
@@ -270,8 +287,12 @@ fn memory(values: &Values) -> Result<Split> {
 
 fn jwt<'a>(get: &impl Fn(&'static str) -> &'a str) -> Option<JwtOptions> {
     let text = |key| Some(get(key).to_owned()).filter(|text| !text.is_empty());
-    let expected =
-        Expected { issuer: text("auth.issuer"), audience: text("auth.audience"), roles: text("auth.roles") };
+    let expected = Expected {
+        issuer: text("auth.issuer"),
+        audience: text("auth.audience"),
+        roles: text("auth.roles"),
+        tenant: text("auth.tenant"),
+    };
     text("auth.jwks").map(|jwks| JwtOptions { jwks: jwks.into(), expected })
 }
 

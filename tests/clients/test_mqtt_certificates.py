@@ -3,10 +3,10 @@
 import ssl
 
 import pytest
-import raw_mqtt
-import raw_mqtt5
 from certificates import Authority
-from paho_client import V5, V311, Client
+from mqtt_packet import V5, V311
+from mqtt_wire import Wire, tls
+from paho_client import Client
 from support import TIME_S, servers, unique
 
 NOT_AUTHORIZED, CLIENT_ID, BAD_PASSWORD = 0x87, 0x85, 0x86
@@ -32,20 +32,17 @@ def context(authority, certificate=None):
     return made
 
 
-def connect(server, authority, certificate, client_id=None, username=None, password=None, v5=True):
+def connect(server, authority, certificate, client_id=None, version=V5, **how):
     """A connection with this certificate, and the reason (3.1.1: return code) of its CONNACK."""
-    client = raw_mqtt5.Raw(server.address("mqtts"))
-    client.socket = context(authority, certificate).wrap_socket(client.socket, server_hostname="localhost")
-    client.connect(client_id or unique("client"), username, password, v5=v5)
-    kind, _, body = client.read()
-    assert kind == raw_mqtt5.CONNACK
-    return client, body[1]
+    wire = Wire(tls(server.address("mqtts"), context(authority, certificate)), version)
+    wire.connect(client_id or unique("client"), None, **how)
+    return wire, wire.connack.reason
 
 
 def refusal(server, authority, certificate, **how):
-    client, reason = connect(server, authority, certificate, **how)
-    with client:
-        assert client.read() is None
+    wire, reason = connect(server, authority, certificate, **how)
+    with wire:
+        assert wire.ended() is None
     return reason
 
 
@@ -86,10 +83,10 @@ def test_what_the_user_may_not_publish_is_refused(server, authority, pump):
     client, reason = connect(server, authority, certificate)
     with client:
         assert reason == 0
-        assert client.publish(f"{topic}/{common_name}", '{"value": 1}') == 0
-        assert client.publish(f"{topic}/other", '{"value": 2}') == NOT_AUTHORIZED
-        assert client.publish(common_name, '{"value": 3}') == NOT_AUTHORIZED
-        assert client.subscribe(f"{topic}/{common_name}") == [NOT_AUTHORIZED]
+        assert client.publish(f"{topic}/{common_name}", '{"value": 1}', 1).reason == 0
+        assert client.publish(f"{topic}/other", '{"value": 2}', 1).reason == NOT_AUTHORIZED
+        assert client.publish(common_name, '{"value": 3}', 1).reason == NOT_AUTHORIZED
+        assert client.subscribe((f"{topic}/{common_name}", 1)) == [NOT_AUTHORIZED]
 
 
 def test_other_certificates_and_none_are_refused(server, authority, pump, tmp_path):
@@ -99,7 +96,7 @@ def test_other_certificates_and_none_are_refused(server, authority, pump, tmp_pa
     namesake = authority.client(unique("namesake"), name)
     for shown in (other, namesake, None):
         assert refusal(server, authority, shown) == NOT_AUTHORIZED
-        assert refusal(server, authority, shown, v5=False) == 5
+        assert refusal(server, authority, shown, version=V311) == 5
         # A user name is no proof of anything.
         assert refusal(server, authority, shown, username=name) == NOT_AUTHORIZED
     # The right names, signed by someone else: it does not get as far as CONNECT.
@@ -108,8 +105,8 @@ def test_other_certificates_and_none_are_refused(server, authority, pump, tmp_pa
         refusal(server, authority, forged)
     assert refusal(server, authority, certificate, username=name, password="wrong horse") == BAD_PASSWORD
     # Without TLS nobody has a certificate.
-    with raw_mqtt.Raw(raw_mqtt.tcp(server.address("mqtt"))) as plain:
-        assert plain.open(username=name) == 5
+    with Wire(server.address("mqtt")) as plain:
+        plain.connect(unique("client"), NOT_AUTHORIZED, username=name)
 
 
 @pytest.mark.parametrize("kind", ["DNS", "URI", "email"])
@@ -123,8 +120,8 @@ def test_an_alternative_name_is_as_good_as_the_common_one(server, authority, kin
     with client:
         assert reason == 0
         # ${cn} is the common name, whatever the user was recognised by.
-        assert client.publish("by_cn/the-cn", '{"value": 1}') == 0
-        assert client.publish(f"by_cn/{known_by}", '{"value": 1}') == NOT_AUTHORIZED
+        assert client.publish("by_cn/the-cn", '{"value": 1}', 1).reason == 0
+        assert client.publish(f"by_cn/{known_by}", '{"value": 1}', 1).reason == NOT_AUTHORIZED
     assert refusal(server, authority, authority.client(name + "x", "x", names=f"{kind}:x{known_by}")) == NOT_AUTHORIZED
 
 
@@ -146,7 +143,7 @@ def test_a_certificate_may_be_bound_to_a_client_id(server, authority, pump):
     name, _, certificate = pump
     server.sql(f"ALTER USER {name} WITH (client_id = '${{username}}')")
     assert refusal(server, authority, certificate, client_id="another") == CLIENT_ID
-    assert refusal(server, authority, certificate, client_id="another", v5=False) == 2
+    assert refusal(server, authority, certificate, client_id="another", version=V311) == 2
     client, reason = connect(server, authority, certificate, client_id=name)
     with client:
         assert reason == 0
@@ -160,8 +157,8 @@ def test_a_password_says_who_it_is_where_there_are_both(server, authority, pump)
     client, reason = connect(server, authority, certificate, username=anna, password=PASSWORD)
     with client:
         assert reason == 0
-        assert client.publish(f"both/{anna}/{common_name}", '{"value": 1}') == 0
-        assert client.publish(f"both/{name}/{common_name}", '{"value": 1}') == NOT_AUTHORIZED
+        assert client.publish(f"both/{anna}/{common_name}", '{"value": 1}', 1).reason == 0
+        assert client.publish(f"both/{name}/{common_name}", '{"value": 1}', 1).reason == NOT_AUTHORIZED
 
 
 def test_the_session_is_the_users_and_the_connection_ends_with_the_user(server, authority, pump):
@@ -177,7 +174,7 @@ def test_the_session_is_the_users_and_the_connection_ends_with_the_user(server, 
     with client:
         assert reason == 0
         server.sql(f"DROP USER {name}")
-        assert client.disconnected() == NOT_AUTHORIZED
+        assert client.ended().reason == NOT_AUTHORIZED
     assert refusal(server, authority, certificate) == NOT_AUTHORIZED
 
 
@@ -197,6 +194,6 @@ def test_a_certificate_alone_is_enough_where_it_is_required(make_server, authori
     server.sql("GRANT PUBLISH ON 'acme/${username}' TO pump7")
     client, reason = connect(server, authority, authority.client("pump7", "pump7.acme.example"))
     with client:
-        assert reason == 0 and client.publish("acme/pump7", '{"value": 1}') == 0
+        assert reason == 0 and client.publish("acme/pump7", '{"value": 1}', 1).reason == 0
     assert server.sql("SELECT count(*) FROM acme") == [[1]]
     assert refusal(server, authority, authority.client("pump8")) == NOT_AUTHORIZED
