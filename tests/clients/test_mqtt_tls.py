@@ -8,11 +8,11 @@ import ssl
 
 import pytest
 from certificates import Authority
-from documents import block
+from documents import block, inline
 from mqtt_packet import PUBACK, V5, V311, connect, publish
 from mqtt_wire import Wire, connected, tcp, tls
 from paho_client import Client
-from support import CLIENT_SECONDS, TIME_S, Server, run, servers, tool, unique, wait_until
+from support import CLIENT_SECONDS, TIME_S, Server, run, servers, tool, unique, wait_rows, wait_until
 
 aiomqtt = pytest.importorskip("aiomqtt", reason="aiomqtt is not installed")
 
@@ -217,6 +217,10 @@ def test_the_commands_of_the_documentation_make_certificates_that_work(make_serv
         "mqtt.wss_listen=127.0.0.1:0",
     )
     enters(server, ssl.create_default_context(cafile=str(tmp_path / "ca.pem")))
+    (command,) = inline("listeners.md", "mosquitto_pub")
+    tool("mosquitto_pub")
+    run("sh", "-euc", command.replace("8883", str(server.address("mqtts")[1])), cwd=tmp_path)
+    wait_rows(server, "SELECT topic FROM devices", [["devices/d1/status"]])
 
 
 def test_connections_are_told_by_transport(server, authority):

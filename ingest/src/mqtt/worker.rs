@@ -12,7 +12,7 @@ use foldhash::HashMap;
 use mio::{Events, Poll, Token};
 use slab::Slab;
 use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table, Timestamp};
-use sonde_proto::mqtt::PropertiesBuilder;
+use sonde_proto::mqtt::{PropertiesBuilder, filter_matches};
 
 use super::accept::{Doors, INBOX};
 use super::connection::Connection;
@@ -41,6 +41,7 @@ pub(super) struct Shared {
     pub(super) dead_letters: Arc<Table>,
     pub(super) queue_limits: QueueLimits,
     pub(super) raw_retention: Duration,
+    pub(super) early: Vec<String>,
     pub(super) offers: Offers,
 }
 
@@ -48,6 +49,8 @@ pub(super) struct Shared {
 pub(super) struct TopicInfo {
     pub(super) source: Option<Arc<Source>>,
     pub(super) stats: Arc<TopicStats>,
+    /// Whether those who are here get its messages before they are stored.
+    pub(super) early: bool,
 }
 
 /// The event loop's state. How its bytes come and go is in `reading.rs` and `writing.rs`; what each packet does to it in
@@ -63,6 +66,8 @@ pub(super) struct Worker {
     pub(super) queue_limits: QueueLimits,
     /// How long messages that no source but `default` takes stay in the log.
     pub(super) raw_retention: Duration,
+    /// Filters of topics whose messages are delivered before they are stored.
+    early: Vec<String>,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
     /// Whether one of them can go on.
@@ -140,6 +145,7 @@ impl Worker {
             dead_letters: shared.dead_letters,
             queue_limits: shared.queue_limits,
             raw_retention: shared.raw_retention,
+            early: shared.early,
             replays: Vec::new(),
             replaying: false,
             submitted: 0,
@@ -288,7 +294,8 @@ impl Worker {
         let stats = self.topics.of(topic);
         let source = self.sources.find(topic).cloned();
         stats.set_source(source.as_ref().map(|source| source.name.as_str()));
-        let info = Rc::new(TopicInfo { source, stats });
+        let early = self.early.iter().any(|filter| filter_matches(filter, topic));
+        let info = Rc::new(TopicInfo { source, stats, early });
         if self.topic_cache.len() >= TOPICS {
             self.topic_cache.clear();
         }
