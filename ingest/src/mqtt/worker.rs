@@ -29,7 +29,8 @@ use super::transport::ReadResult;
 use super::turn::{Answer, Committing, ConnectionKey, Reply, Turn, Undo};
 use super::{Authenticate, Command, Inbox, MqttStats, Offers};
 use crate::limits::{
-    CONNECT_BYTES, CONNECT_TIME, OUT_BYTES, PACKET_BYTES, READ_BUFFER, TOPICS, TURN_BYTES, TURNS_IN_FLIGHT,
+    CONNECT_BYTES, CONNECT_TIME, OUT_BYTES, PACKET_BYTES, READ_BUFFER, RECOGNISE_TIME, TOPICS, TURN_BYTES,
+    TURNS_IN_FLIGHT,
 };
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
@@ -642,6 +643,8 @@ impl Worker {
             }
             let quiet = now.saturating_sub(connection.heard_at);
             let late = match connection.phase {
+                // It has said who it is, and waits for us.
+                Phase::Opening if connection.pauses() => quiet > RECOGNISE_TIME.as_secs(),
                 Phase::Opening => quiet > CONNECT_TIME.as_secs(),
                 // While we do not read, silence is not the client's fault.
                 Phase::Open { .. } => {

@@ -27,6 +27,8 @@ public class Driver {
         void disconnect() throws Exception;
     }
 
+    /** How long it waits for anything, on a busy machine. */
+    static final int SECONDS = 60;
     static final BlockingQueue<String> messages = new LinkedBlockingQueue<>();
 
     static void arrived(int qos, boolean retained, byte[] payload) {
@@ -63,9 +65,9 @@ public class Driver {
     }
 
     static void show() throws Exception {
-        String line = messages.poll(20, TimeUnit.SECONDS);
+        String line = messages.poll(SECONDS, TimeUnit.SECONDS);
         if (line == null) {
-            System.err.println("no message for 20 s");
+            System.err.println("no message for " + SECONDS + " s");
             System.exit(1);
         }
         System.out.println(line);
@@ -96,6 +98,7 @@ public class Driver {
         public boolean connect(boolean resume, String will, int qos) throws Exception {
             MqttConnectOptions options = new MqttConnectOptions();
             options.setMqttVersion(MqttConnectOptions.MQTT_VERSION_3_1_1);
+            options.setConnectionTimeout(SECONDS);
             options.setCleanSession(!resume);
             if (!ca.isEmpty()) options.setSocketFactory(trust(ca));
             if (will != null) options.setWill(will, "gone".getBytes(), qos, false);
@@ -136,6 +139,7 @@ public class Driver {
 
         public boolean connect(boolean resume, String will, int qos) throws Exception {
             MqttConnectionOptions options = new MqttConnectionOptions();
+            options.setConnectionTimeout(SECONDS);
             options.setCleanStart(!resume);
             options.setSessionExpiryInterval(resume ? 3600L : 0L);
             if (!ca.isEmpty()) options.setSocketFactory(trust(ca));
