@@ -16,6 +16,7 @@ all. Packages are pinned here, and everything that is fetched or built lies in S
 
 import itertools
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,7 @@ def will(run, qos):
     watcher.subscribe((run.topic, 2))
     with subprocess.Popen(run.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert select.select([process.stdout], [], [], RUN_SECONDS)[0], f"{run.command} says nothing"
             assert process.stdout.readline() == "ready\n"
         finally:
             process.kill()

@@ -35,7 +35,17 @@ public class Driver {
         messages.add("message " + qos + " " + (retained ? 1 : 0) + " " + new String(payload));
     }
 
-    public static void main(String[] given) throws Exception {
+    public static void main(String[] given) {
+        try {
+            run(given);
+        } catch (Exception error) {
+            // Its threads may go on for ever after a connection that failed.
+            error.printStackTrace();
+            System.exit(1);
+        }
+    }
+
+    static void run(String[] given) throws Exception {
         String scenario = given[0], topic = given[6];
         int qos = Integer.parseInt(given[2]);
         boolean resume = scenario.equals("resume");
