@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use sonde_access::Expected;
 use sonde_ingest::mqtt::{Offers, Overflow, QueueLimits};
+use sonde_proto::mqtt::{is_shared, validate_filter};
 use sonde_query::statement::parse_duration;
 
 use crate::auth::JwtOptions;
@@ -65,6 +66,11 @@ const KEYS: &[(&str, &str, &str)] = &[
         "mqtt.keep_alive_maximum",
         "",
         "the longest keep alive of MQTT 5.0 clients, as a duration; empty leaves them theirs",
+    ),
+    (
+        "mqtt.early",
+        "",
+        "topic filters, separated by commas, whose messages are delivered before they are stored",
     ),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
     ("mqtt.max_bytes_per_second", "0", "bytes that a connection may send in a second; 0 is any number"),
@@ -157,6 +163,7 @@ pub(crate) struct Config {
     pub(crate) backup_locations: Vec<PathBuf>,
     pub(crate) mqtt_queue: QueueLimits,
     pub(crate) raw_retention: Duration,
+    pub(crate) early: Vec<String>,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_age: Duration,
     pub(crate) memory: Split,
@@ -392,6 +399,7 @@ impl Config {
                 "" => Duration::ZERO,
                 text => duration("mqtt.raw_retention", text)?,
             },
+            early: filters("mqtt.early", get("mqtt.early"))?,
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
             memory: Split {
@@ -496,6 +504,16 @@ pub(crate) fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
     parsed
         .map(Some)
         .map_err(|_| wrong(format!("{key} is an address and a port such as 127.0.0.1:1883, not '{text}'")))
+}
+
+/// A list of topic filters, separated by commas.
+fn filters(key: &str, text: &str) -> Result<Vec<String>> {
+    let filters: Vec<&str> = text.split(',').map(str::trim).filter(|filter| !filter.is_empty()).collect();
+    if let Some(filter) = filters.iter().find(|filter| is_shared(filter) || validate_filter(filter).is_err())
+    {
+        return Err(wrong(format!("{key} has topic filters such as site/+/alarm, not '{filter}'")));
+    }
+    Ok(filters.into_iter().map(str::to_owned).collect())
 }
 
 /// A list of paths, separated by commas.

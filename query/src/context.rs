@@ -21,6 +21,7 @@ use parking_lot::RwLock;
 use sonde_access::{Action, Principal, allows};
 use sonde_engine::{Catalog, Engine, Snapshot};
 
+use crate::aggregate::AggregateInEngine;
 use crate::answer::Answer;
 use crate::catalog::{Overrides, SondeCatalog, SystemTables, check_writable};
 use crate::environment::{QueryOptions, config, runtime};
@@ -105,7 +106,8 @@ impl QueryEngine {
         let state = SessionStateBuilder::new()
             .with_config(config(&options))
             .with_runtime_env(runtime(&options)?)
-            .with_default_features();
+            .with_default_features()
+            .with_physical_optimizer_rule(Arc::new(AggregateInEngine));
         let mut state = state.build();
         for function in crate::function::scalars() {
             datafusion::execution::FunctionRegistry::register_udf(&mut state, Arc::new(function))?;

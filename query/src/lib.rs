@@ -1,11 +1,12 @@
 //! From SQL to a scan and back: statements, tables, functions, limits, and the doors that answers leave by.
 //!
 //! # Invariants
-//! - A query sees one snapshot; every read goes through one leaf plan.
+//! - A query sees one snapshot; every read goes through an engine scan, as rows, totals or newest points.
 //! - No SQL text reaches the planner before the guard has bounded it; no SQL reaches a file.
 //! - Queries are planned and run on threads of their own, one task each, never on those of a door.
 //! - `query` never calls `ingest`: live state enters by two registries, system tables and statement handlers.
 
+mod aggregate;
 mod answer;
 mod catalog;
 mod change;

@@ -9,9 +9,11 @@ mod accept;
 mod alias;
 mod authenticate;
 mod backlog;
+mod commands;
 mod connect;
 mod connection;
 mod delivery;
+mod ending;
 mod exchange;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -24,6 +26,8 @@ mod options;
 mod pace;
 mod packets;
 mod publish;
+mod reading;
+mod records;
 mod replay;
 mod resolved;
 mod retained;
@@ -33,6 +37,8 @@ mod shared;
 mod sharing;
 mod stats;
 mod subscribe;
+mod subscription;
+mod sweep;
 mod sys;
 mod tables;
 mod tail;
@@ -42,6 +48,7 @@ mod turn;
 mod via;
 mod will;
 mod worker;
+mod writing;
 
 use std::sync::Arc;
 

@@ -24,6 +24,9 @@ pub struct MqttOptions {
     pub queue: QueueLimits,
     /// How long messages that no source but `default` takes stay in the log for replays; zero is not at all.
     pub raw_retention: Duration,
+    /// Topic filters whose messages reach subscribers that are connected before they are stored: sooner on a slow disk, but
+    /// a crash may undo what was seen. Sessions that outlive their connection get them afterwards, as always.
+    pub early: Vec<String>,
 }
 
 impl std::fmt::Debug for MqttOptions {

@@ -39,6 +39,8 @@ pub(super) struct Place {
     pub(super) number: SeqNo,
     /// Whether it is logged even where nobody waits for it, for replays.
     pub(super) keep: bool,
+    /// Whether those who are here get it before it is stored.
+    pub(super) early: bool,
 }
 
 fn action(topic: &str, qos: QoS, retain: bool) -> Action<'_> {
@@ -222,7 +224,7 @@ impl Worker {
             None => self.raw_retention,
         };
         let number = SeqNo(self.turn.builder.current_message().into());
-        self.route(arriving, message, Place { number, keep: !keep.is_zero() }, &copy);
+        self.route(arriving, message, Place { number, keep: !keep.is_zero(), early: info.early }, &copy);
         Ok(reason)
     }
 
@@ -292,8 +294,8 @@ impl Worker {
         if found.interests.is_empty() && found.groups.is_empty() && !place.keep {
             return;
         }
-        let mut out =
-            Outgoing { message: message.get_or_insert_with(copy), number: place.number, logged: None };
+        let Place { number, early, .. } = place;
+        let mut out = Outgoing { message: message.get_or_insert_with(copy), number, logged: None, early };
         if place.keep {
             self.log_outgoing(&mut out);
         }

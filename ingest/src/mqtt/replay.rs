@@ -19,7 +19,8 @@ use sonde_query::statement::parse_duration;
 
 use super::message::Message;
 use super::router::SessionKey;
-use super::session::{Delivery, Session, Stored, Subscription};
+use super::session::{Delivery, Session, Stored};
+use super::subscription::Subscription;
 use super::sys;
 use super::via::Via;
 use super::worker::{Worker, interest};

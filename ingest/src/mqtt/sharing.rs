@@ -35,6 +35,8 @@ pub(super) struct Outgoing<'m> {
     pub(super) number: SeqNo,
     /// The same, once it is logged in that batch.
     pub(super) logged: Option<u32>,
+    /// Whether those who are here get it before it is stored.
+    pub(super) early: bool,
 }
 
 impl Worker {
@@ -79,6 +81,10 @@ impl Worker {
         }
         let (seq, message) = (out.number, out.message.clone());
         let delivery = Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
+        if out.early && !is_kept && !replays {
+            // Without its number, which it gets with the commit.
+            return self.deliver(to.session, Delivery { seq: SeqNo(0), ..delivery });
+        }
         if matches!(stored, Stored::Copy(_)) && !self.keep_copy(to.session, &delivery) {
             return;
         }
@@ -112,7 +118,7 @@ impl Worker {
             match self.router.group(filter) {
                 Some(group) => {
                     let message = &delivery.message;
-                    let mut out = Outgoing { message, number: UNNUMBERED, logged: None };
+                    let mut out = Outgoing { message, number: UNNUMBERED, logged: None, early: false };
                     self.hand_to_group(group, message.qos, message.retain, &mut out);
                     self.turn.undo.push(Undo::HandedOn(delivery));
                 }

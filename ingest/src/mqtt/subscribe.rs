@@ -12,7 +12,8 @@ use sonde_proto::mqtt::{
 use super::message::Message;
 use super::replay::{self, is_replay};
 use super::router::SessionKey;
-use super::session::{Delivery, Stored, Subscription};
+use super::session::{Delivery, Stored};
+use super::subscription::Subscription;
 use super::turn::{Answer, ConnectionKey};
 use super::via::Via;
 use super::worker::{Worker, interest};

@@ -8,8 +8,9 @@ use sonde_query::system::{BatchBuilder, Kind};
 
 use super::connection::Phase;
 use super::offline::Drops;
-use super::session::{Session, Subscription};
+use super::session::Session;
 use super::shared::share_name;
+use super::subscription::Subscription;
 use super::worker::Worker;
 
 /// The columns of `system.sessions`.
