@@ -131,7 +131,7 @@ def test_the_common_name_comes_first(server, authority):
     for name in (first, second):
         server.sql(f"CREATE USER {name} CERTIFICATE '{name}.example'")
     certificate = authority.client(first, f"{first}.example", names=f"DNS:{second}.example")
-    with connect(server, authority, certificate, client_id=first) as wire:
+    with connect(server, authority, certificate, client_id=first):
         assert server.sql(f"SELECT principal FROM system.sessions WHERE client = '{first}'") == [[first]]
     # Two users by one name there cannot be.
     answer = server.post_sql(f"CREATE USER {unique()} CERTIFICATE '{first}.example'")
