@@ -185,6 +185,7 @@ fn start_mqtt(
             retained: config.memory.retained as usize,
         },
         raw_retention: config.raw_retention,
+        early: config.early.clone(),
     };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt = Arc::new(mqtt.map_err(|error| io("listen for MQTT (mqtt.listen and its like)", error))?);

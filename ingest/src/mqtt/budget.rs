@@ -26,7 +26,7 @@ impl Drop for Counted {
 
 /// What a message takes of the memory, shared by all that share the message.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Weight(Option<Arc<Counted>>);
+pub(crate) struct Weight(#[expect(dead_code, reason = "it is held to be dropped")] Option<Arc<Counted>>);
 
 impl Weight {
     pub(super) fn of(bytes: usize) -> Self {

@@ -51,6 +51,7 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
             queue_limits: options.queue,
             memory: options.memory,
             raw_retention: options.raw_retention,
+            early: options.early,
             offers: options.offers,
         };
         Worker::new(engine, poll, doors, options.authenticate, shared).run();

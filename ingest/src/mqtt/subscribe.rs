@@ -9,6 +9,7 @@ use sonde_proto::mqtt::{
     Property, QoS, ReasonCode, RetainHandling, Subscribe, Unsubscribe, Version, is_shared,
 };
 
+use super::reasons::Words;
 use super::replay::{self, is_replay};
 use super::router::SessionKey;
 use super::subscription::Subscription;
@@ -34,9 +35,13 @@ impl Worker {
             .properties
             .find(|p| if let Property::SubscriptionIdentifier(id) = p { Some(id) } else { None })
             .unwrap_or_default();
-        let v5 =
-            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let (v5, mut words) = (connection.version == Version::V5, Words::of(connection));
         let mut reasons = Vec::new();
+        let mut refuse = |filter: &str, reason: ReasonCode| {
+            words.refused(filter, reason);
+            if v5 { reason.0 } else { 0x80 }
+        };
         let asks = |p: Property<'_>| match p {
             Property::UserProperty(SEQ_PROPERTY, value) => Some(value != "0"),
             _ => None,
@@ -49,14 +54,13 @@ impl Worker {
         let mut filter_bytes: usize = known.into_iter().flatten().map(|filter| filter.len()).sum();
         for (count, filter) in subscribe.filters().enumerate() {
             if count >= FILTERS {
-                reasons.push(if v5 { ReasonCode::QUOTA_EXCEEDED.0 } else { 0x80 });
+                reasons.push(refuse(filter.filter, ReasonCode::QUOTA_EXCEEDED));
                 continue;
             }
             if is_replay(filter.filter) {
                 reasons.push(match self.subscribe_replay(session, principal, filter.filter, filter.qos) {
                     Ok(()) => filter.qos as u8,
-                    Err(reason) if v5 => reason.0,
-                    Err(_) => 0x80,
+                    Err(reason) => refuse(filter.filter, reason),
                 });
                 continue;
             }
@@ -75,7 +79,7 @@ impl Worker {
                 None
             };
             if let Some(refused) = refused {
-                reasons.push(if v5 { refused.0 } else { 0x80 });
+                reasons.push(refuse(filter.filter, refused));
                 continue;
             }
             let subscription = Subscription {
@@ -99,7 +103,7 @@ impl Worker {
                 self.begin_search(session, filter.filter);
             }
         }
-        self.turn.answers.push((key, Answer::SubAck(subscribe.packet_id, reasons)));
+        self.turn.answers.push((key, Answer::SubAck(subscribe.packet_id, reasons.into(), words.finish())));
     }
 
     /// A filter that begins with `$replay/`: whoever may subscribe to what it is of may have it.
@@ -140,8 +144,8 @@ impl Worker {
         session: SessionKey,
         unsubscribe: &Unsubscribe<'_>,
     ) {
-        let v5 =
-            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let (v5, mut words) = (connection.version == Version::V5, Words::of(connection));
         let mut reasons = Vec::new();
         self.settle_order(session);
         for filter in unsubscribe.filters() {
@@ -157,10 +161,15 @@ impl Worker {
                 }
                 known
             };
+            if !known {
+                words.unknown(filter);
+            }
             let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::NO_SUBSCRIPTION_EXISTED };
             reasons.push(reason.0);
         }
         let reasons = if v5 { reasons } else { Vec::new() };
-        self.turn.answers.push((key, Answer::UnsubAck(unsubscribe.packet_id, reasons)));
+        self.turn
+            .answers
+            .push((key, Answer::UnsubAck(unsubscribe.packet_id, reasons.into(), words.finish())));
     }
 }
