@@ -118,7 +118,10 @@ mod tests {
     #[test]
     fn room_ends_step_by_step() {
         let at = |used| room_of(used, 800);
-        assert_eq!([at(0), at(599), at(600), at(799)], [Room::Plenty, Room::Plenty, Room::Scarce, Room::Scarce]);
+        assert_eq!(
+            [at(0), at(599), at(600), at(799)],
+            [Room::Plenty, Room::Plenty, Room::Scarce, Room::Scarce]
+        );
         assert_eq!([at(800), at(1199), at(1200)], [Room::Short, Room::Short, Room::Gone]);
         assert!(Room::Plenty < Room::Scarce && Room::Short < Room::Gone);
     }

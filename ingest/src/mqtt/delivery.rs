@@ -129,7 +129,10 @@ impl Worker {
     /// A message that only memory would have is dropped, because there is none.
     fn drop_for_memory(&mut self, key: SessionKey, stored: Stored) {
         self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        self.sessions.get_mut(key).into_iter().for_each(|session| session.count_dropped(Dropped::QueueFull, 1));
+        self.sessions
+            .get_mut(key)
+            .into_iter()
+            .for_each(|session| session.count_dropped(Dropped::QueueFull, 1));
         self.done_with(key, stored);
     }
 

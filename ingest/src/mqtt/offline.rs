@@ -408,7 +408,8 @@ impl Worker {
             let Some(session) = self.sessions.get(key) else { return false };
             let has_some = match self.room() {
                 Room::Plenty => {
-                    session.queue.len() as u64 >= FETCH_MESSAGES / 2 || session.queue_bytes() >= FETCH_BYTES / 2
+                    session.queue.len() as u64 >= FETCH_MESSAGES / 2
+                        || session.queue_bytes() >= FETCH_BYTES / 2
                 }
                 Room::Scarce | Room::Short | Room::Gone => !session.queue.is_empty(),
             };

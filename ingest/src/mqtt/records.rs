@@ -153,7 +153,9 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             Some(session) => {
                 if !session.subscriptions.is_empty() {
                     moved.push(session.record());
-                    moved.extend(session.subscriptions.keys().map(|filter| session.subscription_record(filter)));
+                    moved.extend(
+                        session.subscriptions.keys().map(|filter| session.subscription_record(filter)),
+                    );
                 }
                 drop(sessions.insert(session.client_id.clone(), session));
             }
@@ -255,7 +257,11 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
         let (filter, subscription, behind) = Subscription::decode(rest)?;
         if filter.len() > FILTER_BYTES {
             let bytes = filter.len();
-            tracing::warn!(client = client_id, bytes, "a subscription ends: its filter may have {FILTER_BYTES} bytes");
+            tracing::warn!(
+                client = client_id,
+                bytes,
+                "a subscription ends: its filter may have {FILTER_BYTES} bytes"
+            );
         } else {
             session.subscriptions.insert(filter.into(), subscription);
         }

@@ -131,7 +131,9 @@ impl Retained {
             let from = search.from()?;
             *steps -= 1;
             let next = match search.last_level() {
-                None => self.messages.range::<str, _>((from, Bound::Unbounded)).next().map(|(topic, _)| &**topic),
+                None => {
+                    self.messages.range::<str, _>((from, Bound::Unbounded)).next().map(|(topic, _)| &**topic)
+                }
                 Some(level) => self.next_of_those_with(level, from),
             };
             if search.look_at(next)
@@ -202,7 +204,8 @@ mod tests {
 
     #[test]
     fn beyond_the_limit_a_message_replaces_what_is_as_large_or_nothing() {
-        let message = |topic: &str, bytes: usize| Message::new(topic, &vec![b'x'; bytes], QoS::AtMostOnce, true);
+        let message =
+            |topic: &str, bytes: usize| Message::new(topic, &vec![b'x'; bytes], QoS::AtMostOnce, true);
         let mut retained = Retained::new(2 * (message("a", 1000).bytes() + RETAINED_OVERHEAD));
         let mut kept = |topic, bytes| retained.update(&message(topic, bytes)).is_some();
         assert!(kept("a", 1000) && kept("b", 1000));

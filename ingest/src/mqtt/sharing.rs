@@ -80,7 +80,8 @@ impl Worker {
             stored = Stored::Copy(number);
         }
         let (seq, message) = (out.number, out.message.clone());
-        let mut delivery = Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
+        let mut delivery =
+            Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
         if out.early && !is_kept && !replays {
             // Without its number, which it gets with the commit.
             return self.deliver(to.session, Delivery { seq: SeqNo(0), ..delivery });

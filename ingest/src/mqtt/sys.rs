@@ -161,9 +161,8 @@ impl Worker {
         if self.sys.said.is_empty() {
             self.sys.said = values.iter().cloned().collect();
         }
-        let message = |(topic, value): &(String, String)| {
-            Message::new(topic, value.as_bytes(), QoS::AtMostOnce, true)
-        };
+        let message =
+            |(topic, value): &(String, String)| Message::new(topic, value.as_bytes(), QoS::AtMostOnce, true);
         values.iter().map(message).collect()
     }
 
