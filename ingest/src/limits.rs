@@ -10,6 +10,8 @@ pub const CONNECT_BYTES: usize = 64 << 10;
 pub const CLIENT_ID_BYTES: usize = 1024;
 /// How long a client may take to CONNECT.
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long a client whose CONNECT has come may wait until it is known who it is: others' passwords may come first.
+pub const RECOGNISE_TIME: Duration = Duration::from_secs(60);
 /// QoS 1 and 2 messages that a client may have in flight to us.
 pub const RECEIVE_MAXIMUM: u16 = 1024;
 /// QoS 1 and 2 messages that we have in flight to a client.

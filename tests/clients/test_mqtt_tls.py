@@ -178,7 +178,7 @@ def test_a_new_certificate_is_used_without_a_restart(make_server, tmp_path, how)
     context = tls_context(authority)
     before = serial(server, context)
     with connected(tls(server.address("mqtts"), context), V311) as client:
-        certificate, key = authority.issue("server")
+        certificate, _ = authority.issue("server")
         if how == "by SIGHUP":
             os.kill(server.process.pid, signal.SIGHUP)
         wait_until(lambda: serial(server, context) != before, "the new certificate")

@@ -88,7 +88,7 @@ pub trait Authenticate: Send + Sync {
     fn renew(&self, principal: &Principal) -> Option<Arc<Principal>>;
 }
 
-/// Where the answer goes that takes long. A client that gets none is closed when its time for CONNECT is over.
+/// Where the answer goes that takes long. A client that gets none is closed after `RECOGNISE_TIME`.
 #[derive(Debug)]
 pub struct Later {
     inbox: Arc<Inbox>,
