@@ -132,6 +132,10 @@ pub const TOPIC_ALIAS_MAXIMUM: u16 = 64;
 pub const TOPIC_ALIASES_OUT: u16 = 64;
 /// Bytes of the topics that a connection's aliases stand for, each way.
 pub const TOPIC_ALIAS_BYTES: usize = 16 << 10;
+/// Bytes of a Reason String, give or take what was being said.
+pub const REASON_BYTES: usize = 1024;
+/// Bytes of a topic or filter in a Reason String.
+pub const REASON_NAME_BYTES: usize = 200;
 /// Seconds of the longest keep alive that a client gets: the Server Keep Alive, unless `MqttOptions` has a shorter one.
 /// This one is none.
 pub const KEEP_ALIVE_MAXIMUM: u16 = u16::MAX;

@@ -93,11 +93,14 @@ impl Worker {
 
     /// Hands a message to the member of a group whose turn it is; counts it as dropped where none can take it.
     pub(super) fn hand_to_group(&mut self, group: GroupKey, qos: QoS, retain: bool, out: &mut Outgoing<'_>) {
-        let Self { router, sessions, connections, queue_limits, .. } = self;
+        let Self { router, sessions, connections, queue_limits, tenants, .. } = self;
         let message = out.message;
         let Some(group) = router.group_mut(group) else { return };
         let chosen = group.choose(|member| {
             let Some(session) = sessions.get(member.session) else { return Standing::Unable };
+            if !tenants.may_wait(session, message.bytes() as u64) {
+                return Standing::Unable;
+            }
             let connection = session.connection.and_then(|place| connections.get(place));
             let unsent = connection.map(|(_, connection)| connection.out.len());
             standing(session, unsent, member.qos.min(qos), message, queue_limits)

@@ -1,6 +1,7 @@
 //! Once a second: who is silent, slow or stuck, what has expired, what is due.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use sonde_proto::mqtt::ReasonCode;
 
@@ -21,6 +22,7 @@ impl Worker {
         }
         self.swept_at = now;
         self.sweep_doors();
+        self.tenants.sweep(Instant::now());
         let reading = self.committing.len() < TURNS_IN_FLIGHT;
         let unread = self.doors.unread_seconds();
         let (mut silent, mut stuck) = (Vec::new(), Vec::new());

@@ -23,6 +23,7 @@ use super::router::{Interest, Router, SessionKey};
 use super::session::Session;
 use super::subscription::Subscription;
 use super::sys::Sys;
+use super::tenant::Tenants;
 use super::turn::{Committing, Turn};
 use super::{Authenticate, Inbox, MqttStats, Offers};
 use crate::limits::{READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
@@ -101,6 +102,7 @@ pub(super) struct Worker {
     pub(super) row_buffer: RowBuffer,
     pub(super) poll: Poll,
     pub(super) doors: Doors,
+    pub(super) tenants: Tenants,
     pub(super) inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
@@ -167,6 +169,7 @@ impl Worker {
             row_buffer: RowBuffer::default(),
             scratch: vec![0; doors.scratch_bytes()],
             poll,
+            tenants: Tenants::new(doors.tenant_limits()),
             doors,
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
@@ -195,6 +198,7 @@ impl Worker {
         let subscriptions: Vec<_> = session.subscriptions.iter().map(|(f, s)| (f.clone(), *s)).collect();
         let key = self.sessions.insert(session);
         self.by_client.insert(client, key);
+        self.count_waiting(key);
         for (filter, subscription) in subscriptions {
             self.router.subscribe(&filter, interest(key, subscription));
         }
@@ -226,6 +230,7 @@ impl Worker {
             self.clock = self.engine.now();
             self.accept_again();
             self.serve_due();
+            self.give_turns();
             for event in &events {
                 match event.token() {
                     INBOX => {}
@@ -267,8 +272,10 @@ impl Worker {
         if busy || self.replaying || !self.dirty.is_empty() {
             return Duration::ZERO;
         }
-        let due = self.doors.due().map(|due| due.saturating_duration_since(Instant::now()));
-        due.map_or(TICK, |due| due.min(TICK))
+        // Nobody gets a turn while nothing is read.
+        let reading = self.committing.len() < TURNS_IN_FLIGHT;
+        let due = self.doors.due().into_iter().chain(self.tenants.due().filter(|_| reading)).min();
+        due.map_or(TICK, |due| due.saturating_duration_since(Instant::now()).min(TICK))
     }
 
     /// Tells a connection from those that had its place before.
