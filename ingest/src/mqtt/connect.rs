@@ -65,12 +65,12 @@ impl Worker {
         };
         let connack = granted.connack(connect);
         let keep_alive = granted.server_keep_alive.unwrap_or(connect.keep_alive);
-        let now = self.now();
+        let now = self.now_millis();
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
             connection.by_scram = told.is_some();
             connection.phase = Phase::Open { session, principal };
             connection.heard_at = now;
-            connection.keep_alive = u64::from(keep_alive) * 3 / 2;
+            connection.keep_alive = u64::from(keep_alive) * 1500;
             connection.will = will;
             let aliases = connect
                 .properties
@@ -215,14 +215,7 @@ impl Worker {
         if let Some(place) =
             known.and_then(|key| self.sessions.get(key)).and_then(|session| session.connection)
         {
-            if let Some((_, old)) = self.connections.get_mut(place) {
-                let taken = ReasonCode::SESSION_TAKEN_OVER;
-                // A packet that the client does not take is left out.
-                if old.greeted && !old.sealed {
-                    old.write_answer(&Answer::Close(taken, explain(taken)));
-                }
-                old.flush();
-            }
+            self.tell_end(place, ReasonCode::SESSION_TAKEN_OVER);
             self.close(place);
         }
         // Closing has ended a session that was not durable.

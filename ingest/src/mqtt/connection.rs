@@ -53,9 +53,9 @@ pub(super) struct Connection {
     pub(super) counted: Option<IpAddr>,
     pub(super) phase: Phase,
     pub(super) version: Version,
-    /// Seconds of silence that end it; 0 is for ever.
+    /// Milliseconds of silence that end it; 0 is for ever.
     pub(super) keep_alive: u64,
-    /// When it was accepted or last heard of, in seconds of the worker's clock.
+    /// When it was accepted or last heard of, in milliseconds of the worker's clock.
     pub(super) heard_at: u64,
     /// The will, until a DISCONNECT takes it back.
     pub(super) will: Option<Box<Will>>,
