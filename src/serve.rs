@@ -186,6 +186,7 @@ fn start_mqtt(
         queue: config.mqtt_queue,
         raw_retention: config.raw_retention,
         log: log_budget(config),
+        early: config.early.clone(),
     };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt = Arc::new(mqtt.map_err(|error| io("listen for MQTT (mqtt.listen and its like)", error))?);

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 /// Bytes of an MQTT packet.
 pub const PACKET_BYTES: usize = 1 << 20;
+/// Bytes of the largest packet that is written, whatever its client takes: what the length of a packet can say (MQTT 5,
+/// 1.5.5), less the properties that a delivery adds to its message's.
+pub const LARGEST_PACKET: usize = (1 << 28) - (64 << 10);
 /// Bytes of the packet before CONNECT is done.
 pub const CONNECT_BYTES: usize = 64 << 10;
 /// Bytes of a client id.
 pub const CLIENT_ID_BYTES: usize = 1024;
 /// How long a client may take to CONNECT.
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long a client whose CONNECT has come may wait until it is known who it is: others' passwords may come first.
+pub const RECOGNISE_TIME: Duration = Duration::from_secs(60);
 /// QoS 1 and 2 messages that a client may have in flight to us.
 pub const RECEIVE_MAXIMUM: u16 = 1024;
 /// QoS 1 and 2 messages that we have in flight to a client.
@@ -138,6 +143,10 @@ pub const TOPIC_ALIAS_MAXIMUM: u16 = 64;
 pub const TOPIC_ALIASES_OUT: u16 = 64;
 /// Bytes of the topics that a connection's aliases stand for, each way.
 pub const TOPIC_ALIAS_BYTES: usize = 16 << 10;
+/// Bytes of a Reason String, give or take what was being said.
+pub const REASON_BYTES: usize = 1024;
+/// Bytes of a topic or filter in a Reason String.
+pub const REASON_NAME_BYTES: usize = 200;
 /// Seconds of the longest keep alive that a client gets: the Server Keep Alive, unless `MqttOptions` has a shorter one.
 /// This one is none.
 pub const KEEP_ALIVE_MAXIMUM: u16 = u16::MAX;

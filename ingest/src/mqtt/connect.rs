@@ -12,11 +12,14 @@ use super::connection::Phase;
 use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
+use super::stats::Refused;
+use super::tenant::TENANT_FULL;
 use super::turn::{Answer, ConnectionKey};
 use super::will::{WILLS, Will};
 use super::worker::Worker;
 use crate::limits::{
-    KEEP_ALIVE_MAXIMUM, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY, TOPIC_ALIAS_MAXIMUM,
+    KEEP_ALIVE_MAXIMUM, LARGEST_PACKET, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY,
+    TOPIC_ALIAS_MAXIMUM,
 };
 
 impl Worker {
@@ -24,7 +27,8 @@ impl Worker {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         connection.version = connect.version;
         let find_maximum = |p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None };
-        connection.packet_maximum = connect.properties.find(find_maximum).map_or(usize::MAX, |n| n as usize);
+        let maximum = connect.properties.find(find_maximum).map_or(LARGEST_PACKET, |n| n as usize);
+        connection.packet_maximum = maximum.min(LARGEST_PACKET);
         connection.explains = !connect.properties.iter().any(|p| p == Property::RequestProblemInformation(0));
         match self.recognise(key, connect) {
             Some(Ok(principal)) => self.welcome(key, connect, principal, None),
@@ -52,9 +56,20 @@ impl Worker {
             tracing::info!(client = client_id, principal = principal.name, "the session is someone else's");
             return self.refuse_connect(key, ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2);
         }
+        if !self.has_place_for(client_id, &principal) {
+            self.stats.refuse(Refused::Tenant);
+            tracing::info!(
+                client = client_id,
+                principal = principal.name,
+                tenant = principal.tenant(),
+                "MQTT client refused: its tenant has as many connections as it may"
+            );
+            return self.refuse_connect_because(key, ReasonCode::QUOTA_EXCEEDED, 3, TENANT_FULL);
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
         let will = Will::of(connect);
         let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);
+        self.join_tenant(key, session, principal.tenant());
         let granted = Granted {
             present: present && !connect.is_3_1,
             expiry,

@@ -86,8 +86,8 @@ impl Worker {
                 session.backlog.fetched_to(seq);
                 session.push(delivery);
             }
-        } else if !self.make_room(key, delivery.message.bytes() as u64) {
-            self.count_dropped(key, Dropped::QueueFull, 1);
+        } else if let Err(why) = self.make_room(key, delivery.message.bytes() as u64) {
+            self.count_dropped(key, why, 1);
             self.done_with(key, delivery.stored);
         } else if let Some(session) = self.sessions.get_mut(key) {
             session.push(delivery);
@@ -113,7 +113,7 @@ impl Worker {
                 if unsent.overtakes && self.fetch(key) {
                     continue;
                 }
-                return;
+                return self.count_waiting(key);
             }
             // Places in flight became free, or there is more in the log.
             unsent.too_large.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
@@ -247,6 +247,10 @@ fn append_publish(
     pen: &mut Pen,
 ) -> bool {
     let message = &delivery.message;
+    if message.topic.len() + message.properties.len() + message.payload.len() > connection.packet_maximum {
+        // Not written at all: there are lengths that no packet can say.
+        return false;
+    }
     let start = connection.out.len();
     let alias = match written {
         Written::Plain => None,

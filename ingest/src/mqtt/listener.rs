@@ -68,6 +68,7 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
             queue_limits: options.queue,
             raw_retention: options.raw_retention,
             log: options.log,
+            early: options.early,
             offers: options.offers,
         };
         Worker::new(engine, poll, doors, options.authenticate, shared).run();

@@ -5,6 +5,7 @@
 //! - Everything of a durable session that an acknowledgement promises is a `State` record (`records.rs`) of the same commit.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use foldhash::HashMap;
 use sonde_engine::{SeqNo, State, Timestamp};
@@ -71,6 +72,10 @@ pub(super) struct Session {
     pub(super) incarnation: u64,
     /// As whom its client was recognised; nobody else can have it. `None` where nobody knows.
     pub(super) owner: Option<String>,
+    /// The tenant of its client, as it was last recognised.
+    pub(super) tenant: Option<Arc<str>>,
+    /// Bytes that its tenant knows to wait for it.
+    pub(super) tenant_bytes: u64,
     /// Seconds that it is kept after its connection; 0 ends it with the connection.
     pub(super) expiry: u32,
     pub(super) connection: Option<usize>,
@@ -119,6 +124,8 @@ impl Session {
             client_id: client_id.to_owned(),
             incarnation,
             owner: None,
+            tenant: None,
+            tenant_bytes: 0,
             expiry: 0,
             connection: None,
             tail: None,

@@ -1,6 +1,7 @@
 //! What time does: who is silent, slow or stuck, what has expired, what is due.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use sonde_proto::mqtt::ReasonCode;
 
@@ -10,7 +11,7 @@ use super::session::Session;
 use super::stats::Refused;
 use super::turn::{ConnectionKey, Undo};
 use super::worker::Worker;
-use crate::limits::{CONNECT_TIME, TURN_BYTES};
+use crate::limits::{CONNECT_TIME, RECOGNISE_TIME, TURN_BYTES};
 
 /// How often it is looked who is silent.
 const LISTEN_MILLIS: u64 = 250;
@@ -32,12 +33,15 @@ impl Worker {
         for (place, (generation, connection)) in &self.connections {
             let quiet = u128::from(now.saturating_sub(connection.heard_at));
             let late = match connection.phase {
+                // It has said who it is, and waits for us.
+                Phase::Opening if connection.pauses() => quiet > RECOGNISE_TIME.as_millis(),
                 Phase::Opening => quiet > CONNECT_TIME.as_millis(),
                 // Of what is there and was not read yet, the silence is ours.
                 Phase::Open { .. } => {
                     !connection.readable
                         && connection.keep_alive > 0
-                        && quiet > u128::from(connection.keep_alive)
+                        && quiet
+                            > u128::from(connection.keep_alive + if connection.closing { 1000 } else { 0 })
                 }
             };
             if late {
@@ -67,6 +71,7 @@ impl Worker {
         }
         self.swept_at = now;
         self.sweep_doors();
+        self.tenants.sweep(Instant::now());
         let unread = self.doors.unread_seconds();
         let is_stuck = |since: u64| unread > 0 && now.saturating_sub(since) > unread;
         let stuck: Vec<usize> = self

@@ -12,7 +12,7 @@ use foldhash::HashMap;
 use mio::{Events, Poll, Token};
 use slab::Slab;
 use sonde_engine::{Engine, LogBudget, MessageReader, Origin, SeqNo, Table, Timestamp};
-use sonde_proto::mqtt::PropertiesBuilder;
+use sonde_proto::mqtt::{PropertiesBuilder, filter_matches};
 
 use super::accept::{Doors, INBOX};
 use super::commands::Publishing;
@@ -24,6 +24,7 @@ use super::router::{Interest, Router, SessionKey};
 use super::session::Session;
 use super::subscription::Subscription;
 use super::sys::Sys;
+use super::tenant::Tenants;
 use super::turn::{Committing, Turn};
 use super::{Authenticate, Inbox, MqttStats, Offers};
 use crate::limits::{CONNECTIONS, READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub(super) queue_limits: QueueLimits,
     pub(super) raw_retention: Duration,
     pub(super) log: LogBudget,
+    pub(super) early: Vec<String>,
     pub(super) offers: Offers,
 }
 
@@ -52,6 +54,8 @@ pub(super) struct Shared {
 pub(super) struct TopicInfo {
     pub(super) source: Option<Arc<Source>>,
     pub(super) stats: Arc<TopicStats>,
+    /// Whether those who are here get its messages before they are stored.
+    pub(super) early: bool,
 }
 
 /// The event loop's state. How its bytes come and go is in `reading.rs` and `writing.rs`; what each packet does to it in
@@ -69,6 +73,8 @@ pub(super) struct Worker {
     pub(super) raw_retention: Duration,
     /// How much log the engine keeps.
     pub(super) log: LogBudget,
+    /// Filters of topics whose messages are delivered before they are stored.
+    early: Vec<String>,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
     /// Whether one of them can go on.
@@ -102,6 +108,7 @@ pub(super) struct Worker {
     pub(super) row_buffer: RowBuffer,
     pub(super) poll: Poll,
     pub(super) doors: Doors,
+    pub(super) tenants: Tenants,
     pub(super) inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
@@ -153,6 +160,7 @@ impl Worker {
             queue_limits: shared.queue_limits,
             raw_retention: shared.raw_retention,
             log: shared.log,
+            early: shared.early,
             replays: Vec::new(),
             replaying: false,
             submitted: 0,
@@ -174,6 +182,7 @@ impl Worker {
             row_buffer: RowBuffer::default(),
             scratch: vec![0; doors.scratch_bytes()],
             poll,
+            tenants: Tenants::new(doors.tenant_limits()),
             doors,
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
@@ -205,6 +214,7 @@ impl Worker {
         let subscriptions: Vec<_> = session.subscriptions.iter().map(|(f, s)| (f.clone(), *s)).collect();
         let key = self.sessions.insert(session);
         self.by_client.insert(client, key);
+        self.count_waiting(key);
         for (filter, subscription) in subscriptions {
             self.router.subscribe(&filter, interest(key, subscription));
         }
@@ -240,6 +250,7 @@ impl Worker {
             self.clock = self.engine.now();
             self.accept_again();
             self.serve_due();
+            self.give_turns();
             self.take_events(&mut events);
             // IMPORTANT: behind the events: whoever has sent something, however long ago, is marked as readable now.
             self.tick();
@@ -296,8 +307,10 @@ impl Worker {
         if busy || self.replaying || !self.dirty.is_empty() {
             return Duration::ZERO;
         }
-        let due = self.doors.due().map(|due| due.saturating_duration_since(Instant::now()));
-        due.map_or(TICK, |due| due.min(TICK))
+        // Nobody gets a turn while nothing is read.
+        let reading = self.committing.len() < TURNS_IN_FLIGHT;
+        let due = self.doors.due().into_iter().chain(self.tenants.due().filter(|_| reading)).min();
+        due.map_or(TICK, |due| due.saturating_duration_since(Instant::now()).min(TICK))
     }
 
     /// Tells a connection from those that had its place before.
@@ -323,7 +336,8 @@ impl Worker {
         let stats = self.topics.of(topic);
         let source = self.sources.find(topic).cloned();
         stats.set_source(source.as_ref().map(|source| source.name.as_str()));
-        let info = Rc::new(TopicInfo { source, stats });
+        let early = self.early.iter().any(|filter| filter_matches(filter, topic));
+        let info = Rc::new(TopicInfo { source, stats, early });
         if self.topic_cache.len() >= TOPICS {
             self.topic_cache.clear();
         }
