@@ -359,26 +359,29 @@ impl Worker {
             session.subscriptions.remove(filter);
             self.router.unsubscribe(filter, key);
         }
-        let withdrawn = session.keep_readable(may_read);
-        if !ended.is_empty() || !withdrawn.is_empty() || replays > 0 {
-            let denied = (ended.len() + withdrawn.len() + replays) as u64;
+        let unreadable = session.keep_readable(may_read);
+        let messages = unreadable.waiting.len() + unreadable.begun.len();
+        if !ended.is_empty() || messages > 0 || replays > 0 {
+            let denied = (ended.len() + messages + replays) as u64;
             self.stats.denied.fetch_add(denied, Ordering::Relaxed);
             tracing::info!(
                 client = session.client_id,
                 principal = principal.name,
                 subscriptions = ended.len() + replays,
-                messages = withdrawn.len(),
+                messages,
                 "an MQTT client may not read any more what it had subscribed to"
             );
         }
         if session.is_durable() && !ended.is_empty() {
             self.turn.builder.state(session.record());
         }
-        for delivery in &withdrawn {
+        unreadable.records.into_iter().for_each(|record| self.turn.settle(record));
+        for delivery in unreadable.waiting.iter().chain(&unreadable.begun) {
             self.done_with(key, delivery.stored);
         }
         // Others of its groups may read what it may not.
-        self.hand_on(withdrawn.into_iter().filter(|delivery| delivery.via.group.is_some()).collect());
+        let waiting = unreadable.waiting.into_iter();
+        self.hand_on(waiting.filter(|delivery| delivery.via.group.is_some()).collect());
     }
 
     /// Sends away whoever was recognised until now and no longer.

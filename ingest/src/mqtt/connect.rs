@@ -18,7 +18,8 @@ use super::turn::{Answer, ConnectionKey};
 use super::will::{WILLS, Will};
 use super::worker::Worker;
 use crate::limits::{
-    KEEP_ALIVE_MAXIMUM, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY, TOPIC_ALIAS_MAXIMUM,
+    KEEP_ALIVE_MAXIMUM, LARGEST_PACKET, PACKET_BYTES, RECEIVE_MAXIMUM, SEND_MAXIMUM, SESSION_EXPIRY,
+    TOPIC_ALIAS_MAXIMUM,
 };
 
 impl Worker {
@@ -26,7 +27,8 @@ impl Worker {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         connection.version = connect.version;
         let find_maximum = |p| if let Property::MaximumPacketSize(n) = p { Some(n) } else { None };
-        connection.packet_maximum = connect.properties.find(find_maximum).map_or(usize::MAX, |n| n as usize);
+        let maximum = connect.properties.find(find_maximum).map_or(LARGEST_PACKET, |n| n as usize);
+        connection.packet_maximum = maximum.min(LARGEST_PACKET);
         connection.explains = !connect.properties.iter().any(|p| p == Property::RequestProblemInformation(0));
         match self.recognise(key, connect) {
             Some(Ok(principal)) => self.welcome(key, connect, principal, None),
@@ -78,12 +80,12 @@ impl Worker {
         };
         let connack = granted.connack(connect);
         let keep_alive = granted.server_keep_alive.unwrap_or(connect.keep_alive);
-        let now = self.now();
+        let now = self.now_millis();
         if let Some((_, connection)) = self.connections.get_mut(key.place) {
             connection.by_scram = told.is_some();
             connection.phase = Phase::Open { session, principal };
             connection.heard_at = now;
-            connection.keep_alive = u64::from(keep_alive) * 3 / 2;
+            connection.keep_alive = u64::from(keep_alive) * 1500;
             connection.will = will;
             let aliases = connect
                 .properties
@@ -228,14 +230,7 @@ impl Worker {
         if let Some(place) =
             known.and_then(|key| self.sessions.get(key)).and_then(|session| session.connection)
         {
-            if let Some((_, old)) = self.connections.get_mut(place) {
-                let taken = ReasonCode::SESSION_TAKEN_OVER;
-                // A packet that the client does not take is left out.
-                if old.greeted && !old.sealed {
-                    old.write_answer(&Answer::Close(taken, explain(taken)));
-                }
-                old.flush();
-            }
+            self.tell_end(place, ReasonCode::SESSION_TAKEN_OVER);
             self.close(place);
         }
         // Closing has ended a session that was not durable.

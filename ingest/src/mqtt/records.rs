@@ -9,7 +9,9 @@ use sonde_engine::{Engine, SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::exchange::{IN_FLIGHT, InFlight, RECEIVED, Recorded};
+use super::kept::KEPT;
 use super::message::Message;
+use super::offline::Drops;
 use super::session::{Delivery, Session, Stored};
 use super::subscription::Subscription;
 use super::via::Via;
@@ -22,6 +24,8 @@ const QUEUE: &str = "mqtt.queue";
 /// Messages that wait in the log: see `backlog.rs`.
 const BACKLOG: &str = "mqtt.backlog";
 const OWNERS: &str = "mqtt.owner";
+/// How many messages a session did not get, by reason.
+const DROPS: &str = "mqtt.drops";
 /// Tenants of the clients, by client id as the owners are.
 const TENANTS: &str = "mqtt.tenant";
 
@@ -76,6 +80,10 @@ impl Session {
         });
         records.extend(copies.map(|number| self.dequeue_record(number)));
         records.extend(self.backlog.records().map(|number| self.backlog_record(number, None)));
+        records.extend(self.forget_kept());
+        if self.drops_recorded != Drops::default() {
+            records.push(self.gone(DROPS, &[]));
+        }
         records.push(self.gone(WILLS, &[]));
         records
     }
@@ -99,6 +107,11 @@ impl Session {
     /// The record that a delivery is done with.
     pub(super) fn dequeue_record(&self, number: u64) -> State {
         self.gone(QUEUE, &number.to_be_bytes())
+    }
+
+    /// The record of what the client did not get.
+    pub(super) fn drops_record(&self) -> State {
+        State { value: Some(self.drops.encode()), ..self.gone(DROPS, &[]) }
     }
 
     /// The record of a block of what waits in the log.
@@ -148,7 +161,7 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
         }
     }
     // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
-    let readers: [(&str, Reader); 5] = [
+    let readers: [(&str, Reader); 7] = [
         (RECEIVED, |session, id, _, _| {
             session.received.insert(u16::from_be_bytes(id.try_into().ok()?));
             Some(())
@@ -160,6 +173,15 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
         (BACKLOG, |session, number, value, _| {
             let number = u64::from_be_bytes(number.try_into().ok()?);
             session.backlog.restore(number, value).then_some(())
+        }),
+        (KEPT, |session, seq, value, _| {
+            let seq = SeqNo(u64::from_be_bytes(seq.try_into().ok()?));
+            session.backlog.has(seq).then(|| session.kept.insert(seq, value.len() as u64))
+        }),
+        (DROPS, |session, _, value, _| {
+            session.drops = Drops::decode(value)?;
+            session.drops_recorded = session.drops;
+            Some(())
         }),
         (IN_FLIGHT, |session, id, value, _| {
             session.go_on(u16::from_be_bytes(id.try_into().ok()?), Session::read_in_flight(value)?)
@@ -200,6 +222,8 @@ impl Session {
             }
         };
         self.in_flight.insert(packet_id, in_flight);
+        // An id whose exchange ends without the client's word is not used again soon: the client may hold its message.
+        self.next_packet_id = self.next_packet_id.max(packet_id.checked_add(1).unwrap_or(1));
         Some(())
     }
 }
