@@ -232,7 +232,9 @@ impl Directory {
         }
         let roles: Vec<String> = claims.roles.into_iter().take(ROLES_OF_USER).collect();
         let rights = Arc::new(self.rights_of_roles(&roles)?);
-        let identity = identity(claim).with(Place::Username, Some(&claims.subject));
+        let identity = identity(claim)
+            .with(Place::Username, Some(&claims.subject))
+            .with(Place::Tenant, claims.tenant.as_deref());
         let proof = Proof { by: By::Key, user: 0, credential: claims.key };
         Some(Principal {
             name: claims.subject,
@@ -384,13 +386,17 @@ mod tests {
         let claims = |subject: &str, roles: &[&str]| crate::jwt::Claims {
             subject: subject.into(),
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            tenant: Some("acme".into()),
             expires: 9,
             key: 3,
         };
         let who = directory.bearer(claims("guest", &["readers"]), Claim::default()).unwrap();
         assert!(allows(&who, Action::Subscribe("plant/guest")) && who.expires() == Some(9));
+        assert_eq!(who.tenant(), Some("acme"));
         assert!(directory.bearer(claims("guest", &["nobody"]), Claim::default()).is_none());
-        assert_eq!(directory.bearer(claims("pump", &[]), Claim::default()).unwrap().origin(), &Origin::User);
+        // What a user is, its user says.
+        let pump = directory.bearer(claims("pump", &[]), Claim::default()).unwrap();
+        assert_eq!((pump.origin(), pump.tenant()), (&Origin::User, None));
     }
 
     fn of_user(stored: StoredUser) -> Directory {
@@ -409,7 +415,8 @@ mod tests {
         let now = of_user(stored.clone());
         let of = |by| now.principal(now.user("pump").unwrap(), by, Claim::default());
         let (password, certificate) = (of(By::Password), of(By::Certificate));
-        let claims = crate::jwt::Claims { subject: "pump".into(), roles: vec![], expires: 9, key: 3 };
+        let claims =
+            crate::jwt::Claims { subject: "pump".into(), roles: vec![], tenant: None, expires: 9, key: 3 };
         let token = now.bearer(claims, Claim::default()).unwrap();
         assert_eq!((token.signing_key(), password.signing_key()), (Some(3), None));
         // Who is still in: by password, by certificate, by JSON Web Token; and whether the user is the same.
@@ -439,8 +446,13 @@ mod tests {
         let now = directory(&Directory::default(), "plant/${username}");
         let user = now.principal(now.user("pump").unwrap(), By::Password, Claim::default());
         let token = now.token("secret", Claim::default()).unwrap();
-        let claims =
-            crate::jwt::Claims { subject: "x".into(), roles: vec!["readers".into()], expires: 9, key: 3 };
+        let claims = crate::jwt::Claims {
+            subject: "x".into(),
+            roles: vec!["readers".into()],
+            tenant: Some("acme".into()),
+            expires: 9,
+            key: 3,
+        };
         let bearer = now.bearer(claims, Claim::default()).unwrap();
         for who in [&user, &token, &bearer] {
             let again = Principal::from_record(&who.to_record()).unwrap();

@@ -237,11 +237,14 @@ fn write(engine: &Engine, table: &Arc<Table>, rows: usize, place: impl Fn(usize)
     }
 }
 
+/// Adds up a field of all rows that a request asks for, and counts them.
+type Way = fn(&Engine, &ScanRequest) -> (f64, usize);
+
 fn scans(engine: &Engine, place: &str, rows: usize) {
     let table = current(engine);
     let all = ScanRequest::all(Arc::clone(&table), vec![id(&table, "temperature")]);
     let expected: f64 = (0..rows).map(|row| value(row % SERIES, row / SERIES, 0)).sum();
-    let ways: [(&str, fn(&Engine, &ScanRequest) -> (f64, usize)); 2] =
+    let ways: [(&str, Way); 2] =
         [("scan and sum of one field", read), ("total of one field, by statistics where they say it", total)];
     for (name, way) in ways {
         let sum = || {

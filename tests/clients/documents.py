@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+# All of them, by their paths below docs/.
+DOCUMENTS = ["../README.md", *sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))]
 
 
 def blocks(document, language):
@@ -19,10 +22,10 @@ def block(document, language, contains):
     return found
 
 
-def inline(document, program):
-    """Commands of this program that stand in the text."""
+def inline(document, words):
+    """What stands in the text as code and begins with one of these words (a pattern)."""
     text = re.sub(r"^```.*?^```$", "", (DOCS / document).read_text(), flags=re.DOTALL | re.MULTILINE)
-    return re.findall(rf"`({program} [^`]*)`", text)
+    return re.findall(rf"`((?:{words}) [^`]*)`", text)
 
 
 def statements(text):

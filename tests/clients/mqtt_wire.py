@@ -6,6 +6,7 @@ those that arrive.
 
 import itertools
 import os
+import select
 import socket
 import ssl
 import struct
@@ -133,6 +134,10 @@ class Wire:
             return self._read_packet()
         except TimeoutError:
             raise AssertionError(f"nothing arrived for {seconds} s") from None
+
+    def has_arrived(self, seconds):
+        """Whether anything arrives in this time, the end of the connection included."""
+        return bool(self.waiting or self._bytes or select.select([self.socket], [], [], seconds)[0])
 
     def next_is(self, kind, packet_id=None):
         """The next packet, which must be of this type (and identifier)."""

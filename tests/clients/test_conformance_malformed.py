@@ -287,9 +287,6 @@ def connect_body(version, flags, payload, props=b"\0"):
     )
 
 
-ANY_ERROR = frozenset(range(0x80, 0xA3))
-will_props = {V311: b"", V5: b"\0"}
-
 CONNECTS = flat(
     case("another protocol name", lambda v: connect(v, "c", name="MQTX"), ()),
     case("a lower-case protocol name", lambda v: connect(v, "c", name="mqtt"), ()),

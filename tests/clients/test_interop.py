@@ -16,6 +16,7 @@ all. Packages are pinned here, and everything that is fetched or built lies in S
 
 import itertools
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 import pytest
 from conformance import Broker
 from mqtt_packet import V5
-from support import CLIENT_SECONDS, servers, tool, unique
+from support import servers, tool, unique
 
 trustme = pytest.importorskip("trustme", reason="trustme is not installed")
 
@@ -34,6 +35,7 @@ CACHE = Path(
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sonde" / "interop"
 )
 BUILD_SECONDS = 300
+RUN_SECONDS = 150  # a driver gives up by itself before that
 MQTT_JS = "mqtt@5.16.0"
 PAHO_JAVA = (
     "org.eclipse.paho:org.eclipse.paho.client.mqttv3:1.2.5",
@@ -167,7 +169,7 @@ class Run:
         self.broker = Broker((host, int(port)))
 
     def lines(self, said=""):
-        done = subprocess.run(self.command, input=said, capture_output=True, text=True, timeout=CLIENT_SECONDS)
+        done = subprocess.run(self.command, input=said, capture_output=True, text=True, timeout=RUN_SECONDS)
         assert done.returncode == 0, f"{self.command} ended with {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout.splitlines()
 
@@ -192,6 +194,7 @@ def will(run, qos):
     watcher.subscribe((run.topic, 2))
     with subprocess.Popen(run.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert select.select([process.stdout], [], [], RUN_SECONDS)[0], f"{run.command} says nothing"
             assert process.stdout.readline() == "ready\n"
         finally:
             process.kill()

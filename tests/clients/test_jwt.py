@@ -140,6 +140,23 @@ def test_whoever_is_no_user_has_the_roles_that_the_token_names(server):
     assert connack(server, token(sub="guest", roles=["nothing"])) == BAD_PASSWORD
 
 
+def test_the_tenant_is_a_claim_where_there_is_no_user(server):
+    server.sql("CREATE ROLE tenants")
+    server.sql("GRANT PUBLISH ON 'jwt/${tenant}/#' TO tenants")
+
+    def guest(tenant, client_id=None):
+        jwt = token(sub="guest", roles=["tenants"], tenant=tenant)
+        return connected(server.address("mqtt"), client_id=client_id, username="any", password=jwt)
+
+    with guest("acme", "of acme") as wire:
+        assert wire.publish("jwt/acme/x", "1", 1).reason == 0
+        assert wire.publish("jwt/other/x", "1", 1).reason == NOT_AUTHORIZED
+        assert server.sql("SELECT tenant FROM system.sessions WHERE client = 'of acme'") == [["acme"]]
+    for tenant in ("+", "acme/x", 7, ["acme"]):
+        with guest(tenant) as wire:
+            assert wire.publish("jwt/acme/x", "1", 1).reason == NOT_AUTHORIZED
+
+
 def test_what_is_not_as_it_must_be_is_refused(server):
     now = int(time.time())
     good = token(sub="pump")

@@ -8,11 +8,11 @@ import ssl
 
 import pytest
 from certificates import Authority
-from documents import block
+from documents import block, inline
 from mqtt_packet import PUBACK, V5, V311, connect, publish
 from mqtt_wire import Wire, connected, tcp, tls
 from paho_client import Client
-from support import CLIENT_SECONDS, TIME_S, Server, run, servers, tool, unique, wait_until
+from support import CLIENT_SECONDS, TIME_S, Server, run, servers, tool, unique, wait_rows, wait_until
 
 aiomqtt = pytest.importorskip("aiomqtt", reason="aiomqtt is not installed")
 
@@ -178,7 +178,7 @@ def test_a_new_certificate_is_used_without_a_restart(make_server, tmp_path, how)
     context = tls_context(authority)
     before = serial(server, context)
     with connected(tls(server.address("mqtts"), context), V311) as client:
-        certificate, key = authority.issue("server")
+        certificate, _ = authority.issue("server")
         if how == "by SIGHUP":
             os.kill(server.process.pid, signal.SIGHUP)
         wait_until(lambda: serial(server, context) != before, "the new certificate")
@@ -217,6 +217,10 @@ def test_the_commands_of_the_documentation_make_certificates_that_work(make_serv
         "mqtt.wss_listen=127.0.0.1:0",
     )
     enters(server, ssl.create_default_context(cafile=str(tmp_path / "ca.pem")))
+    (command,) = inline("listeners.md", "mosquitto_pub")
+    tool("mosquitto_pub")
+    run("sh", "-euc", command.replace("8883", str(server.address("mqtts")[1])), cwd=tmp_path)
+    wait_rows(server, "SELECT topic FROM devices", [["devices/d1/status"]])
 
 
 def test_connections_are_told_by_transport(server, authority):

@@ -2,7 +2,6 @@
 
 import base64
 import concurrent.futures
-import time
 
 import pytest
 from mqtt_packet import CONNACK, PUBACK, V5, V311, Will, connect, publish
@@ -306,18 +305,19 @@ def test_whoever_guesses_is_put_off_and_a_known_one_is_not(make_server):
 
 
 def test_passwords_do_not_hold_up_the_others(server, user):
-    """While passwords are hashed the event loop serves who is connected."""
+    """While passwords are hashed the event loop serves who is connected, and nobody who waits for them is late."""
     names = [user() for _ in range(2)]
     with connected(server.address("mqtt")) as wire:
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        with concurrent.futures.ThreadPoolExecutor(64) as pool:
             logins = [pool.submit(connack, server, unique("client"), names[n % 2], PASSWORD) for n in range(64)]
-            slowest = 0
+            assert told(wire, "x") == 0
+            served = 0
             while not all(login.done() for login in logins):
-                began = time.monotonic()
-                assert told(wire, "x") == 0
-                slowest = max(slowest, time.monotonic() - began)
+                wire.ping()
+                served += 1
         assert {login.result() for login in logins} == {0}
-    assert slowest < 1, slowest
+    # A loop that hashes itself looks at its connections once for each password at the most.
+    assert served > 2 * len(logins), served
 
 
 def test_limits_of_names_and_passwords(server):

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
-use sonde_storage_format::{ColumnId, ColumnPages, PageMeta, PhysicalType, RunStats, Sum, Timestamp, Values};
+use sonde_storage_format::{ColumnId, ColumnPages, PageMeta, PhysicalType, RunStats, Sum, Timestamp};
 
 use crate::error::Result;
 use crate::open_chunk::OpenChunk;
@@ -280,11 +280,12 @@ fn sum_of(open: &OpenChunk, meta: &PageMeta) -> Result<Sum> {
             page.scan_floats(0..page.vectors(), |values| sum.add_all(values))?;
             Ok(sum.into())
         }
-        _ => Ok(Sum::Int(match page.values(0..page.vectors())? {
-            Values::Int(values) => sum(&values),
-            Values::UInt(values) => sum(&values),
-            Values::Bool(values) => values.iter().map(|value| i128::from(*value)).sum(),
-            Values::Float(_) | Values::Text(_) => 0,
-        })),
+        PhysicalType::Int64 | PhysicalType::UInt64 => {
+            let mut all = 0;
+            page.scan_words(0..page.vectors(), |words| all += sum(words))?;
+            let shift = if meta.kind == PhysicalType::Int64 { (page.present() as i128) << 63 } else { 0 };
+            Ok(Sum::Int(all - shift))
+        }
+        PhysicalType::Boolean | PhysicalType::Text => Ok(Sum::Int(0)),
     })
 }

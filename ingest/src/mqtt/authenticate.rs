@@ -94,7 +94,7 @@ pub trait Authenticate: Send + Sync {
     fn rights_of(&self, principal: &Principal) -> Option<Arc<Principal>>;
 }
 
-/// Where the answer goes that takes long. A client that gets none is closed when its time for CONNECT is over.
+/// Where the answer goes that takes long. A client that gets none is closed after `RECOGNISE_TIME`.
 #[derive(Debug)]
 pub struct Later {
     inbox: Arc<Inbox>,
@@ -372,7 +372,7 @@ impl Worker {
                 Some(now) => {
                     *principal = Arc::clone(&now);
                     state.principal = Some(Arc::clone(&now));
-                    changed.push((*session, now));
+                    changed.push((ConnectionKey { place, generation: *generation }, *session, now));
                 }
                 None => {
                     // It is that of someone who could not connect any more, and not to come back with the next start.
@@ -384,7 +384,10 @@ impl Worker {
                 }
             }
         }
-        changed.into_iter().for_each(|(session, principal)| self.recheck(session, &principal));
+        for (key, session, principal) in changed {
+            self.join_tenant(key, session, principal.tenant());
+            self.recheck(session, &principal);
+        }
         for (key, session, owner) in gone {
             self.refuse_because(key, ReasonCode::NOT_AUTHORIZED, OUTDATED);
             self.leave_groups(session, owner.as_deref());

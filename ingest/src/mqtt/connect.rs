@@ -13,6 +13,8 @@ use super::connection::Phase;
 use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
+use super::stats::Refused;
+use super::tenant::TENANT_FULL;
 use super::turn::{Answer, ConnectionKey};
 use super::will::{WILLS, Will};
 use super::worker::Worker;
@@ -55,9 +57,20 @@ impl Worker {
             let why = "the session of this client id belongs to another user";
             return self.turn_back(key, (ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2, why));
         }
+        if !self.has_place_for(client_id, &principal) {
+            self.stats.refuse(Refused::Tenant);
+            tracing::info!(
+                client = client_id,
+                principal = principal.name,
+                tenant = principal.tenant(),
+                "MQTT client refused: its tenant has as many connections as it may"
+            );
+            return self.refuse_connect_because(key, ReasonCode::QUOTA_EXCEEDED, 3, TENANT_FULL);
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
         let will = Will::of(connect);
         let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);
+        self.join_tenant(key, session, principal.tenant());
         let granted = Granted {
             present: present && !connect.is_3_1,
             expiry,

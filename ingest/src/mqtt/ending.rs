@@ -7,6 +7,7 @@ use sonde_proto::mqtt::{Disconnect, PropertiesBuilder, Property, ReasonCode, Ver
 use super::connection::Phase;
 use super::router::SessionKey;
 use super::session::Stored;
+use super::turn::ConnectionKey;
 use super::will::WILLS;
 use super::worker::Worker;
 
@@ -16,8 +17,11 @@ const LAST_COMMITS: Duration = Duration::from_secs(5);
 impl Worker {
     /// Ends a connection: its will is published, and its session ends or waits.
     pub(super) fn close(&mut self, place: usize) {
-        let Some((_, mut connection)) = self.connections.try_remove(place) else { return };
+        let Some((generation, mut connection)) = self.connections.try_remove(place) else { return };
         self.leave(&connection);
+        if let Some(tenant) = &connection.tenant {
+            self.tenants.leave(tenant, ConnectionKey { place, generation });
+        }
         connection.transport.close();
         if let Err(error) = self.poll.registry().deregister(&mut connection.transport.socket) {
             tracing::debug!(%error, "cannot unwatch an MQTT connection");
@@ -36,6 +40,7 @@ impl Worker {
                 // Else others of its groups get what waits.
                 session.put_back();
             }
+            self.count_waiting(key);
             self.end_replays(key);
             self.sys.client_left();
             if is_durable {
@@ -54,6 +59,9 @@ impl Worker {
         let Some(mut session) = self.sessions.try_remove(key) else { return };
         self.by_client.remove(&session.client_id);
         self.queued_bytes -= session.backlog.bytes();
+        if let Some(tenant) = session.tenant.as_ref().filter(|_| session.tenant_bytes > 0) {
+            self.tenants.queue_changed(tenant, session.tenant_bytes, 0);
+        }
         let will = session.will.take();
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
         let withdrawn = self.withdraw(key);

@@ -27,6 +27,7 @@ mod pace;
 mod packets;
 mod publish;
 mod reading;
+mod reasons;
 mod records;
 mod replay;
 mod resolved;
@@ -42,6 +43,7 @@ mod sweep;
 mod sys;
 mod tables;
 mod tail;
+mod tenant;
 mod transport;
 mod trie;
 mod turn;
@@ -63,7 +65,8 @@ pub use listener::{Mqtt, start};
 pub use message::Message;
 pub use offline::{Overflow, QueueLimits};
 pub use options::{
-    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
+    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions,
+    TenantLimits, TlsFiles,
 };
 pub use stats::MqttStats;
 pub use tail::{Tail, TailError, TailEvent, TailMessage};

@@ -45,6 +45,24 @@ impl Worker {
         self.mark_ready(place);
     }
 
+    /// Stops reading a connection that is over a rate, or whose tenant is.
+    fn pause(&mut self, key: ConnectionKey, now: Instant) {
+        let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
+        self.stats.paused.fetch_add(1, Ordering::Relaxed);
+        match (connection.over_rate(now), &connection.tenant) {
+            (Some(until), _) => {
+                connection.park(Parked::Rate);
+                self.doors.waiting.insert((until, key.place, key.generation));
+            }
+            (None, Some(tenant)) => {
+                self.stats.tenant_paused.fetch_add(1, Ordering::Relaxed);
+                self.tenants.wait_for_turn(tenant, key, false, now);
+                connection.park(Parked::Tenant);
+            }
+            (None, None) => {}
+        }
+    }
+
     /// Reads a connection again that was not read for this reason.
     pub(super) fn unpark(&mut self, key: ConnectionKey, why: Parked) {
         let now = self.now();
@@ -64,6 +82,7 @@ impl Worker {
         let Some((generation, connection)) = self.connections.get_mut(place) else { return };
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;
+        let had_turn = std::mem::take(&mut connection.has_turn);
         if connection.pauses() {
             return;
         }
@@ -73,6 +92,10 @@ impl Worker {
             self.stats.paused.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        if connection.paced && self.waits_for_tenant(key, had_turn) {
+            return;
+        }
+        let Some((_, connection)) = self.connections.get_mut(place) else { return };
         let found = connection.read(buffer, scratch);
         let (ReadResult::More(filled) | ReadResult::Drained(filled) | ReadResult::Closed(filled)) = found;
         let came = filled - connection.partial.len();
@@ -106,13 +129,11 @@ impl Worker {
         let still = self.connections.get_mut(place).filter(|(known, _)| *known == key.generation);
         let Some((_, connection)) = still else { return };
         let rest = bytes.get(done..).unwrap_or_default();
-        if let Some(until) = connection.over_rate(Instant::now()).filter(|_| !connection.closing) {
-            connection.park(Parked::Rate);
+        let now = Instant::now();
+        if connection.paced && !connection.closing && self.tenants.is_over_rate(connection, now) {
             (connection.has_rest, connection.ended) = (!rest.is_empty() || ended, ended);
             connection.keep(rest);
-            self.stats.paused.fetch_add(1, Ordering::Relaxed);
-            self.doors.waiting.insert((until, place, key.generation));
-            return;
+            return self.pause(key, now);
         }
         if ended {
             return self.close(place);
@@ -141,7 +162,7 @@ impl Worker {
                 return bytes.len();
             }
             if connection.pauses()
-                || connection.meter.is_some() && connection.over_rate(Instant::now()).is_some()
+                || connection.paced && self.tenants.is_over_rate(connection, Instant::now())
             {
                 return done;
             }
@@ -151,9 +172,10 @@ impl Worker {
                 Ok(Some((packet, len))) => {
                     done += len;
                     if let Some((_, connection)) = self.connections.get_mut(key.place)
-                        && let Some(meter) = &mut connection.meter
+                        && connection.paced
                     {
-                        meter.count(matches!(packet, Packet::Publish(_)), len, Instant::now());
+                        let is_message = matches!(packet, Packet::Publish(_));
+                        self.tenants.count_packet(connection, is_message, len, Instant::now());
                     }
                     self.handle_packet(key, &packet);
                     if self.turn.builder.bytes() >= TURN_BYTES {

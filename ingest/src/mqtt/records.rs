@@ -27,6 +27,8 @@ const BACKLOG: &str = "mqtt.backlog";
 const OWNERS: &str = "mqtt.owner";
 /// What the owners were recognised by: asked again whenever rights change.
 const PRINCIPALS: &str = "mqtt.principal";
+/// Tenants of the clients, by client id as the owners are.
+const TENANTS: &str = "mqtt.tenant";
 
 /// In the flags of a delivery's record: a `Via` precedes the message.
 const VIA: u8 = 8;
@@ -65,12 +67,18 @@ impl Session {
         State { namespace: PRINCIPALS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
 
+    /// The record of its client's tenant.
+    pub(super) fn tenant_record(&self) -> State {
+        let value = self.tenant.as_ref().map(|tenant| tenant.as_bytes().to_vec());
+        State { namespace: TENANTS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
     /// The records that remove everything of the session.
     pub(super) fn forget(&self) -> Vec<State> {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let client = self.client_id.as_bytes().to_vec();
         let mut records =
-            vec![gone(SESSIONS, client.clone()), gone(OWNERS, client.clone()), gone(PRINCIPALS, client)];
+            [SESSIONS, OWNERS, PRINCIPALS, TENANTS].map(|namespace| gone(namespace, client.clone())).to_vec();
         records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().filter_map(InFlight::stored);
         let waiting = self.queue.iter().map(|delivery| delivery.stored);
@@ -143,11 +151,14 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             None => orphan(SESSIONS, key),
         }
     }
-    for (key, value) in entries(OWNERS) {
-        let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
-        match (session, std::str::from_utf8(value.as_ref())) {
-            (Some(session), Ok(owner)) => session.owner = Some(owner.to_owned()),
-            _ => orphan(OWNERS, key),
+    for namespace in [OWNERS, TENANTS] {
+        for (key, value) in entries(namespace) {
+            let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
+            match (session, std::str::from_utf8(value.as_ref())) {
+                (Some(session), Ok(owner)) if namespace == OWNERS => session.owner = Some(owner.to_owned()),
+                (Some(session), Ok(tenant)) => session.tenant = Some(tenant.into()),
+                _ => orphan(namespace, key),
+            }
         }
     }
     for (key, value) in entries(PRINCIPALS) {
@@ -288,6 +299,29 @@ mod tests {
         // As it was written before there were identifiers.
         let old = [&60_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[5, 3, 0], b"a/+"].concat();
         assert_eq!(read_session("c", &old).unwrap().subscriptions["a/+"], plain);
+    }
+
+    #[test]
+    fn owner_and_tenant_read_back_and_go_with_the_session() {
+        let mut session = Session::new("c", 1);
+        session.expiry = 60;
+        session.owner = Some("user:anna".into());
+        session.tenant = Some("acme".into());
+        let kept = [session.record(), session.owner_record(), session.tenant_record()];
+        let entries = |namespace: &str| -> Vec<(Vec<u8>, Vec<u8>)> {
+            let of = kept.iter().filter(|record| *record.namespace == *namespace);
+            of.map(|record| (record.key.clone(), record.value.clone().unwrap())).collect()
+        };
+        let recovered = recover_from(entries, Timestamp::from_nanos(0));
+        let again = &recovered.sessions[0];
+        assert_eq!((again.owner.as_deref(), again.tenant.as_deref()), (Some("user:anna"), Some("acme")));
+        let gone = session.forget();
+        let is_forgotten =
+            |record: &State| gone.iter().any(|g| (&g.namespace, &g.key) == (&record.namespace, &record.key));
+        assert!(kept.iter().all(is_forgotten));
+        // Without its session a record means nothing.
+        let alone = |namespace: &str| if namespace == SESSIONS { Vec::new() } else { entries(namespace) };
+        assert_eq!(recover_from(alone, Timestamp::from_nanos(0)).orphans.len(), 2);
     }
 
     #[test]

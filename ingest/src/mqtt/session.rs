@@ -64,6 +64,10 @@ pub(super) struct Session {
     pub(super) owner: Option<String>,
     /// The same with the rights it had last; `None` where nobody has connected yet, or an earlier build kept the session.
     pub(super) principal: Option<Arc<Principal>>,
+    /// The tenant of its client, as it was last recognised.
+    pub(super) tenant: Option<Arc<str>>,
+    /// Bytes that its tenant knows to wait for it.
+    pub(super) tenant_bytes: u64,
     /// Seconds that it is kept after its connection; 0 ends it with the connection.
     pub(super) expiry: u32,
     pub(super) connection: Option<usize>,
@@ -106,6 +110,8 @@ impl Session {
             incarnation,
             owner: None,
             principal: None,
+            tenant: None,
+            tenant_bytes: 0,
             expiry: 0,
             connection: None,
             tail: None,

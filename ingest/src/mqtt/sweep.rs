@@ -1,6 +1,7 @@
 //! Once a second: who is silent, slow or stuck, what has expired, what is due.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use sonde_proto::mqtt::ReasonCode;
 
@@ -10,7 +11,7 @@ use super::session::Session;
 use super::stats::Refused;
 use super::turn::{ConnectionKey, Undo};
 use super::worker::Worker;
-use crate::limits::{CONNECT_TIME, TURN_BYTES, TURNS_IN_FLIGHT};
+use crate::limits::{CONNECT_TIME, RECOGNISE_TIME, TURN_BYTES, TURNS_IN_FLIGHT};
 
 impl Worker {
     /// Once a second: connections that are silent or slow to CONNECT, sessions that have expired.
@@ -21,6 +22,7 @@ impl Worker {
         }
         self.swept_at = now;
         self.sweep_doors();
+        self.tenants.sweep(Instant::now());
         let reading = self.committing.len() < TURNS_IN_FLIGHT;
         let unread = self.doors.unread_seconds();
         let (mut silent, mut stuck) = (Vec::new(), Vec::new());
@@ -32,6 +34,8 @@ impl Worker {
             }
             let quiet = now.saturating_sub(connection.heard_at);
             let late = match connection.phase {
+                // It has said who it is, and waits for us.
+                Phase::Opening if connection.pauses() => quiet > RECOGNISE_TIME.as_secs(),
                 Phase::Opening => quiet > CONNECT_TIME.as_secs(),
                 // While we do not read, silence is not the client's fault.
                 Phase::Open { .. } => {

@@ -12,7 +12,7 @@ use foldhash::HashMap;
 use mio::{Events, Poll, Token};
 use slab::Slab;
 use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table, Timestamp};
-use sonde_proto::mqtt::PropertiesBuilder;
+use sonde_proto::mqtt::{PropertiesBuilder, filter_matches};
 
 use super::accept::{Doors, INBOX};
 use super::connection::Connection;
@@ -23,6 +23,7 @@ use super::router::{Interest, Router, SessionKey};
 use super::session::Session;
 use super::subscription::Subscription;
 use super::sys::Sys;
+use super::tenant::Tenants;
 use super::turn::{Committing, Turn};
 use super::{Authenticate, Inbox, MqttStats, Offers};
 use crate::limits::{READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) dead_letters: Arc<Table>,
     pub(super) queue_limits: QueueLimits,
     pub(super) raw_retention: Duration,
+    pub(super) early: Vec<String>,
     pub(super) offers: Offers,
 }
 
@@ -48,6 +50,8 @@ pub(super) struct Shared {
 pub(super) struct TopicInfo {
     pub(super) source: Option<Arc<Source>>,
     pub(super) stats: Arc<TopicStats>,
+    /// Whether those who are here get its messages before they are stored.
+    pub(super) early: bool,
 }
 
 /// The event loop's state. How its bytes come and go is in `reading.rs` and `writing.rs`; what each packet does to it in
@@ -63,6 +67,8 @@ pub(super) struct Worker {
     pub(super) queue_limits: QueueLimits,
     /// How long messages that no source but `default` takes stay in the log.
     pub(super) raw_retention: Duration,
+    /// Filters of topics whose messages are delivered before they are stored.
+    early: Vec<String>,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
     /// Whether one of them can go on.
@@ -96,6 +102,7 @@ pub(super) struct Worker {
     pub(super) row_buffer: RowBuffer,
     pub(super) poll: Poll,
     pub(super) doors: Doors,
+    pub(super) tenants: Tenants,
     pub(super) inbox: Arc<Inbox>,
     pub(super) waker: Waker,
     topics: Arc<Topics>,
@@ -140,6 +147,7 @@ impl Worker {
             dead_letters: shared.dead_letters,
             queue_limits: shared.queue_limits,
             raw_retention: shared.raw_retention,
+            early: shared.early,
             replays: Vec::new(),
             replaying: false,
             submitted: 0,
@@ -162,6 +170,7 @@ impl Worker {
             row_buffer: RowBuffer::default(),
             scratch: vec![0; doors.scratch_bytes()],
             poll,
+            tenants: Tenants::new(doors.tenant_limits()),
             doors,
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
@@ -191,6 +200,7 @@ impl Worker {
         let subscriptions: Vec<_> = session.subscriptions.iter().map(|(f, s)| (f.clone(), *s)).collect();
         let key = self.sessions.insert(session);
         self.by_client.insert(client, key);
+        self.count_waiting(key);
         for (filter, subscription) in subscriptions {
             self.router.subscribe(&filter, interest(key, subscription));
         }
@@ -222,6 +232,7 @@ impl Worker {
             self.clock = self.engine.now();
             self.accept_again();
             self.serve_due();
+            self.give_turns();
             for event in &events {
                 match event.token() {
                     INBOX => {}
@@ -263,8 +274,10 @@ impl Worker {
         if busy || self.replaying || !self.dirty.is_empty() {
             return Duration::ZERO;
         }
-        let due = self.doors.due().map(|due| due.saturating_duration_since(Instant::now()));
-        due.map_or(TICK, |due| due.min(TICK))
+        // Nobody gets a turn while nothing is read.
+        let reading = self.committing.len() < TURNS_IN_FLIGHT;
+        let due = self.doors.due().into_iter().chain(self.tenants.due().filter(|_| reading)).min();
+        due.map_or(TICK, |due| due.saturating_duration_since(Instant::now()).min(TICK))
     }
 
     /// Tells a connection from those that had its place before.
@@ -290,7 +303,8 @@ impl Worker {
         let stats = self.topics.of(topic);
         let source = self.sources.find(topic).cloned();
         stats.set_source(source.as_ref().map(|source| source.name.as_str()));
-        let info = Rc::new(TopicInfo { source, stats });
+        let early = self.early.iter().any(|filter| filter_matches(filter, topic));
+        let info = Rc::new(TopicInfo { source, stats, early });
         if self.topic_cache.len() >= TOPICS {
             self.topic_cache.clear();
         }

@@ -14,11 +14,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 )
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second // on a busy machine
 
 // What both clients do.
 type client interface {
@@ -116,7 +117,7 @@ func wait(token mqtt.Token) {
 
 func (c *three) connect(resume bool, will string, qos byte) bool {
 	options := mqtt.NewClientOptions().AddBroker(c.address).SetClientID(c.id).SetCleanSession(!resume)
-	options.SetProtocolVersion(4).SetAutoReconnect(false)
+	options.SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(patience)
 	if config := trust(c.ca); config != nil {
 		options.SetTLSConfig(config)
 	}
@@ -170,7 +171,8 @@ func within() context.Context {
 
 func (c *five) connect(resume bool, will string, qos byte) bool {
 	c.client = paho.NewClient(paho.ClientConfig{
-		Conn: c.dial(),
+		// It writes a packet piece by piece and PINGREQ from elsewhere: over TLS and WebSocket only a lock keeps them apart.
+		Conn: packets.NewThreadSafeConn(c.dial()),
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			arrived(p.Packet.QoS, p.Packet.Retain, p.Packet.Payload)
 			return true, nil
