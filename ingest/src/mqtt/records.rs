@@ -4,7 +4,10 @@
 //! - Everything of a session's own that is kept begins with its client id and incarnation; what has neither a session nor
 //!   a meaning is removed when the server starts.
 
+use std::sync::Arc;
+
 use foldhash::HashMap;
+use sonde_access::Principal;
 use sonde_engine::{Engine, SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
@@ -26,6 +29,8 @@ const BACKLOG: &str = "mqtt.backlog";
 const OWNERS: &str = "mqtt.owner";
 /// How many messages a session did not get, by reason.
 const DROPS: &str = "mqtt.drops";
+/// What the owners were recognised by: asked again whenever rights change.
+const PRINCIPALS: &str = "mqtt.principal";
 /// Tenants of the clients, by client id as the owners are.
 const TENANTS: &str = "mqtt.tenant";
 
@@ -59,6 +64,13 @@ impl Session {
         State { namespace: OWNERS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
 
+    /// The record of who its owner was when its client connected.
+    pub(super) fn principal_record(&self) -> State {
+        let known = self.principal.as_ref().filter(|principal| principal.owner().is_some());
+        let value = known.map(|principal| principal.to_record());
+        State { namespace: PRINCIPALS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
     /// The record of its client's tenant.
     pub(super) fn tenant_record(&self) -> State {
         let value = self.tenant.as_ref().map(|tenant| tenant.as_bytes().to_vec());
@@ -70,7 +82,7 @@ impl Session {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let client = self.client_id.as_bytes().to_vec();
         let mut records =
-            vec![gone(SESSIONS, client.clone()), gone(OWNERS, client.clone()), gone(TENANTS, client)];
+            [SESSIONS, OWNERS, PRINCIPALS, TENANTS].map(|namespace| gone(namespace, client.clone())).to_vec();
         records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().filter_map(InFlight::stored);
         let waiting = self.queue.iter().map(|delivery| delivery.stored);
@@ -127,6 +139,8 @@ pub(super) struct Recovered {
     pub(super) sessions: Vec<Session>,
     /// Removals of records whose session is gone.
     pub(super) orphans: Vec<State>,
+    /// Wills of sessions that ended with the server, and what removes their records.
+    pub(super) wills: Vec<(PendingWill, State)>,
 }
 
 /// Reads the durable sessions from the state store.
@@ -160,6 +174,13 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             }
         }
     }
+    for (key, value) in entries(PRINCIPALS) {
+        let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
+        match (session, Principal::from_record(value.as_ref())) {
+            (Some(session), Some(principal)) => session.principal = Some(Arc::new(principal)),
+            _ => orphan(PRINCIPALS, key),
+        }
+    }
     // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
     let readers: [(&str, Reader); 7] = [
         (RECEIVED, |session, id, _, _| {
@@ -191,15 +212,30 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             Some(())
         }),
     ];
+    let mut wills = Vec::new();
     for (namespace, read) in readers {
         for (key, value) in entries(namespace) {
-            let found = owner(&mut sessions, &key);
-            if found.and_then(|(session, rest)| read(session, rest, value.as_ref(), now)).is_none() {
+            let value = value.as_ref();
+            let is_read = match owner(&mut sessions, &key) {
+                Some((session, rest)) => read(session, rest, value, now).is_some(),
+                // Its session ended with the server; earlier builds kept those of durable sessions only.
+                None if namespace == WILLS => {
+                    match PendingWill::decode(value, 0, now).filter(|will| will.principal.is_some()) {
+                        Some(will) => {
+                            wills.push((will, State { namespace: WILLS.into(), key, value: None }));
+                            continue;
+                        }
+                        None => false,
+                    }
+                }
+                None => false,
+            };
+            if !is_read {
                 orphan(namespace, key);
             }
         }
     }
-    Recovered { sessions: sessions.into_values().collect(), orphans }
+    Recovered { sessions: sessions.into_values().collect(), orphans, wills }
 }
 
 /// Gives a session one of its records: the rest of its key, its value, and the time. `None` where it means nothing.

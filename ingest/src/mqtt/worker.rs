@@ -172,7 +172,8 @@ impl Worker {
             offers: shared.offers,
             clock: engine.now(),
             properties: PropertiesBuilder::new(),
-            rights_version: authenticate.version(),
+            // Of none: what changed before the last end of the server may not be done yet.
+            rights_version: u64::MAX,
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -203,6 +204,7 @@ impl Worker {
         for session in recovered.sessions {
             worker.add_session(session);
         }
+        worker.publish_left_wills(recovered.wills);
         worker.engine.keep_log_for(worker.raw_retention.max(worker.sources.raw_retention()));
         worker
     }
