@@ -342,6 +342,8 @@ impl Worker {
         }
         changed.into_iter().for_each(|(session, principal)| self.recheck(session, &principal));
         gone.into_iter().for_each(|key| self.refuse(key, ReasonCode::NOT_AUTHORIZED));
+        let authenticate = Arc::clone(&self.authenticate);
+        self.recheck_tails(|principal| authenticate.renew(principal));
     }
 
     /// Ends what the owner of a session may not read: subscriptions, replays, and messages that wait; those in the log when
@@ -392,6 +394,10 @@ impl Worker {
             .map(|(place, (generation, _))| ConnectionKey { place, generation: *generation })
             .collect();
         over.into_iter().for_each(|key| self.refuse(key, ReasonCode::NOT_AUTHORIZED));
+        self.recheck_tails(|principal| {
+            let is_over = principal.expires().is_some_and(|end| end <= now);
+            (!is_over).then(|| Arc::clone(principal))
+        });
     }
 }
 

@@ -23,6 +23,7 @@ mod offline;
 mod options;
 mod pace;
 mod packets;
+mod past;
 mod publish;
 mod replay;
 mod resolved;
@@ -59,7 +60,7 @@ pub use options::{
     AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
 };
 pub use stats::MqttStats;
-pub use tail::{Tail, TailError, TailEvent, TailMessage};
+pub use tail::{Tail, TailEnd, TailError, TailEvent, TailMessage};
 
 /// What a 5.0 client is told that it did not ask for.
 #[derive(Clone, Debug)]
@@ -97,8 +98,10 @@ pub(crate) enum Command {
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// Begin a tail.
     Tail(tail::Begin),
-    /// End it.
-    EndTail(router::SessionKey),
+    /// End it, unless it has ended, which this tells from others.
+    EndTail(router::SessionKey, Arc<std::sync::OnceLock<TailEnd>>),
+    /// Rows that a replay has asked for.
+    Past(past::Work),
     /// What they have subscribed to.
     Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
     /// Read the certificate's files again.

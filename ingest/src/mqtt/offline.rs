@@ -19,8 +19,9 @@ use super::connection::Phase;
 use super::exchange::{Done, InFlight};
 use super::message::Message;
 use super::router::SessionKey;
-use super::session::{Delivery, Session, Stored};
+use super::session::{Delivery, SEQ_AT, Session, Stored};
 use super::sharing::Outgoing;
+use super::subscribe::UNNUMBERED;
 use super::turn::{ConnectionKey, Undo};
 use super::via::Via;
 use super::worker::Worker;
@@ -180,8 +181,13 @@ impl Worker {
             self.sessions.get_mut(key).into_iter().for_each(|s| s.count_dropped(Dropped::QueueFull, 1));
             return false;
         }
-        let record = self.sessions.get(key).map(|session| session.queue_record(delivery));
-        record.into_iter().for_each(|record| self.turn.builder.state(record));
+        let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
+            return false;
+        };
+        match delivery.seq {
+            UNNUMBERED => self.turn.builder.state(record),
+            _ => self.turn.builder.state_of_message(record, SEQ_AT),
+        }
         true
     }
 

@@ -20,6 +20,7 @@ use super::connection::{Connection, Parked, Phase};
 use super::message::Message;
 use super::offline::{self, QueueLimits};
 use super::packets::explain;
+use super::past::Past;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
 use super::session::{self, Session, Stored};
@@ -69,6 +70,8 @@ pub(super) struct Worker {
     pub(super) raw_retention: Duration,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
+    /// Rows on their way to them.
+    pub(super) past: Past,
     /// Whether one of them can go on.
     replaying: bool,
     /// Turns that were handed to the engine, and those of them that have ended.
@@ -104,7 +107,7 @@ pub(super) struct Worker {
     pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
-    sources: Sources,
+    pub(super) sources: Sources,
     ready: VecDeque<usize>,
     /// Connections that may have something to write.
     pub(super) dirty: Vec<usize>,
@@ -142,6 +145,7 @@ impl Worker {
             queue_limits: shared.queue_limits,
             raw_retention: shared.raw_retention,
             replays: Vec::new(),
+            past: Past::default(),
             replaying: false,
             submitted: 0,
             released: 0,
@@ -589,7 +593,8 @@ impl Worker {
                     self.recognised(ConnectionKey { place, generation }, answer);
                 }
                 Command::Tail(begin) => self.begin_tail(begin),
-                Command::EndTail(key) => self.end_tail(key),
+                Command::EndTail(key, ended) => self.leave_tail(key, &ended),
+                Command::Past(work) => self.take_rows(work),
                 Command::List(reply) => drop(reply.send(self.list())),
                 Command::Subscriptions(reply) => drop(reply.send(self.list_subscriptions())),
                 Command::ReloadCertificates => self.doors.refresh_certificates(true),
