@@ -11,7 +11,7 @@ import pytest
 from paho_client import ANSWER_SECONDS, Client
 from support import TIME_S, servers, unique, wait_until
 
-MANY = 20_000
+MANY = 6000
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_rows_of_the_default_source_come_in_the_order_of_their_times(server):
     sent = [
         (f"{table}/a", {"ts": TIME_S + 2, "n": 2, "on": True, "in": {"side": "x\n"}, "list": [1, "y"]}),
         (f"{table}/b/c", {"ts": TIME_S, "n": 0.5, "device": "d 1"}),
-        (f"{table}/a", {"ts": TIME_S + 1.25, "n": 2**53 - 1}),
+        (f"{table}/a", {"ts": TIME_S * 1000 + 1250, "n": 2**53 - 1}),
         (f"{table}", {"ts": TIME_S + 3, "text": "t"}),
     ]
     with Client(server) as client:
@@ -158,8 +158,7 @@ def test_the_cut_between_rows_and_messages_is_exact(server, flush):
                 # A third without, a third with, a third without again.
                 server.sql(f"DROP SOURCE {table}")
                 source(server, table, **(kept if n == 100 else {}))
-            # The log knows it as it came: with a blank.
-            payload = json.dumps({"ts": TIME_S + times[n], "n": n, " ": 1})
+            payload = json.dumps({"ts": TIME_S + times[n], "n": n})  # a row has it as "time"
             client.paho.publish(f"{table}/{n % 7}", payload, 1).wait_for_publish(ANSWER_SECONDS)
         if flush:
             server.sql(f"FLUSH TABLE {table}")
@@ -228,7 +227,7 @@ def test_many_rows_and_a_kill9_in_the_middle(make_server):
 
 
 def test_an_instant_with_many_rows(server):
-    table, count = unique(), 12_000
+    table, count = unique(), 6000
     source(server, table)
     fill(server, table, count, devices=count, step=0)
     with Client(server) as client:

@@ -19,8 +19,8 @@ use crate::limits::{FETCH_BYTES, REPLAY_ROWS, REPLAY_SCANNED};
 
 /// The width of the first window: a second.
 const FIRST_WIDTH: i64 = 1_000_000_000;
-/// By how much a window becomes narrower or wider.
-const RESIZE: i64 = 4;
+/// By how much the next window is wider than one with few rows.
+const WIDER: i64 = 4;
 
 /// Messages that rows became.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub(super) struct History {
     at: Timestamp,
     /// How wide the next window is, in nanoseconds.
     width: i64,
+    /// Where it ends instead, because up to its end there was too much.
+    end: Option<Timestamp>,
     /// An instant that has too many rows for one piece.
     instant: Option<Reading>,
     /// The properties of all messages.
@@ -71,6 +73,17 @@ impl Found {
         self.rows.len() >= REPLAY_ROWS || self.bytes >= FETCH_BYTES || self.scanned >= REPLAY_SCANNED
     }
 
+    /// Where a window should end of which this is a part, and not all. Rows come series by series, so that their times say
+    /// where in the window there are rows.
+    fn narrower(&self, window: TimeRange) -> Timestamp {
+        let mut times: Vec<Timestamp> = self.rows.iter().map(|(time, ..)| *time).collect();
+        times.sort_unstable();
+        let (start, end) = (window.start.as_nanos(), window.end.as_nanos());
+        let middle = Timestamp::from_nanos(start.saturating_add(end.saturating_sub(start) / 2));
+        let at = times.get(times.len() / 4).copied().unwrap_or(middle);
+        at.max(Timestamp::from_nanos(start.saturating_add(1)))
+    }
+
     /// Whether a wider window would probably do, too.
     fn is_small(&self) -> bool {
         let rows = self.rows.len() < REPLAY_ROWS / 8 && self.scanned < REPLAY_SCANNED / 8;
@@ -98,6 +111,7 @@ impl History {
             logged: Logged::new(engine, filter, from, tables, position),
             at: from,
             width: FIRST_WIDTH,
+            end: None,
             instant: None,
             properties: properties.as_properties().as_bytes().into(),
         }
@@ -122,18 +136,20 @@ impl History {
         let keyed = self.logged.reaches(reading.times);
         let found = self.read(&mut reading, keyed, is_over)?;
         let is_whole = reading.streams.is_empty();
-        if !is_whole && self.width > 1 {
-            self.width = (self.width / RESIZE).max(1);
+        if !is_whole && reading.times.end > Timestamp::from_nanos(self.at.as_nanos().saturating_add(1)) {
+            self.end = Some(found.narrower(reading.times));
             return Ok(None);
         }
         let empty = found.rows.is_empty();
         let (times, is_small) = (reading.times, found.is_small());
         let rows = self.without_logged(found, &reading, keyed, is_over)?;
         if is_whole {
-            self.at = times.end;
-            if is_small {
-                self.width = self.width.saturating_mul(RESIZE);
+            let width = times.end.as_nanos().saturating_sub(self.at.as_nanos());
+            // An instant that had too many rows says nothing of how many there are in a second.
+            if width > 1 {
+                self.width = if is_small { width.saturating_mul(WIDER) } else { width };
             }
+            (self.at, self.end) = (times.end, None);
         } else {
             self.instant = Some(reading);
         }
@@ -145,6 +161,7 @@ impl History {
     /// Opens the next window.
     fn open(&self, snapshot: Snapshot) -> sonde_engine::Result<Reading> {
         let end = Timestamp::from_nanos(self.at.as_nanos().saturating_add(self.width));
+        let end = self.end.unwrap_or(end);
         let times = TimeRange { start: self.at, end };
         let mut streams = VecDeque::new();
         for inverse in &self.inverses {

@@ -152,6 +152,8 @@ pub(super) struct Bound {
     /// The names of the columns, as keys of JSON objects.
     keys: Vec<String>,
     roles: Vec<ColumnRole>,
+    /// The place of the time.
+    time: usize,
     /// The place of the column that has the whole topic.
     topic: Option<usize>,
     pattern: Option<(Vec<BoundLevel>, String, Option<TimeUnit>)>,
@@ -199,6 +201,7 @@ impl Inverse {
             filters: Vec::new(),
             keys: columns.iter().map(|column| format!("{}:", json_text(&column.name))).collect(),
             roles: columns.iter().map(|column| column.role).collect(),
+            time: columns.iter().position(|column| column.role == ColumnRole::Time)?,
             topic,
             pattern,
             beside,
@@ -273,8 +276,7 @@ impl Bound {
 
     /// The time of a row.
     pub(super) fn time(&self, batch: &RecordBatch, row: usize) -> Option<Timestamp> {
-        let place = self.roles.iter().position(|role| *role == ColumnRole::Time)?;
-        let times = batch.column(place).as_primitive_opt::<TimestampNanosecondType>()?;
+        let times = batch.column(self.time).as_primitive_opt::<TimestampNanosecondType>()?;
         Some(Timestamp::from_nanos(times.value(row)))
     }
 
