@@ -26,7 +26,7 @@ bench:    ## all benchmarks, with machine and commit
 bench-peers: ## SondeDB and other databases in one run; needs Java, Maven, Go and Debian for all of them
 	@scripts/bench_peers.sh $(PEERS_ARGS)
 
-bench-mqtt: ## the MQTT broker beside Mosquitto in one run: about six minutes
+bench-mqtt: ## the MQTT broker beside Mosquitto in one run: about five minutes
 	@scripts/bench_mqtt.sh $(MQTT_ARGS)
 
 fuzz:     ## every fuzz target for two minutes

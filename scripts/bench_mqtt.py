@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts/mqtt"))
 
 import brokers  # noqa: E402
+import keys  # noqa: E402
 import rows  # noqa: E402
 
 BEGIN = "<!-- mqtt: begin, written by `make bench-mqtt` -->"
@@ -69,15 +71,19 @@ def main():
     program = brokers.mosquitto_program()
     if program is None:
         skip("Mosquitto", "not installed (apt-get install mosquitto); the table has SondeDB alone")
-    bench = rows.Bench(options.sonde, program, options.quick)
+    if not keys.available():
+        skip("TLS, client certificates and JSON Web Tokens", "openssl is not installed (apt-get install openssl)")
     began = time.monotonic()
     load_before = os.getloadavg()[0]
     found = []
-    for name in options.only:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        for row in rows.ROWS[name](bench):
-            print(f"  {row['broker']}: {row['figures']}", file=sys.stderr, flush=True)
-            found.append({"row": name, **row})
+    with tempfile.TemporaryDirectory(prefix="bench-mqtt-keys-") as folder:
+        made = keys.Keys(Path(folder), "bench") if keys.available() else None
+        bench = rows.Bench(options.sonde, program, made, options.quick)
+        for name in options.only:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            for row in rows.ROWS[name](bench):
+                print(f"  {row['broker']}, {row['load']}: {row['figures']}", file=sys.stderr, flush=True)
+                found.append({"row": name, **row})
     others = f"Mosquitto {brokers.mosquitto_version(program)}" if program else "no Mosquitto"
     flags = [f"--only {','.join(options.only)}"] if set(options.only) != set(rows.ROWS) else []
     command = "make bench-mqtt" + (f' MQTT_ARGS="{" ".join(["--quick"] * options.quick + flags)}"' if options.quick or flags else "")

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Runs the fuzz targets on stable Rust, each for SONDE_FUZZ_SECONDS: those of fuzz/, which libFuzzer leads along the
-# coverage of the code, then the tests named `fuzz_*`, which draw their cases themselves.
+# coverage of the code, then the tests named `fuzz_*`, which draw their cases themselves, and a million mutants of each
+# MQTT packet in each version.
 #   scripts/fuzz.sh [name]           two minutes each, of all or of those whose name contains `name`
-#   scripts/fuzz.sh --smoke [name]   five seconds each
+#   scripts/fuzz.sh --smoke [name]   five seconds each, and ten thousand mutants
 #   scripts/fuzz.sh --keep [name]    runs nothing, but adds to fuzz/corpus what covers more of what runs here found
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 scripts/preflight.sh fuzz
 
-seconds=120 keep=false
+seconds=120 mutants=1000000 keep=false
 case "${1:-}" in
-    --smoke) seconds=5 && shift ;;
+    --smoke) seconds=5 mutants="" && shift ;;
     --keep) keep=true && shift ;;
 esac
 name=${1:-}
@@ -81,13 +82,25 @@ done
 if $keep; then exit; fi
 
 tests=$(grep -rhoE 'fn fuzz_[a-z0-9_]+' --include='*.rs' src tests ./*/src ./*/tests | cut -c 4- | grep -F -- "$name" || true)
-if [ -n "$tests" ]; then
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    # shellcheck disable=SC2086  # words
-    cargo test --locked --workspace -- $tests 2>&1 | tee "$log"
+if [ -z "$tests" ]; then
+    if [ -z "$targets" ]; then skip 1 "fuzz: no target has '$name' in its name"; fi
+    exit
+fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+run_tests() {
+    cargo test --locked "$@" 2>&1 | tee "$log"
     # A run of nothing must not look like a run without findings.
     if ! grep -q '^test result: ok\. [1-9]' "$log"; then skip 1 "fuzz: none of the tests named fuzz_* ran"; fi
-elif [ -z "$targets" ]; then
-    skip 1 "fuzz: no target has '$name' in its name"
+}
+# shellcheck disable=SC2086  # words
+(unset SONDE_FUZZ_MUTANTS && run_tests --workspace -- $tests)
+
+# Of these it is the number that counts: they run once more, optimised, but with every check, in a build of their crate
+# alone.
+counted=$(grep -E '^fuzz_mutants_' <<<"$tests" || true)
+if [ -n "$counted" ] && [ -n "${SONDE_FUZZ_MUTANTS:=$mutants}" ]; then
+    export SONDE_FUZZ_MUTANTS CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
+    # shellcheck disable=SC2086  # words
+    run_tests --release -p sonde-proto --test tests --target-dir "$own" -- $counted --nocapture
 fi

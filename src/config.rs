@@ -4,19 +4,25 @@
 //! - A key that is not in `KEYS` is an error, wherever it comes from.
 //! - Crates see only their own options, never this file's keys.
 
-use std::collections::BTreeMap;
+mod mqtt;
+mod text;
+mod values;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sonde_access::Expected;
-use sonde_ingest::mqtt::{Offers, Overflow, QueueLimits};
-use sonde_query::statement::parse_duration;
+use sonde_ingest::mqtt::{Offers, QueueLimits};
 
 use crate::auth::JwtOptions;
-use crate::cli::{ConfigArgs, Exit, Failure, Result};
-use crate::listeners::{self, Listeners};
+use crate::cli::{ConfigArgs, Failure, Result};
+use crate::listeners::Listeners;
 use crate::memory::{Split, available_bytes};
+pub(crate) use mqtt::Anonymous;
+pub(crate) use text::{bytes, count, duration, flag, listen, wrong};
+use text::{filters, paths};
+pub(crate) use values::{Setting, Table, Values};
 
 /// Every key: its name, its default, what it is for.
 const KEYS: &[(&str, &str, &str)] = &[
@@ -36,6 +42,7 @@ const KEYS: &[(&str, &str, &str)] = &[
         "a file of public keys (JWKS), by which JSON Web Tokens are accepted; empty accepts none",
     ),
     ("auth.roles", "roles", "the claim of a JSON Web Token that names roles; empty is none"),
+    ("auth.tenant", "tenant", "the claim of a JSON Web Token that names its tenant; empty is none"),
     ("backup.locations", "", "directories that BACKUP may write to, and below, separated by commas"),
     ("cold.url", "", "where cold days go: a directory or file:// URL; empty is cold/ in the data directory"),
     ("copy.locations", "", "directories below which COPY may write, separated by commas"),
@@ -65,6 +72,11 @@ const KEYS: &[(&str, &str, &str)] = &[
         "mqtt.keep_alive_maximum",
         "",
         "the longest keep alive of MQTT 5.0 clients, as a duration; empty leaves them theirs",
+    ),
+    (
+        "mqtt.early",
+        "",
+        "topic filters, separated by commas, whose messages are delivered before they are stored",
     ),
     ("mqtt.listen", "127.0.0.1:1883", "MQTT; empty is off"),
     ("mqtt.max_bytes_per_second", "0", "bytes that a connection may send in a second; 0 is any number"),
@@ -97,6 +109,22 @@ const KEYS: &[(&str, &str, &str)] = &[
         "how long messages that no source but default takes stay in the log; empty is not at all",
     ),
     ("mqtt.server_reference", "", "where MQTT 5.0 clients are sent while this server stops or cannot store"),
+    (
+        "mqtt.tenant_bytes_per_second",
+        "0",
+        "bytes that the clients of one tenant may send in a second; 0 is any number",
+    ),
+    ("mqtt.tenant_connections", "0", "connections of one tenant at once; 0 is any number"),
+    (
+        "mqtt.tenant_messages_per_second",
+        "0",
+        "messages that the clients of one tenant may publish in a second; 0 is any number",
+    ),
+    (
+        "mqtt.tenant_queued_bytes",
+        "0",
+        "bytes of messages that wait for the sessions of one tenant; 0 is any number",
+    ),
     ("mqtt.tls_listen", "127.0.0.1:8883", "MQTT over TLS, once there is tls.cert; empty is off"),
     (
         "mqtt.unread_timeout",
@@ -132,14 +160,6 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("tls.key", "", "the private key of tls.cert, PEM"),
 ];
 
-/// Who may come in over MQTT without a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Anonymous {
-    Loopback,
-    Always,
-    Never,
-}
-
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -157,6 +177,7 @@ pub(crate) struct Config {
     pub(crate) backup_locations: Vec<PathBuf>,
     pub(crate) mqtt_queue: QueueLimits,
     pub(crate) raw_retention: Duration,
+    pub(crate) early: Vec<String>,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_age: Duration,
     pub(crate) memory: Split,
@@ -165,188 +186,23 @@ pub(crate) struct Config {
     pub(crate) effective: Vec<Setting>,
 }
 
-/// One key as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Setting {
-    pub(crate) key: &'static str,
-    pub(crate) value: String,
-    pub(crate) origin: String,
-    pub(crate) help: &'static str,
-}
-
-pub(crate) fn wrong(text: impl Into<String>) -> Failure {
-    Failure::new(Exit::Config, text)
-}
-
 /// Below this the program itself does not fit.
 const MEMORY_LEAST: u64 = 64 << 20;
-
-/// Values of keys, each with its origin, and the tables of further listeners.
-#[derive(Default)]
-pub(crate) struct Values {
-    keys: BTreeMap<&'static str, (String, String)>,
-    pub(crate) listeners: Vec<Table>,
-}
-
-/// One `[[mqtt.listener]]`, and the file that has it.
-pub(crate) struct Table {
-    pub(crate) table: toml::Table,
-    pub(crate) origin: String,
-}
-
-impl Values {
-    fn insert(&mut self, key: &'static str, value: (String, String)) {
-        self.keys.insert(key, value);
-    }
-
-    /// The value of a key.
-    pub(crate) fn get(&self, key: &'static str) -> &str {
-        self.keys.get(key).map(|(value, _)| value.as_str()).unwrap_or_default()
-    }
-
-    /// Whether nobody set the key.
-    pub(crate) fn is_default(&self, key: &'static str) -> bool {
-        self.keys.get(key).is_none_or(|(_, origin)| origin == DEFAULT)
-    }
-}
-
-/// The origin of what nobody set.
-const DEFAULT: &str = "default";
-
-fn known(key: &str, origin: &str) -> Result<&'static str> {
-    if let Some((known, ..)) = KEYS.iter().find(|(known, ..)| *known == key) {
-        return Ok(known);
-    }
-    let near = sonde_engine::nearest(key, KEYS.iter().map(|(key, ..)| *key));
-    let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-    Err(wrong(format!("unknown configuration key {key} in {origin}{hint}")))
-}
-
-fn defaults() -> Values {
-    let key =
-        |(key, default, _): &(&'static str, &str, &str)| (*key, ((*default).to_owned(), DEFAULT.to_owned()));
-    Values { keys: KEYS.iter().map(key).collect(), listeners: Vec::new() }
-}
-
-/// The file that was named, else `sonde.toml` where there is one.
-fn add_file(values: &mut Values, named: Option<&Path>) -> Result<()> {
-    let usual = || Some(PathBuf::from("sonde.toml")).filter(|file| file.exists());
-    let Some(file) = named.map(Path::to_owned).or_else(usual) else { return Ok(()) };
-    let origin = file.display().to_string();
-    let text = std::fs::read_to_string(&file).map_err(|error| wrong(format!("read {origin}: {error}")))?;
-    let mut table: toml::Table = toml::from_str(&text).map_err(|error| {
-        wrong(format!("{origin}: {}", error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))
-    })?;
-    if let Some(mqtt) = table.get_mut("mqtt").and_then(toml::Value::as_table_mut)
-        && let Some(listeners) = mqtt.remove("listener")
-    {
-        values.listeners = listeners::tables(listeners, &origin)?;
-    }
-    let mut flat = Vec::new();
-    flatten("", &table, &mut flat);
-    for (key, value) in flat {
-        values.insert(known(&key, &origin)?, (value, origin.clone()));
-    }
-    Ok(())
-}
-
-fn add_environment(values: &mut Values) -> Result<()> {
-    for (name, value) in std::env::vars() {
-        let Some(rest) = name.strip_prefix("SONDE_").filter(|rest| rest.contains("__")) else { continue };
-        let key = rest.replace("__", ".").to_ascii_lowercase();
-        values.insert(known(&key, &format!("environment variable {name}"))?, (value, name));
-    }
-    Ok(())
-}
-
-fn add_flags(values: &mut Values, args: &ConfigArgs) -> Result<()> {
-    for set in &args.set {
-        let (key, value) =
-            set.split_once('=').ok_or_else(|| wrong(format!("--set {set}: expected key=value")))?;
-        values.insert(known(key.trim(), "--set")?, (value.trim().to_owned(), "--set".into()));
-    }
-    if let Some(dir) = &args.data_dir {
-        values.insert("storage.data_dir", (dir.display().to_string(), "--data-dir".into()));
-    }
-    Ok(())
-}
-
-fn flatten(prefix: &str, table: &toml::Table, flat: &mut Vec<(String, String)>) {
-    for (key, value) in table {
-        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match value {
-            toml::Value::Table(inner) => flatten(&name, inner, flat),
-            toml::Value::Array(items) => {
-                flat.push((name, items.iter().map(scalar).collect::<Vec<_>>().join(",")));
-            }
-            other => flat.push((name, scalar(other))),
-        }
-    }
-}
-
-/// A value as text; what is no scalar is refused by whoever reads the key.
-fn scalar(value: &toml::Value) -> String {
-    match value {
-        toml::Value::String(text) => text.clone(),
-        toml::Value::Integer(number) => number.to_string(),
-        toml::Value::Float(number) => number.to_string(),
-        toml::Value::Boolean(value) => value.to_string(),
-        toml::Value::Datetime(time) => time.to_string(),
-        toml::Value::Array(_) | toml::Value::Table(_) => "(nested)".to_owned(),
-    }
-}
-
-/// How much waits for an MQTT session.
-fn queue_limits<'v>(get: &impl Fn(&'static str) -> &'v str) -> Result<QueueLimits> {
-    let messages = get("mqtt.queued_messages");
-    let messages = messages.parse().ok().filter(|count| *count > 0);
-    let messages =
-        messages.ok_or_else(|| wrong("mqtt.queued_messages is a number above 0, such as 10000"))?;
-    let overflow = match get("mqtt.queue_overflow") {
-        "drop_new" => Overflow::DropNew,
-        "drop_oldest" => Overflow::DropOldest,
-        "disconnect" => Overflow::Disconnect,
-        other => {
-            let known = "drop_new, drop_oldest or disconnect";
-            return Err(wrong(format!("mqtt.queue_overflow is {known}, not '{other}'")));
-        }
-    };
-    let bytes = bytes("mqtt.queued_bytes", get("mqtt.queued_bytes"))?;
-    Ok(QueueLimits { messages, bytes: usize::try_from(bytes).unwrap_or(usize::MAX), overflow })
-}
-
-/// What 5.0 clients are told.
-fn offers(keep_alive: &str, reference: &str) -> Result<Offers> {
-    let mut offers = Offers::default();
-    if !keep_alive.is_empty() {
-        let key = "mqtt.keep_alive_maximum";
-        let seconds = duration(key, keep_alive)?.as_secs();
-        let fits = u16::try_from(seconds).ok().filter(|seconds| *seconds > 0);
-        let most = offers.keep_alive_maximum;
-        offers.keep_alive_maximum =
-            fits.ok_or_else(|| wrong(format!("{key} is {keep_alive}; expected 1 second to {most} seconds")))?;
-    }
-    if reference.len() > usize::from(u16::MAX) || reference.contains('\0') {
-        return Err(wrong("mqtt.server_reference is longer than 65,535 bytes, or has U+0000".to_owned()));
-    }
-    offers.server_reference = (!reference.is_empty()).then(|| reference.into());
-    Ok(offers)
-}
 
 impl Config {
     /// Gathers the values of all keys, the strongest origin last, and checks them.
     pub(crate) fn load(args: &ConfigArgs, insecure: bool) -> Result<Self> {
-        let mut values = defaults();
-        add_file(&mut values, args.config.as_deref())?;
-        add_environment(&mut values)?;
-        add_flags(&mut values, args)?;
+        let mut values = Values::defaults();
+        values.add_file(args.config.as_deref())?;
+        values.add_environment()?;
+        values.add_flags(args)?;
         Self::check(&values, insecure)
     }
 
     /// The defaults and these flags alone: neither a file nor the environment has a say.
     pub(crate) fn of_flags(args: &ConfigArgs) -> Result<Self> {
-        let mut values = defaults();
-        add_flags(&mut values, args)?;
+        let mut values = Values::defaults();
+        values.add_flags(args)?;
         Self::check(&values, false)
     }
 
@@ -356,52 +212,29 @@ impl Config {
             "" => default_data_dir()?,
             dir => PathBuf::from(dir),
         };
-        let split = Split::of(match get("memory.limit") {
-            "" => available_bytes() / 2,
-            text => bytes("memory.limit", text)?,
-        });
-        if split.limit < MEMORY_LEAST {
-            let (found, least) = (split.limit >> 20, MEMORY_LEAST >> 20);
-            return Err(wrong(format!("memory.limit is {found} MiB; sonde needs {least} MiB at least")));
-        }
-        let or = |key: &'static str, default: u64| match get(key) {
-            "" => Ok(default),
-            text => bytes(key, text),
-        };
-        let anonymous = match get("mqtt.anonymous") {
-            "loopback" => Anonymous::Loopback,
-            "always" => Anonymous::Always,
-            "never" => Anonymous::Never,
-            other => {
-                return Err(wrong(format!("mqtt.anonymous is loopback, always or never, not '{other}'")));
-            }
-        };
         let config = Self {
             mqtt: Listeners::check(values, insecure)?,
-            mqtt_offers: offers(get("mqtt.keep_alive_maximum"), get("mqtt.server_reference"))?,
+            mqtt_offers: mqtt::offers(values)?,
             http_listen: listen("http.listen", get("http.listen"))?,
             grpc_listen: listen("grpc.listen", get("grpc.listen"))?,
-            anonymous,
+            anonymous: mqtt::anonymous(values)?,
             insecure,
             jwt: jwt(&get),
             cold_dir: cold_dir(get("cold.url"), &data_dir)?,
             copy_locations: paths(get("copy.locations")),
             backup_locations: paths(get("backup.locations")),
-            mqtt_queue: queue_limits(&get)?,
+            mqtt_queue: mqtt::queue_limits(values)?,
             raw_retention: match get("mqtt.raw_retention") {
                 "" => Duration::ZERO,
                 text => duration("mqtt.raw_retention", text)?,
             },
+            early: filters("mqtt.early", get("mqtt.early"))?,
             log_max_bytes: bytes("log.max_bytes", get("log.max_bytes"))?,
             log_max_age: duration("log.max_age", get("log.max_age"))?,
-            memory: Split {
-                queries: or("query.memory", split.queries)?,
-                memtable: or("storage.memtable", split.memtable)?,
-                ..split
-            },
+            memory: memory(values)?,
             query_timeout: duration("query.timeout", get("query.timeout"))?,
             data_dir,
-            effective: settings(values),
+            effective: values.settings(),
         };
         config.refuse_open_doors(get("http.allow_plaintext"))?;
         Ok(config)
@@ -431,37 +264,35 @@ pub(crate) fn open_door(what: &str, address: &str, allow_key: &str) -> Failure {
     ))
 }
 
-pub(crate) fn flag(key: &str, text: &str) -> Result<bool> {
-    text.parse().map_err(|_| wrong(format!("{key} is true or false, not '{text}'")))
-}
-
-/// A number that is not negative.
-pub(crate) fn count<T: std::str::FromStr>(key: &str, text: &str) -> Result<T> {
-    text.parse().map_err(|_| wrong(format!("{key} is a number from 0 on, not '{text}'")))
-}
-
-fn settings(values: &Values) -> Vec<Setting> {
-    let setting = |(key, _, help): &(&'static str, &str, &'static str)| {
-        let (value, origin) = values.keys.get(key).cloned().unwrap_or_default();
-        Setting { key, value, origin, help }
+/// How much memory the process has, and who of it gets how much.
+fn memory(values: &Values) -> Result<Split> {
+    let split = Split::of(match values.get("memory.limit") {
+        "" => available_bytes() / 2,
+        text => bytes("memory.limit", text)?,
+    });
+    if split.limit < MEMORY_LEAST {
+        let (found, least) = (split.limit >> 20, MEMORY_LEAST >> 20);
+        return Err(wrong(format!("memory.limit is {found} MiB; sonde needs {least} MiB at least")));
+    }
+    let or = |key: &'static str, default: u64| match values.get(key) {
+        "" => Ok(default),
+        text => bytes(key, text),
     };
-    let listener = |listener: &Table| Setting {
-        key: "mqtt.listener",
-        value: {
-            let mut flat = Vec::new();
-            flatten("", &listener.table, &mut flat);
-            flat.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ")
-        },
-        origin: listener.origin.clone(),
-        help: "a further listener",
-    };
-    KEYS.iter().map(setting).chain(values.listeners.iter().map(listener)).collect()
+    Ok(Split {
+        queries: or("query.memory", split.queries)?,
+        memtable: or("storage.memtable", split.memtable)?,
+        ..split
+    })
 }
 
 fn jwt<'a>(get: &impl Fn(&'static str) -> &'a str) -> Option<JwtOptions> {
     let text = |key| Some(get(key).to_owned()).filter(|text| !text.is_empty());
-    let expected =
-        Expected { issuer: text("auth.issuer"), audience: text("auth.audience"), roles: text("auth.roles") };
+    let expected = Expected {
+        issuer: text("auth.issuer"),
+        audience: text("auth.audience"),
+        roles: text("auth.roles"),
+        tenant: text("auth.tenant"),
+    };
     text("auth.jwks").map(|jwks| JwtOptions { jwks: jwks.into(), expected })
 }
 
@@ -488,49 +319,11 @@ fn cold_dir(url: &str, data_dir: &Path) -> Result<PathBuf> {
     }
 }
 
-pub(crate) fn listen(key: &str, text: &str) -> Result<Option<SocketAddr>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let parsed = text.replace("localhost:", "127.0.0.1:").parse();
-    parsed
-        .map(Some)
-        .map_err(|_| wrong(format!("{key} is an address and a port such as 127.0.0.1:1883, not '{text}'")))
-}
-
-/// A list of paths, separated by commas.
-pub(crate) fn paths(text: &str) -> Vec<PathBuf> {
-    text.split(',').map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from).collect()
-}
-
-pub(crate) fn duration(key: &str, text: &str) -> Result<Duration> {
-    let nanos = parse_duration(text).map_err(|error| wrong(format!("{key}: {error}")))?;
-    Ok(Duration::from_nanos(nanos.unsigned_abs()))
-}
-
-fn bytes(key: &str, text: &str) -> Result<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        _ => return Err(wrong(format!("{key} is a number of bytes such as 512MiB, not '{text}'"))),
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| wrong(format!("{key} is a number of bytes such as 512MiB, not '{text}'")))?;
-    number
-        .checked_shl(shift)
-        .filter(|bytes| bytes >> shift == number)
-        .ok_or_else(|| wrong(format!("{key} = {text} is too large")))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::cli::Exit;
 
     fn load(set: &[&str]) -> Result<Config> {
         let args = ConfigArgs {
@@ -554,12 +347,5 @@ mod tests {
         assert!(failure.text.contains("mqtt.allow_plaintext = true"), "{}", failure.text);
         assert!(load(&["mqtt.listen=0.0.0.0:1883", "mqtt.allow_plaintext=true"]).is_ok());
         assert!(load(&["http.listen=0.0.0.0:80", "mqtt.allow_plaintext=true"]).is_err());
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(bytes("k", "512MiB").ok(), Some(512 << 20));
-        assert_eq!(bytes("k", "1g").ok(), Some(1 << 30));
-        assert!(bytes("k", "lots").is_err() && bytes("k", "99999999999g").is_err());
     }
 }

@@ -117,6 +117,7 @@ async fn metrics(State(front): State<Front>) -> Response {
             ("sonde_mqtt_bytes_received_total", "counter", stats.bytes_in.load(Ordering::Relaxed)),
             ("sonde_mqtt_bytes_sent_total", "counter", stats.bytes_out.load(Ordering::Relaxed)),
             ("sonde_mqtt_paused_total", "counter", stats.paused.load(Ordering::Relaxed)),
+            ("sonde_mqtt_tenant_paused_total", "counter", stats.tenant_paused.load(Ordering::Relaxed)),
             ("sonde_mqtt_unread_closed_total", "counter", stats.unread.load(Ordering::Relaxed)),
             ("sonde_mqtt_banned", "gauge", stats.banned.load(Ordering::Relaxed)),
         ]);

@@ -9,11 +9,12 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use sonde_ingest::mqtt::{
-    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, TlsFiles,
+    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, TenantLimits,
+    TlsFiles,
 };
 
 use crate::cli::{Failure, Result};
-use crate::config::{Table, Values, count, duration, flag, listen, open_door, wrong};
+use crate::config::{Table, Values, bytes, count, duration, flag, listen, open_door, wrong};
 
 /// The listeners with keys of their own: key, what endpoints.json and the banner call it, TLS, WebSocket.
 const NAMED: [(&str, &str, bool, bool); 4] = [
@@ -214,6 +215,12 @@ fn limits(values: &Values) -> Result<ConnectionLimits> {
         connects_per_minute: number("mqtt.flapping_connects")?,
         ban: time("mqtt.flapping_ban")?,
         unread: time("mqtt.unread_timeout")?,
+        tenant: TenantLimits {
+            connections: count("mqtt.tenant_connections", values.get("mqtt.tenant_connections"))?,
+            messages_per_second: number("mqtt.tenant_messages_per_second")?,
+            bytes_per_second: number("mqtt.tenant_bytes_per_second")?,
+            queued_bytes: bytes("mqtt.tenant_queued_bytes", values.get("mqtt.tenant_queued_bytes"))?,
+        },
         origins: values
             .get("mqtt.ws_origins")
             .split(',')

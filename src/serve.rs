@@ -181,6 +181,7 @@ fn start_mqtt(
         offers: config.mqtt_offers.clone(),
         queue: config.mqtt_queue,
         raw_retention: config.raw_retention,
+        early: config.early.clone(),
     };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
     let mqtt = Arc::new(mqtt.map_err(|error| io("listen for MQTT (mqtt.listen and its like)", error))?);

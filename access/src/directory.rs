@@ -212,7 +212,9 @@ impl Directory {
         }
         let roles: Vec<String> = claims.roles.into_iter().take(ROLES_OF_USER).collect();
         let rights = Arc::new(self.rights_of_roles(&roles)?);
-        let identity = identity(claim).with(Place::Username, Some(&claims.subject));
+        let identity = identity(claim)
+            .with(Place::Username, Some(&claims.subject))
+            .with(Place::Tenant, claims.tenant.as_deref());
         Some(Principal { name: claims.subject, origin: Origin::Bearer(roles), identity, rights, expires })
     }
 
@@ -339,12 +341,16 @@ mod tests {
         let claims = |subject: &str, roles: &[&str]| crate::jwt::Claims {
             subject: subject.into(),
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            tenant: Some("acme".into()),
             expires: 9,
         };
         let who = directory.bearer(claims("guest", &["readers"]), Claim::default()).unwrap();
         assert!(allows(&who, Action::Subscribe("plant/guest")) && who.expires() == Some(9));
+        assert_eq!(who.tenant(), Some("acme"));
         assert!(directory.bearer(claims("guest", &["nobody"]), Claim::default()).is_none());
-        assert_eq!(directory.bearer(claims("pump", &[]), Claim::default()).unwrap().origin(), &Origin::User);
+        // What a user is, its user says.
+        let pump = directory.bearer(claims("pump", &[]), Claim::default()).unwrap();
+        assert_eq!((pump.origin(), pump.tenant()), (&Origin::User, None));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum Place {
     Cn,
     /// `${device}`: the user's option `device`, or the name of the token.
     Device,
-    /// `${tenant}`: the user's option `tenant`.
+    /// `${tenant}`: the user's option `tenant`, or a claim of a JSON Web Token.
     Tenant,
 }
 

@@ -91,6 +91,8 @@ pub struct Expected {
     pub audience: Option<String>,
     /// The claim that has the roles.
     pub roles: Option<String>,
+    /// The claim that has the tenant.
+    pub tenant: Option<String>,
 }
 
 /// What a token that was accepted says.
@@ -100,6 +102,8 @@ pub struct Claims {
     pub subject: String,
     /// Roles that it names.
     pub roles: Vec<String>,
+    /// The tenant that it names.
+    pub tenant: Option<String>,
     /// When it ends, in seconds since the epoch.
     pub expires: u64,
 }
@@ -210,7 +214,8 @@ fn check(claims: &Value, now: u64, expected: &Expected) -> Result<Claims, &'stat
         Some(Value::String(words)) => words.split_whitespace().map(str::to_owned).collect(),
         _ => Vec::new(),
     };
-    Ok(Claims { subject, roles, expires })
+    let tenant = expected.tenant.as_deref().and_then(|name| claims.get(name)?.as_str());
+    Ok(Claims { subject, roles, tenant: tenant.map(str::to_owned), expires })
 }
 
 #[cfg(test)]
@@ -245,17 +250,17 @@ mod tests {
             issuer: Some("us".into()),
             audience: Some("sonde".into()),
             roles: Some("roles".into()),
+            tenant: Some("org".into()),
         };
         keys().verify(&signed(header, claims), 1000, &expected)
     }
 
     #[test]
     fn a_token_says_who_and_until_when() {
-        let claims =
-            r#"{"sub":"pump","exp":1001.5,"nbf":1030,"iss":"us","aud":["x","sonde"],"roles":["a","b"]}"#;
+        let claims = r#"{"sub":"pump","exp":1001.5,"nbf":1030,"iss":"us","aud":["x","sonde"],"roles":["a","b"],"org":"acme"}"#;
         let claims = told(HEADER, claims).unwrap();
         assert_eq!((claims.subject.as_str(), claims.expires), ("pump", 1001));
-        assert_eq!(claims.roles, ["a", "b"]);
+        assert_eq!((claims.roles, claims.tenant.as_deref()), (vec!["a".into(), "b".into()], Some("acme")));
     }
 
     #[test]

@@ -235,6 +235,12 @@ impl Principal {
         self.expires
     }
 
+    /// The tenant, `${tenant}` of the rights, whose limits it shares.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&str> {
+        self.identity.get(Place::Tenant)
+    }
+
     /// As whom it owns MQTT sessions; `None` where nobody knows who it is.
     #[must_use]
     pub fn owner(&self) -> Option<String> {

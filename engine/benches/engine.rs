@@ -20,9 +20,9 @@ use arrow::array::AsArray;
 use arrow::datatypes::Float64Type;
 use sonde_engine::limits::WIDE_AGE;
 use sonde_engine::{
-    CatalogRequest, Clock, ColumnId, ColumnRole, Engine, FieldValue, LocalStorage, NewColumn, NewTable,
-    Options, PhysicalType, Row, ScanRequest, SystemClock, Table, TableKind, TableOptions, TagFilter,
-    TimeRange, Timestamp,
+    AggregateRequest, CatalogRequest, Clock, ColumnId, ColumnRole, Engine, FieldValue, LocalStorage,
+    NewColumn, NewTable, Number, Options, PhysicalType, Row, ScanRequest, SystemClock, Table, TableKind,
+    TableOptions, TagFilter, TimeRange, Timestamp,
 };
 
 const SERIES: usize = 1000;
@@ -237,24 +237,31 @@ fn write(engine: &Engine, table: &Arc<Table>, rows: usize, place: impl Fn(usize)
     }
 }
 
+/// Adds up a field of all rows that a request asks for, and counts them.
+type Way = fn(&Engine, &ScanRequest) -> (f64, usize);
+
 fn scans(engine: &Engine, place: &str, rows: usize) {
     let table = current(engine);
     let all = ScanRequest::all(Arc::clone(&table), vec![id(&table, "temperature")]);
     let expected: f64 = (0..rows).map(|row| value(row % SERIES, row / SERIES, 0)).sum();
-    let sum = || {
-        let (sum, count) = read(engine, &all);
-        assert_eq!(count, rows);
-        assert!((sum - expected).abs() < expected * 1e-9, "{sum} instead of {expected}");
-    };
-    sum();
-    // The kernel counts CPU time in hundredths of a second: as many times as take long enough.
-    let (started, mut times) = (Instant::now(), 0);
-    while started.elapsed() < Duration::from_millis(200) {
+    let ways: [(&str, Way); 2] =
+        [("scan and sum of one field", read), ("total of one field, by statistics where they say it", total)];
+    for (name, way) in ways {
+        let sum = || {
+            let (sum, count) = way(engine, &all);
+            assert_eq!(count, rows);
+            assert!((sum - expected).abs() < expected * 1e-9, "{sum} instead of {expected}");
+        };
         sum();
-        times += 1;
+        // The kernel counts CPU time in hundredths of a second: as many times as take long enough.
+        let (started, mut times) = (Instant::now(), 0);
+        while started.elapsed() < Duration::from_millis(200) {
+            sum();
+            times += 1;
+        }
+        let again = || (0..5 * times).for_each(|_| sum());
+        rate(&format!("{name}, {place}"), 5 * times * rows, again);
     }
-    let again = || (0..5 * times).for_each(|_| sum());
-    rate(&format!("scan and sum of one field, {place}"), 5 * times * rows, again);
 
     let hour = 3600 * 1_000_000_000;
     let mut range = all.clone();
@@ -280,6 +287,18 @@ fn read(engine: &Engine, request: &ScanRequest) -> (f64, usize) {
         let column = batch.column(0).as_primitive::<Float64Type>();
         (sum + arrow::compute::sum(column).unwrap_or_default(), count + batch.num_rows())
     })
+}
+
+/// The same, without batches.
+fn total(engine: &Engine, request: &ScanRequest) -> (f64, usize) {
+    let scan = engine.scan(&engine.snapshot(), request).unwrap();
+    let wanted = AggregateRequest { by_series: false, sums: vec![true] };
+    let aggregate = scan.aggregate(0, 1, &wanted, &|| true).unwrap();
+    let totals = &aggregate.totals[0];
+    match totals.fields[0].sum() {
+        Some(Number::Float(sum)) => (sum, totals.rows as usize),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// CPU seconds of this process so far, user and system.

@@ -61,8 +61,8 @@ impl Plan {
 }
 
 fn whole(ranges: &[TimeRange]) -> TimeRange {
-    let join = |a: TimeRange, b: &TimeRange| TimeRange { start: a.start.min(b.start), end: a.end.max(b.end) };
-    ranges.iter().fold(TimeRange { start: Timestamp::MAX, end: Timestamp::MIN }, join)
+    let nothing = TimeRange { start: Timestamp::MAX, end: Timestamp::MIN };
+    ranges.iter().fold(nothing, |whole, range| whole.union(range))
 }
 
 /// What the job thread remembers of chunks. Nothing of it is stored: after a restart every chunk counts as new, which

@@ -1,7 +1,7 @@
 //! When and where bytes are written and read: log, memtable, chunks, compaction, cold tier, scan.
 //!
 //! Threads and channels, no runtime (the cold tier excepted): a write returns a [`Receipt`], a read pulls a
-//! [`ScanStream`]. The write path is `write.rs::commit`, the read path `scan/mod.rs::scan`.
+//! [`ScanStream`]. The write path is `write/commit.rs::commit`, the read path `scan/mod.rs::scan`.
 //!
 //! # Invariants
 //! - Acknowledged means durable and visible.
@@ -23,6 +23,7 @@ mod flushes;
 mod group;
 mod health;
 mod jobs;
+mod log_holds;
 mod log_reader;
 mod manifest;
 mod mask;
@@ -59,7 +60,7 @@ pub use activity::{JobKind, JobState, JobStatus};
 pub use batch::{
     BatchSeries, EXACT_INTEGER, FieldValue, Row, RowColumns, WriteBatch, WriteBatchBuilder, type_conflict,
 };
-pub use catalog::{Catalog, NewColumn, NewTable, TIME_NAME, Table, nearest};
+pub use catalog::{Catalog, CatalogRequest, NewColumn, NewTable, TIME_NAME, Table, nearest};
 pub use clock::{Clock, SystemClock};
 pub use cold::ColdOptions;
 pub use compact::stats::CompactionStats;
@@ -69,8 +70,10 @@ pub use error::{Error, Result};
 pub use log_reader::{LogReader, LogTurn};
 pub use message_reader::{MessageReader, MessageTurn};
 pub use receipt::Receipt;
+pub use scan::aggregate::{Aggregate, AggregateRequest, Totals};
 pub use scan::batch::{data_type, field_array, schema as arrow_schema};
 pub use scan::latest::{Latest, LatestRequest};
+pub use scan::total::{Number, Total};
 pub use scan::{Scan, ScanRequest, ScanStream, Snapshot, TagFilter, ValueRange};
 pub use sonde_storage_format::{
     Cell, Cells, ChunkMeta, ColdFile, Column, ColumnDef, ColumnId, ColumnRole, Durability, MessageRef,
@@ -83,4 +86,3 @@ pub use storage::{LocalStorage, LogFile, Mapped, Storage};
 pub use tag_column::TagColumn;
 pub use wal::LogBudget;
 pub use widen::{ColdValues, widened};
-pub use write::CatalogRequest;

@@ -46,7 +46,7 @@ impl Mask {
             start: *time,
             end: Timestamp::from_nanos(time.as_nanos().saturating_add(1)),
         });
-        let span = ranges.iter().map(|(range, _)| *range).chain(of_points).reduce(union);
+        let span = ranges.iter().map(|(range, _)| *range).chain(of_points).reduce(|a, b| a.union(&b));
         let span = span.unwrap_or(TimeRange { start: Timestamp::MIN, end: Timestamp::MIN });
         Self { seq: tombstone.seq, since, span, ranges, points }
     }
@@ -84,7 +84,7 @@ impl Mask {
         points.sort_unstable();
         points.dedup();
         // The older one's age: what it hides is to go within its time.
-        Some(Self { seq: newer.seq, since: self.since, span: union(self.span, newer.span), ranges, points })
+        Some(Self { seq: newer.seq, since: self.since, span: self.span.union(&newer.span), ranges, points })
     }
 
     /// Whether it may hide a row of these times, both inclusive.
@@ -131,10 +131,6 @@ impl Mask {
             each(before(*time)..times.partition_point(|row| *row <= time.as_nanos()));
         }
     }
-}
-
-fn union(a: TimeRange, b: TimeRange) -> TimeRange {
-    TimeRange { start: a.start.min(b.start), end: a.end.max(b.end) }
 }
 
 /// The window without the rows that a mask hides.

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use sonde_storage_format::{
-    ChunkMeta, ChunkReader, Column, ColumnId, ColumnPages, FormatError, PageMeta, SeriesKey, SeriesRun,
+    ChunkMeta, ChunkReader, Column, ColumnId, ColumnPages, ColumnRuns, FormatError, Page, PageMeta,
+    SeriesKey, SeriesRun,
 };
 
 use crate::error::{Error, Result};
@@ -70,6 +71,23 @@ impl OpenChunk {
     /// Decodes rows of a page, in pieces that each decode no more vectors than their rows lie in.
     pub(crate) fn rows(&self, meta: &PageMeta, pieces: &[Range<usize>]) -> Result<Column> {
         self.read_rows(meta, pieces).map_err(|source| Error::Corrupt { path: self.path.clone(), source })
+    }
+
+    /// Does something with a page, verified.
+    pub(crate) fn with_page<T>(
+        &self,
+        meta: &PageMeta,
+        read: impl FnOnce(Page<'_>) -> Result<T, FormatError>,
+    ) -> Result<T> {
+        let page = ChunkReader::open(&self.bytes).and_then(|reader| reader.page(meta));
+        page.and_then(read).map_err(|source| Error::Corrupt { path: self.path.clone(), source })
+    }
+
+    /// The statistics of its long series, of the columns that are wanted.
+    pub(crate) fn run_statistics(&self, wanted: impl FnMut(ColumnId) -> bool) -> Result<Vec<ColumnRuns>> {
+        let columns =
+            ChunkReader::open(&self.bytes).and_then(|reader| reader.run_statistics(&self.series, wanted));
+        columns.map_err(|source| Error::Corrupt { path: self.path.clone(), source })
     }
 
     fn read_rows(&self, meta: &PageMeta, pieces: &[Range<usize>]) -> Result<Column, FormatError> {

@@ -80,12 +80,10 @@ fn is_over(end: Timestamp, age: i64, now: Timestamp) -> bool {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::catalog::NewTable;
+    use crate::catalog::{CatalogRequest, NewTable};
     use crate::cold::DAY;
     use crate::storage::LocalStorage;
-    use sonde_storage_format::{
-        CatalogChange, ChunkMeta, ColdFile, RowsRecord, SeqNo, SeqRange, SeriesId, TableKind,
-    };
+    use sonde_storage_format::{ChunkMeta, ColdFile, RowsRecord, SeqNo, SeqRange, SeriesId, TableKind};
 
     const HOUR: i64 = DAY / 24;
 
@@ -100,10 +98,10 @@ mod tests {
             columns: Vec::new(),
         };
         let mut catalog = Catalog::default();
-        let change = catalog.create_table(new).unwrap();
-        catalog.apply(&change);
-        let CatalogChange::CreateTable(def) = change else { panic!("{change:?}") };
-        (catalog, def.id)
+        let changes = catalog.plan(&CatalogRequest::CreateTable(new)).unwrap();
+        changes.iter().for_each(|change| catalog.apply(change));
+        let table = catalog.table("public", "t").unwrap().id();
+        (catalog, table)
     }
 
     fn at(nanos: i64) -> Timestamp {

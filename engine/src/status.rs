@@ -1,11 +1,15 @@
-//! What the engine says of itself: its log, and its background work.
+//! What the engine says of itself: its log, its files and memory, and its background work.
 //!
 //! # Invariants
 //! - Each lock is held to copy, and one at a time: the parts of an answer may be of different moments.
 
-use sonde_storage_format::{SeqNo, Timestamp, path};
+use std::sync::Arc;
+
+use sonde_storage_format::{ChunkMeta, ColdFile, SeqNo, TableId, Timestamp, path};
 
 use crate::activity::{JobKind, JobState, JobStatus, Subject};
+use crate::catalog::Table;
+use crate::compact::stats::CompactionStats;
 use crate::engine::Engine;
 use crate::wal::Segment;
 
@@ -76,7 +80,7 @@ impl Engine {
     #[must_use]
     pub fn log_segments(&self) -> Vec<LogSegment> {
         let flushed_to = self.inner.manifest.lock().state.flushed_to;
-        let readers = self.inner.cursors.lock().iter().map(|(name, at)| (*at, name.clone())).min();
+        let readers = self.inner.holds.oldest_of();
         let slowest = readers.into_iter().chain(self.inner.state.oldest_cursor_of()).min();
         let list = self.inner.segments.list();
         let active = list.last().map(|segment| segment.number);
@@ -100,6 +104,50 @@ impl Engine {
             }
         };
         list.into_iter().map(describe).collect()
+    }
+
+    /// All chunks, by table and time.
+    #[must_use]
+    pub fn chunks(&self) -> Vec<ChunkMeta> {
+        let version = self.inner.versions.current();
+        version.files.values().flat_map(|files| files.chunks().map(|chunk| chunk.meta.clone())).collect()
+    }
+
+    /// All cold files, by table and day.
+    #[must_use]
+    pub fn cold_files(&self) -> Vec<ColdFile> {
+        let version = self.inner.versions.current();
+        version
+            .files
+            .values()
+            .flat_map(|files| files.cold.values().map(|file| ColdFile::clone(file)))
+            .collect()
+    }
+
+    /// Bytes and rows in memory, not yet in chunks.
+    #[must_use]
+    pub fn memory(&self) -> (usize, usize) {
+        let version = self.inner.versions.current();
+        let memtables = || version.frozen.iter().map(Arc::as_ref).chain([&version.active]);
+        (memtables().map(|memtable| memtable.bytes).sum(), memtables().map(|memtable| memtable.rows).sum())
+    }
+
+    /// Rows that a table lost since the start because it had more bytes than its `max_bytes`.
+    #[must_use]
+    pub fn evicted(&self, table: TableId) -> u64 {
+        self.inner.evicted(table)
+    }
+
+    /// What flushes and merges have written of a table since the start.
+    #[must_use]
+    pub fn compaction_stats(&self, table: TableId) -> CompactionStats {
+        self.inner.compactions.of(table)
+    }
+
+    /// The width in nanoseconds of the partitions that new rows of a table go to: as set, or as its rows ask for.
+    #[must_use]
+    pub fn partition_width(&self, table: &Table) -> i64 {
+        self.inner.widths.of(table.def())
     }
 
     /// What the background threads do: what runs, waits and rests, then what ended last, the newest first.

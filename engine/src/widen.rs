@@ -14,13 +14,12 @@ use sonde_storage_format::{
 };
 
 use crate::batch::EXACT_INTEGER;
-use crate::catalog::Table;
+use crate::catalog::{CatalogRequest, Table};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::memtable::Memtable;
 use crate::scan::ScanRequest;
 use crate::version::Version;
-use crate::write::CatalogRequest;
 
 /// Whether a column of one type can become one of the other.
 fn is_wider(from: PhysicalType, to: PhysicalType) -> bool {

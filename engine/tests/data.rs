@@ -170,7 +170,7 @@ fn build(engine: &Engine, batch: &Batch, state: Option<State>) -> Result<WriteBa
 }
 
 /// The filters of a query's tags.
-fn filters(table: &Table, tags: &[(String, BTreeSet<Option<String>>)]) -> Vec<TagFilter> {
+pub(crate) fn filters(table: &Table, tags: &[(String, BTreeSet<Option<String>>)]) -> Vec<TagFilter> {
     let id = |name: &String| table.column(name).unwrap_or_else(|| panic!("no column {name}")).id;
     tags.iter().map(|(tag, values)| TagFilter { column: id(tag), values: values.clone() }).collect()
 }

@@ -193,6 +193,7 @@ impl Model {
         }
         if query.limit.is_none() && query.values.is_empty() {
             assert_same(table, query, &found, &expected);
+            crate::aggregate::check(engine, snapshot, table, query, &expected);
             return;
         }
         // Some of the rows, and each of them once.

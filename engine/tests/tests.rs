@@ -16,6 +16,7 @@ mod random;
 mod store;
 
 mod activity;
+mod aggregate;
 mod background;
 mod backup;
 mod backup_chain;

@@ -9,23 +9,30 @@ use sonde_storage_format::{
     Between, CatalogChange, Cell, Checkpoint, ChunkReader, Column, Cursor, Edit, FrameScan, ManifestHeader,
     Page, PageMeta, PhysicalType, Profile, Record, Result, RowsRecord, SEGMENT_HEADER_LEN, SegmentHeader,
     SeqNo, SeqRange, SeriesKey, TIME_COLUMN, Values, WalWriter, Writer, crc32, decode_edits, encode_edit,
-    encode_page_as, find_frame_after, limits, use_portable_code,
+    encode_page_as, find_frame_after, use_portable_code,
 };
 
 mod alloc;
+mod identity;
+/// Those of ingest, by which the code of `transport` goes.
+#[path = "../../ingest/src/limits.rs"]
+pub mod limits;
 /// The codec alone: the rest of its crate would bring the gRPC stack into a build that is to take seconds.
 #[path = "../../proto/src/mqtt/mod.rs"]
 pub mod mqtt;
 pub mod shape;
+mod transport;
 
 pub use alloc::LIMIT;
+pub use identity::{jwt, scram};
 use mqtt::{Packet, Version};
+pub use transport::{proxy, websocket};
 
 /// A target: it takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets by name: that of their binary in `targets/` and of their corpus in `corpus/`.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("page", page),
     ("chunk", chunk),
     ("wal", wal),
@@ -34,6 +41,10 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("catalog", catalog),
     ("series_key", series_key),
     ("mqtt", mqtt),
+    ("websocket", websocket),
+    ("proxy", proxy),
+    ("scram", scram),
+    ("jwt", jwt),
 ];
 
 /// A page, as it stands in a chunk behind its checksum: whichever way it is read, it says the same.
@@ -130,7 +141,7 @@ fn lies_in(column: &Column, row: usize, between: &Between<'_>) -> bool {
 }
 
 fn check_column(column: &Column) {
-    assert!(column.len() <= limits::ROW_GROUP_ROWS);
+    assert!(column.len() <= sonde_storage_format::limits::ROW_GROUP_ROWS);
     assert_eq!(column.cells.len(), column.values.len());
     if let Values::Text(texts) = &column.values {
         assert!(texts.iter().all(|text| std::str::from_utf8(text).is_ok()), "text that is no UTF-8");

@@ -10,6 +10,8 @@ pub const CONNECT_BYTES: usize = 64 << 10;
 pub const CLIENT_ID_BYTES: usize = 1024;
 /// How long a client may take to CONNECT.
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long a client whose CONNECT has come may wait until it is known who it is: others' passwords may come first.
+pub const RECOGNISE_TIME: Duration = Duration::from_secs(60);
 /// QoS 1 and 2 messages that a client may have in flight to us.
 pub const RECEIVE_MAXIMUM: u16 = 1024;
 /// QoS 1 and 2 messages that we have in flight to a client.
@@ -136,6 +138,10 @@ pub const TOPIC_ALIAS_MAXIMUM: u16 = 64;
 pub const TOPIC_ALIASES_OUT: u16 = 64;
 /// Bytes of the topics that a connection's aliases stand for, each way.
 pub const TOPIC_ALIAS_BYTES: usize = 16 << 10;
+/// Bytes of a Reason String, give or take what was being said.
+pub const REASON_BYTES: usize = 1024;
+/// Bytes of a topic or filter in a Reason String.
+pub const REASON_NAME_BYTES: usize = 200;
 /// Seconds of the longest keep alive that a client gets: the Server Keep Alive, unless `MqttOptions` has a shorter one.
 /// This one is none.
 pub const KEEP_ALIVE_MAXIMUM: u16 = u16::MAX;

@@ -15,11 +15,11 @@ const BORDERS: [u8; 16] = [0, 1, 2, 3, 4, 5, 0x0b, 0x15, 0x16, 0x26, 0x7f, 0x80,
 pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -31,7 +31,7 @@ impl Random {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
 }
@@ -73,7 +73,8 @@ fn case(random: &mut Random, exemplars: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-fn mutate(random: &mut Random, bytes: &mut Vec<u8>, exemplars: &[Vec<u8>]) {
+/// Changes one thing: a bit, a byte, a range, the end.
+pub(crate) fn mutate(random: &mut Random, bytes: &mut Vec<u8>, exemplars: &[Vec<u8>]) {
     if bytes.is_empty() {
         return;
     }

@@ -36,27 +36,32 @@ type Packets = BoxedStrategy<Model<'static>>;
 
 /// Any packet.
 pub(crate) fn packet(version: Version, whom: For) -> Packets {
+    Union::new(kinds(version, whom).into_iter().map(|(_, packets)| packets)).boxed()
+}
+
+/// The packets of each kind, by its name.
+pub(crate) fn kinds(version: Version, whom: For) -> Vec<(&'static str, Packets)> {
+    let ping = |packet| Just(Model::new(Body::Packet(packet), vec![])).boxed();
     let mut kinds = vec![
-        connect(version, whom),
-        connack(version),
-        publish(version, whom),
-        ack(version, Place::PubAck, Packet::PubAck),
-        ack(version, Place::PubRec, Packet::PubRec),
-        ack(version, Place::PubRel, Packet::PubRel),
-        ack(version, Place::PubComp, Packet::PubComp),
-        subscribe(version),
-        suback(version, Place::SubAck, Packet::SubAck),
-        unsubscribe(version),
-        suback(version, Place::UnsubAck, Packet::UnsubAck),
-        select(vec![Packet::PingReq, Packet::PingResp])
-            .prop_map(|ping| Model::new(Body::Packet(ping), vec![]))
-            .boxed(),
-        disconnect(version, whom),
+        ("CONNECT", connect(version, whom)),
+        ("CONNACK", connack(version)),
+        ("PUBLISH", publish(version, whom)),
+        ("PUBACK", ack(version, Place::PubAck, Packet::PubAck)),
+        ("PUBREC", ack(version, Place::PubRec, Packet::PubRec)),
+        ("PUBREL", ack(version, Place::PubRel, Packet::PubRel)),
+        ("PUBCOMP", ack(version, Place::PubComp, Packet::PubComp)),
+        ("SUBSCRIBE", subscribe(version)),
+        ("SUBACK", suback(version, Place::SubAck, Packet::SubAck)),
+        ("UNSUBSCRIBE", unsubscribe(version)),
+        ("UNSUBACK", suback(version, Place::UnsubAck, Packet::UnsubAck)),
+        ("PINGREQ", ping(Packet::PingReq)),
+        ("PINGRESP", ping(Packet::PingResp)),
+        ("DISCONNECT", disconnect(version, whom)),
     ];
     if version == Version::V5 && whom != For::MqttBytes {
-        kinds.push(auth());
+        kinds.push(("AUTH", auth()));
     }
-    Union::new(kinds).boxed()
+    kinds
 }
 
 fn connect(version: Version, whom: For) -> Packets {

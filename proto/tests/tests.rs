@@ -10,6 +10,7 @@ mod damage;
 mod exemplar;
 mod malformed;
 mod model;
+mod mutants;
 mod random;
 mod round_trip;
 mod standard;

@@ -4,25 +4,27 @@
 //! - A database is looked up exactly: `names.rs` has written the statement's names as they are stored.
 //! - A system table goes before a table of the engine, so that no table of that name can take its place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
-use parking_lot::RwLock;
 use sonde_engine::{Engine, Snapshot};
 
-use crate::context::{DEFAULT_DATABASE, SYSTEM_DATABASE, SystemTable};
 use crate::error::{Error, Result};
+use crate::registry::{SystemTable, SystemTables};
 use crate::table::SondeTable;
 
+/// The one catalog.
+pub(crate) const CATALOG: &str = "sonde";
+/// The database of names without one.
+pub(crate) const DEFAULT_DATABASE: &str = "public";
+/// The database of system tables.
+pub(crate) const SYSTEM_DATABASE: &str = "system";
 /// The database in which DataFusion describes all others.
 const INFORMATION_SCHEMA: &str = "information_schema";
-
-/// The system tables by name.
-pub(crate) type SystemTables = RwLock<BTreeMap<&'static str, Arc<dyn SystemTable>>>;
 
 /// Tables that stand in for those of the catalog, by database and name.
 pub(crate) type Overrides = HashMap<(String, String), Arc<dyn TableProvider>>;

@@ -25,9 +25,10 @@ use sonde_engine::limits::CHANGE_ATTEMPTS;
 use sonde_engine::{ColumnRole, Points, Snapshot, Table, TagFilter, TimeRange, Timestamp};
 
 use crate::catalog::{Overrides, check_writable};
-use crate::context::{Inner, Request, Session};
 use crate::error::{Error, Result};
 use crate::insert::whole_alias;
+use crate::planner::{Planner, Session, with_parameters};
+use crate::request::Request;
 use crate::rows::{Nulls, write_rows};
 use crate::statement::run::blocking;
 use crate::table::Pushed;
@@ -40,18 +41,18 @@ pub(crate) fn is_change(statement: &DataFusionStatement) -> bool {
 
 /// Runs the statement; one row tells how many points it changed.
 pub(crate) async fn run(
-    inner: &Inner,
+    planner: &Planner,
     statement: &DataFusionStatement,
     request: &Request,
 ) -> Result<SendableRecordBatchStream> {
     check_form(statement)?;
     let mut attempts = 0;
     loop {
-        let engine = inner.engine.clone();
+        let engine = planner.engine.clone();
         let snapshot = blocking(move || Ok(engine.fence()?)).await?;
-        let session = inner.session_on(snapshot.clone(), &request.database, Overrides::new());
-        let plan = inner.plan(&session, statement.clone()).await?;
-        let change = Change::new(inner, &session, &snapshot, inner.with_parameters(plan, request)?)?;
+        let session = planner.session_on(snapshot.clone(), &request.database, Overrides::new());
+        let plan = planner.plan(&session, statement.clone()).await?;
+        let change = Change::new(planner, &session, &snapshot, with_parameters(plan, request)?)?;
         attempts += 1;
         match change.run().await {
             Err(Error::Engine(sonde_engine::Error::Conflict(_))) if attempts < CHANGE_ATTEMPTS => {}
@@ -94,7 +95,7 @@ fn told(points: u64) -> Result<SendableRecordBatchStream> {
 
 /// A statement over one snapshot.
 struct Change<'a> {
-    inner: &'a Inner,
+    planner: &'a Planner,
     session: &'a Session,
     snapshot: &'a Snapshot,
     table: Arc<Table>,
@@ -103,7 +104,7 @@ struct Change<'a> {
 
 impl<'a> Change<'a> {
     fn new(
-        inner: &'a Inner,
+        planner: &'a Planner,
         session: &'a Session,
         snapshot: &'a Snapshot,
         plan: LogicalPlan,
@@ -114,7 +115,7 @@ impl<'a> Change<'a> {
         let database = dml.table_name.schema().unwrap_or(&session.database);
         check_writable(database)?;
         let table = snapshot.catalog().require_table(database, dml.table_name.table())?;
-        Ok(Self { inner, session, snapshot, table: Arc::clone(table), dml })
+        Ok(Self { planner, session, snapshot, table: Arc::clone(table), dml })
     }
 
     async fn run(&self) -> Result<u64> {
@@ -166,7 +167,7 @@ impl<'a> Change<'a> {
             let counts = batch.columns().first().and_then(|column| column.as_primitive_opt::<Int64Type>());
             total += counts.map_or(0, |counts| counts.values().iter().sum::<i64>());
         }
-        let (engine, table) = (self.inner.engine.clone(), Arc::clone(&self.table));
+        let (engine, table) = (self.planner.engine.clone(), Arc::clone(&self.table));
         blocking(move || Ok(engine.delete_range(&table, time, &tags)?)).await?;
         Ok(total.unsigned_abs())
     }
@@ -181,7 +182,7 @@ impl<'a> Change<'a> {
         }
         let count = points.len() as u64;
         if count > 0 {
-            let (engine, table) = (self.inner.engine.clone(), Arc::clone(&self.table));
+            let (engine, table) = (self.planner.engine.clone(), Arc::clone(&self.table));
             blocking(move || Ok(engine.delete_points(&table, points)?)).await?;
         }
         Ok(count)
@@ -199,7 +200,7 @@ impl<'a> Change<'a> {
         self.check_assigned(columns.get(keys..).unwrap_or_default())?;
         let rows = LogicalPlanBuilder::from(LogicalPlan::clone(input)).project(columns)?.build()?;
         let mut points = Points::new(&self.table, self.snapshot);
-        let mut builder = self.inner.engine.batch();
+        let mut builder = self.planner.engine.batch();
         builder.begin_message();
         let everything = Timestamp::MIN..=Timestamp::from_nanos(i64::MAX - 1);
         let mut batches = self.execute(&rows).await?;
@@ -207,7 +208,7 @@ impl<'a> Change<'a> {
             let batch = batch?;
             let named = batch.project(&(0..keys).collect::<Vec<_>>());
             points.push(&self.table, &named.map_err(|error| Error::Internal(error.to_string()))?)?;
-            let now = || self.inner.engine.now();
+            let now = || self.planner.engine.now();
             let refused = write_rows(&mut builder, &self.table, &batch, &now, &everything, Nulls::Explicit)?;
             if let Some(error) = refused.first() {
                 return Err(Error::Invalid(format!("UPDATE: {}; nothing was changed", error.reason)));
@@ -215,7 +216,7 @@ impl<'a> Change<'a> {
         }
         let count = points.len() as u64;
         if let Some(batch) = builder.finish() {
-            let engine = self.inner.engine.clone();
+            let engine = self.planner.engine.clone();
             blocking(move || Ok(engine.update(batch, points)?)).await?;
         }
         Ok(count)
@@ -264,8 +265,8 @@ fn is_kept(expr: &Expr) -> bool {
 mod tests {
     use sonde_access::{Grants, Principal};
 
-    use crate::context::QueryEngine;
-    use crate::context::tests::{ask, ask_as, open, refusal};
+    use crate::QueryEngine;
+    use crate::tests::{ask, ask_as, open, refusal};
 
     const COUNT: &str = "SELECT count(*) FROM t";
 

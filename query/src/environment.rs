@@ -12,7 +12,7 @@ use datafusion::execution::object_store::ObjectStoreRegistry;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
 
-use crate::context::{CATALOG, DEFAULT_DATABASE};
+use crate::catalog::{CATALOG, DEFAULT_DATABASE};
 use crate::error::{Error, Result};
 use crate::limits::QUERY_TIMEOUT;
 

@@ -66,6 +66,14 @@ impl SondeScan {
     fn schema(&self) -> SchemaRef {
         self.scan.schema()
     }
+
+    pub(crate) fn scan(&self) -> &Arc<Scan> {
+        &self.scan
+    }
+
+    pub(crate) fn description(&self) -> &str {
+        &self.description
+    }
 }
 
 impl DisplayAs for SondeScan {

@@ -66,6 +66,15 @@ class Broker:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
 
+    def cpu_seconds(self):
+        """CPU time of all its threads, by the kernel's clock of that process (`clock_getcpuclockid`)."""
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    def anonymous_bytes(self):
+        """Memory that is no file's."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
     def check_alive(self, what):
         if self.process.poll() is not None:
             raise RuntimeError(f"{what} ended with {self.process.returncode}: {(self.folder / 'log').read_text()[-500:]}")
@@ -103,6 +112,7 @@ class Sonde(Broker):
         wait_until(lambda: self.check_alive("sonde") and endpoints.exists(), "sonde listens")
         found = json.loads(endpoints.read_text())
         self.port = int(found["mqtt"].rsplit(":", 1)[1])
+        self.tls_port = int(found["mqtts"].rsplit(":", 1)[1]) if "mqtts" in found else None
         self.http = found["http"]
         if not self.stored:
             self.sql("DROP SOURCE IF EXISTS default")
@@ -126,10 +136,10 @@ class Sonde(Broker):
 class Mosquitto(Broker):
     """Mosquitto as its package has it, but that it queues without limit: it would drop messages for a slow subscriber."""
 
-    def __init__(self, program, autosave=None):
+    def __init__(self, program, autosave=None, keys=None):
         super().__init__()
-        self.program, self.autosave = program, autosave
-        self.port = free_port()
+        self.program, self.autosave, self.keys = program, autosave, keys
+        self.port, self.tls_port = free_port(), keys and free_port()
 
     def start(self):
         lines = [
@@ -142,6 +152,10 @@ class Mosquitto(Broker):
         ]
         if self.autosave:
             lines += [f"persistence_location {self.folder}/", f"autosave_interval {self.autosave}"]
+        if self.keys:
+            certificate, key = self.keys.server
+            lines += [f"listener {self.tls_port} 127.0.0.1", f"certfile {certificate}", f"keyfile {key}"]
+            lines += [f"cafile {self.keys.ca}"]
         config = self.folder / "mosquitto.conf"
         config.write_text("\n".join(lines) + "\n")
         self.spawn(self.program, "-c", config)

@@ -350,11 +350,7 @@ fn decode_table(cursor: &mut Cursor<'_>) -> Result<TableDef> {
         1 => TableKind::Events,
         other => return Err(cursor.invalid("a known table kind", other.into())),
     };
-    let open = match cursor.u8()? {
-        0 => false,
-        1 => true,
-        other => return Err(cursor.invalid("0 or 1", other.into())),
-    };
+    let open = cursor.flag()?;
     let options = decode_options(cursor)?;
     let count = cursor.count(COLUMNS, 7)?;
     let columns = (0..count).map(|_| decode_column(cursor)).collect::<Result<_>>()?;

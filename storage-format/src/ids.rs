@@ -59,6 +59,12 @@ pub struct SeqRange {
 }
 
 impl SeqRange {
+    /// Whether the ranges share a sequence number.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// The smallest range that covers both.
     #[must_use]
     pub fn union(self, other: Self) -> Self {

@@ -64,6 +64,12 @@ impl TimeRange {
         self.start < other.end && other.start < self.end
     }
 
+    /// The smallest range that covers both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+
     /// What both ranges have in common; empty where they have nothing.
     #[must_use]
     pub fn intersect(&self, other: &Self) -> Self {

@@ -152,13 +152,21 @@ fn check_vectors(random: &mut Random, page: &Page<'_>, column: &Column) {
 
     let mut scanned = Vec::new();
     let vectors = vectors.start.min(page.vectors())..vectors.end.min(page.vectors());
-    let scan = page.scan_floats(vectors, |values| {
+    let scan = page.scan_floats(vectors.clone(), |values| {
         assert!(values.len() <= VECTOR_VALUES);
         scanned.extend_from_slice(values);
     });
+    let mut words = Vec::new();
+    let scan_words = page.scan_words(vectors, |values| {
+        assert!(values.len() <= VECTOR_VALUES);
+        words.extend_from_slice(values);
+    });
+    let sign = |value: &i64| value.cast_unsigned() ^ (1 << 63);
     match wanted {
         Values::Float(wanted) => assert_eq!((scan, bits(&scanned)), (Ok(()), bits(&wanted))),
-        _ => assert!(scan.is_err() && scanned.is_empty()),
+        Values::Int(wanted) => assert_eq!((scan_words, words), (Ok(()), wanted.iter().map(sign).collect())),
+        Values::UInt(wanted) => assert_eq!((scan_words, words), (Ok(()), wanted)),
+        _ => assert!(scan.is_err() && scan_words.is_err() && scanned.is_empty() && words.is_empty()),
     }
 }
 

@@ -211,6 +211,7 @@ fn damage_never_panics() {
             PhysicalType::Text => Between::Text(b"off", b"r"),
         });
         let _ = page.scan_floats(0..page.vectors(), |values| assert!(values.len() <= VECTOR_VALUES));
+        let _ = page.scan_words(0..page.vectors(), |words| assert!(words.len() <= VECTOR_VALUES));
         (0..page.vectors()).for_each(|vector| drop(page.codec(vector)));
     };
     for exemplar in exemplars::all() {

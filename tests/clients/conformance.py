@@ -7,7 +7,8 @@ that fails on every broker is wrong. Answers that the standard leaves open are t
 import os
 
 import pytest
-from mqtt_wire import CONNACK, DISCONNECT, V5, V31, V311, Wire
+from mqtt_packet import CONNACK, DISCONNECT, V31, V311, V5
+from mqtt_wire import Wire
 from support import unique
 
 NAMES = {V31: "3.1", V311: "3.1.1", V5: "5.0"}
@@ -17,7 +18,9 @@ every_qos = pytest.mark.parametrize("qos", [0, 1, 2])
 # Another broker may remember an earlier run.
 RUN = f"x{os.getpid()}-" if os.environ.get("MQTT_BROKER") else "x"
 OTHER_BROKER = os.environ.get("MQTT_BROKER")
-ours_only = pytest.mark.skipif(bool(OTHER_BROKER), reason="this test sets up a sonde server, and MQTT_BROKER names another broker")
+ours_only = pytest.mark.skipif(
+    bool(OTHER_BROKER), reason="this test sets up a sonde server, and MQTT_BROKER names another broker"
+)
 
 
 def covers(v5="", v311=""):
@@ -81,13 +84,3 @@ class Broker:
     def close(self):
         for wire in self.wires:
             wire.socket.close()
-
-
-def broker_refusal(broker, packets):
-    """All bytes that the server says to these until it closes, whatever form they have."""
-    wire = broker.wire()
-    wire.send(packets)
-    said = b""
-    while more := wire.socket.recv(100):
-        said += more
-    return said

@@ -156,7 +156,7 @@ class PacedPublisher(Publisher):
             self.sent += 1
 
 
-def sample(server, asker, publishers, began):
+def sample(server, publishers, began):
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     anonymous = int(status.split("RssAnon:")[1].split()[0]) / 1024
     files = [path for path in server.data_dir.rglob("*") if path.is_file()]
@@ -221,7 +221,7 @@ def soak(server, minutes):
         for publisher in publishers:
             publisher.feed()
         if not samples or time.monotonic() - began >= samples[-1]["second"] + 1:
-            samples.append(sample(server, asker, publishers, began))
+            samples.append(sample(server, publishers, began))
             for who in threads:
                 assert not who.ended, f"{type(who).__name__} ended"
         time.sleep(0.02)  # the pace of the load

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -53,6 +54,12 @@ def tool(name, package="mosquitto-clients"):
     if path is None:
         pytest.skip(f"{name} is not installed (apt-get install {package})")
     return path
+
+
+def free_port():
+    """A port of loopback for a server that is to come back on it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
 
 
 def run(*command, env=None, code=0, input=None, cwd=None):

@@ -1,41 +1,12 @@
-"""Enhanced authentication (section 4.12) with SCRAM-SHA-256, whose client is written here after RFC 5802 and 7677."""
-
-import base64
-import hashlib
-import hmac
-import os
+"""Enhanced authentication (section 4.12) with SCRAM-SHA-256."""
 
 import pytest
 from conformance import covers
-from mqtt_wire import AUTH, CONNACK, DISCONNECT, auth, connect
+from mqtt_packet import AUTH, CONNACK, DISCONNECT, auth, connect
+from scram import AGAIN, CONTINUE, METHOD, Scram, data
 from support import unique
 
-METHOD, PASSWORD = "SCRAM-SHA-256", "correct horse battery"
-
-
-class Scram:
-    """One exchange of a client."""
-
-    def __init__(self, user, password=PASSWORD):
-        self.password, self.nonce = password, base64.b64encode(os.urandom(18)).decode()
-        self.bare = f"n={user},r={self.nonce}"
-        self.first = f"n,,{self.bare}".encode()
-
-    def final(self, challenge):
-        fields = dict(part.split("=", 1) for part in challenge.decode().split(","))
-        assert fields["r"].startswith(self.nonce) and fields["r"] != self.nonce
-        assert int(fields["i"]) >= 4096
-        salted = hashlib.pbkdf2_hmac("sha256", self.password.encode(), base64.b64decode(fields["s"]), int(fields["i"]))
-        key = hmac.digest(salted, b"Client Key", "sha256")
-        without_proof = f"c=biws,r={fields['r']}"
-        message = f"{self.bare},{challenge.decode()},{without_proof}".encode()
-        signature = hmac.digest(hashlib.sha256(key).digest(), message, "sha256")
-        proof = bytes(a ^ b for a, b in zip(key, signature, strict=True))
-        self.server_signature = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
-        return f"{without_proof},p={base64.b64encode(proof).decode()}".encode()
-
-    def check(self, last):
-        assert last == b"v=" + base64.b64encode(self.server_signature), "the server does not know the password"
+PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
@@ -47,23 +18,19 @@ def user(broker):
     return name
 
 
-def data(scram):
-    return {"authentication_method": METHOD, "authentication_data": scram}
-
-
 def begin(broker, user, password=PASSWORD, **props):
     """CONNECT up to the challenge."""
     wire, scram = broker.wire(), Scram(user, password)
     wire.send(connect(5, unique("c"), props={**data(scram.first), **props}))
     challenge = wire.next()
-    assert (challenge.kind, challenge.reason) == (AUTH, 0x18), challenge
+    assert (challenge.kind, challenge.reason) == (AUTH, CONTINUE), challenge
     assert challenge.props["authentication_method"] == METHOD
     return wire, scram, challenge
 
 
 def come_in(broker, user):
     wire, scram, challenge = begin(broker, user)
-    wire.send(auth(0x18, data(scram.final(challenge.props["authentication_data"]))))
+    wire.send(auth(CONTINUE, data(scram.final(challenge.props["authentication_data"]))))
     connack = wire.next()
     assert (connack.kind, connack.reason) == (CONNACK, 0), connack
     assert connack.props["authentication_method"] == METHOD
@@ -81,7 +48,7 @@ def test_challenges_fit_the_clients_maximum(broker, user):
     """A challenge that does not fit cannot be sent, so a small client gets it without further properties."""
     wire, _, challenge = begin(broker, user, maximum_packet_size=256)
     assert challenge.size <= 256
-    wire.send(auth(0x18, data(b"nonsense")))
+    wire.send(auth(CONTINUE, data(b"nonsense")))
     assert all(packet.size <= 256 for packet in wire.until_closed())
 
 
@@ -93,7 +60,7 @@ def test_a_refusal_closes(broker, user, wrong):
     props = data(b"c=biws,r=x,p=AAAA" if wrong == "proof" else final)
     if wrong == "method":
         props["authentication_method"] = "SCRAM-SHA-1"
-    wire.send(auth(0x18, props))
+    wire.send(auth(CONTINUE, props))
     said = wire.until_closed()
     assert [p.kind for p in said] in ([CONNACK], []) and all(p.reason >= 0x80 for p in said)
     broker.serves()
@@ -101,11 +68,11 @@ def test_a_refusal_closes(broker, user, wrong):
 
 @covers(v5="4.12.1-1 4.12.0-5 3.15.2-1")
 def test_authenticating_again(broker, user):
-    wire, scram = come_in(broker, user), Scram(user)
-    wire.send(auth(0x19, data(scram.first)))
+    wire, scram = come_in(broker, user), Scram(user, PASSWORD)
+    wire.send(auth(AGAIN, data(scram.first)))
     challenge = wire.expect(AUTH)
-    assert (challenge.reason, challenge.props["authentication_method"]) == (0x18, METHOD)
-    wire.send(auth(0x18, data(scram.final(challenge.props["authentication_data"]))))
+    assert (challenge.reason, challenge.props["authentication_method"]) == (CONTINUE, METHOD)
+    wire.send(auth(CONTINUE, data(scram.final(challenge.props["authentication_data"]))))
     done = wire.expect(AUTH)
     assert (done.reason, done.props["authentication_method"]) == (0x00, METHOD)
     scram.check(done.props["authentication_data"])
@@ -119,9 +86,9 @@ def test_a_failed_second_authentication_closes(broker, user, wrong):
     props = data(scram.first)
     if wrong == "method":
         props["authentication_method"] = "PLAIN"
-    wire.send(auth(0x19, props))
+    wire.send(auth(AGAIN, props))
     if wrong == "password":
         challenge = wire.expect(AUTH)
-        wire.send(auth(0x18, data(scram.final(challenge.props["authentication_data"]))))
+        wire.send(auth(CONTINUE, data(scram.final(challenge.props["authentication_data"]))))
     said = wire.until_closed()
     assert said[-1].kind == DISCONNECT and said[-1].reason >= 0x80

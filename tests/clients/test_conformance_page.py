@@ -7,7 +7,9 @@ from conformance_page import PAGE, count, made
 def test_the_page_names_the_tests_that_there_are():
     text, _, wrong = made(PAGE.read_text())
     assert wrong == []
-    assert PAGE.read_text() == text, "run python tests/clients/conformance_page.py, it writes the names of the tests into the page"
+    assert PAGE.read_text() == text, (
+        "run python tests/clients/conformance_page.py, it writes the names of the tests into the page"
+    )
 
 
 @pytest.mark.parametrize("version, least", [("v5", 240), ("v311", 135)])

@@ -6,13 +6,12 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
+from documents import blocks, inline
 from paho_client import Client
 from support import TIME_S, run, tool, unique
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 AS_JSON = ["-H", "Content-Type: application/json", "--data-binary"]
 
 
@@ -35,9 +34,8 @@ def curl_commands():
     """Every shell block and every inline command of the documents in which curl is run."""
     found = []
     for name in ("http.md", "first-hour.md"):
-        text = (DOCS / name).read_text()
-        blocks = [block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "curl" in block]
-        found += [(name, command) for command in blocks + re.findall(r"`(curl [^`]*)`", text)]
+        scripts = [text for _, text in blocks(name, "sh") if "curl" in text]
+        found += [(name, command) for command in scripts + inline(name, "curl")]
     return found
 
 

@@ -16,6 +16,7 @@ all. Packages are pinned here, and everything that is fetched or built lies in S
 
 import itertools
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from pathlib import Path
 
 import pytest
 from conformance import Broker
-from mqtt_wire import V5
-from support import CLIENT_SECONDS, servers, tool, unique
+from mqtt_packet import V5
+from support import servers, tool, unique
 
 trustme = pytest.importorskip("trustme", reason="trustme is not installed")
 
@@ -34,13 +35,19 @@ CACHE = Path(
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sonde" / "interop"
 )
 BUILD_SECONDS = 300
+RUN_SECONDS = 150  # a driver gives up by itself before that
 MQTT_JS = "mqtt@5.16.0"
-PAHO_JAVA = ("org.eclipse.paho:org.eclipse.paho.client.mqttv3:1.2.5", "org.eclipse.paho:org.eclipse.paho.mqttv5.client:1.2.5")
+PAHO_JAVA = (
+    "org.eclipse.paho:org.eclipse.paho.client.mqttv3:1.2.5",
+    "org.eclipse.paho:org.eclipse.paho.mqttv5.client:1.2.5",
+)
 
-VERSIONS, QOS, TRANSPORTS = ("3.1.1", "5"), (0, 1, 2), ("tcp", "tls", "ws")
+# The transports, and the listeners for them.
+DOORS = {"tcp": "mqtt", "tls": "mqtts", "ws": "mqtt_ws", "wss": "mqtt_wss"}
+VERSIONS, QOS = ("3.1.1", "5"), (0, 1, 2)
 SCENARIOS = ("resume", "will", "retained", "echo")
 # The session of a client that is away is not bound to keep messages of QoS 0.
-ALL = [case for case in itertools.product(VERSIONS, QOS, TRANSPORTS, SCENARIOS) if (case[1], case[3]) != (0, "resume")]
+ALL = [case for case in itertools.product(VERSIONS, QOS, DOORS, SCENARIOS) if (case[1], case[3]) != (0, "resume")]
 
 
 def pairs(case):
@@ -80,13 +87,15 @@ def c_driver(into):
 def js_driver(into):
     node, npm = tool("node", "nodejs"), tool("npm", "npm")
     if not (into / "node_modules" / "mqtt").exists():
-        build(npm, "install", "--prefix", str(into), "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", MQTT_JS)
+        quiet = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+        build(npm, "install", "--prefix", str(into), *quiet, MQTT_JS)
     driver = shutil.copy(HERE / "mqttjs" / "driver.js", into)
     return [node, driver]
 
 
 def java_driver(into):
-    java, javac, maven = tool("java", "default-jdk-headless"), tool("javac", "default-jdk-headless"), tool("mvn", "maven")
+    jdk = "default-jdk-headless"
+    java, javac, maven = tool("java", jdk), tool("javac", jdk), tool("mvn", "maven")
     for artifact in PAHO_JAVA:
         _, name, version = artifact.split(":")
         if not (into / f"{name}-{version}.jar").exists():
@@ -96,7 +105,8 @@ def java_driver(into):
 
 
 def go_driver(into):
-    build(tool("go", "golang-go"), "build", "-o", str(into / "driver"), ".", cwd=HERE / "paho-go", env={**os.environ, "GOFLAGS": "-mod=readonly"})
+    environment = {**os.environ, "GOFLAGS": "-mod=readonly"}
+    build(tool("go", "golang-go"), "build", "-o", str(into / "driver"), ".", cwd=HERE / "paho-go", env=environment)
     return [str(into / "driver")]
 
 
@@ -129,20 +139,16 @@ def place(tmp_path_factory, request):
         part.write_to_path(str(directory / "cert.pem"), append=n > 0)
     other = os.environ.get("MQTT_BROKER")
     if other:
-        # tcp[,ws[,tls]]: a broker that lets anybody in, its certificate from MQTT_BROKER_CA.
-        urls = dict(zip(("tcp", "ws", "tls"), other.split(","), strict=False))
+        # tcp[,ws[,tls[,wss]]]: a broker that lets anybody in, its certificate from MQTT_BROKER_CA.
+        urls = dict(zip(("tcp", "ws", "tls", "wss"), other.split(","), strict=False))
         yield urls, os.environ.get("MQTT_BROKER_CA", "")
         return
     binary = request.getfixturevalue("binary")
-    known = subprocess.run([binary, "config", "show", "--effective"], capture_output=True, text=True, timeout=CLIENT_SECONDS).stdout
-    settings = []
-    if "mqtt.tls_listen" in known:
-        settings = [f"tls.cert={directory}/cert.pem", f"tls.key={directory}/key.pem"]
-        settings += [f"mqtt.{door}_listen=127.0.0.1:0" for door in ("tls", "ws", "wss")]
+    settings = [f"tls.cert={directory}/cert.pem", f"tls.key={directory}/key.pem"]
+    settings += ["mqtt.tls_listen=127.0.0.1:0", "mqtt.wss_listen=127.0.0.1:0"]
     with servers(binary, tmp_path_factory) as make:
-        endpoints = make(*settings).endpoints
-        doors = {"tcp": "mqtt", "tls": "mqtts", "ws": "mqtt_ws"}
-        yield {t: endpoints[door] for t, door in doors.items() if door in endpoints}, str(directory / "ca.pem")
+        server = make(*settings)
+        yield {transport: server.endpoints[door] for transport, door in DOORS.items()}, str(directory / "ca.pem")
 
 
 class Run:
@@ -154,14 +160,16 @@ class Run:
         if transport not in urls:
             pytest.skip(f"the server has no listener for {transport}")
         host, port = urls[transport].rsplit(":", 1)
-        url = f"{transport}://{'localhost' if transport == 'tls' else host}:{port}" + "/mqtt" * (transport == "ws")
+        secure, path = transport in ("tls", "wss"), "/mqtt" if transport in ("ws", "wss") else ""
+        url = f"{transport}://{'localhost' if secure else host}:{port}{path}"
         self.client_id, self.topic = unique(f"interop{os.getpid()}x"), f"interop/{unique(str(os.getpid()))}"
-        self.command = [*driver, self.scenario, version, str(qos), url, ca if transport == "tls" else "", self.client_id, self.topic]
+        connection = version, str(qos), url, ca if secure else "", self.client_id, self.topic
+        self.command = [*driver, self.scenario, *connection]
         host, port = urls["tcp"].rsplit(":", 1)
         self.broker = Broker((host, int(port)))
 
     def lines(self, said=""):
-        done = subprocess.run(self.command, input=said, capture_output=True, text=True, timeout=CLIENT_SECONDS)
+        done = subprocess.run(self.command, input=said, capture_output=True, text=True, timeout=RUN_SECONDS)
         assert done.returncode == 0, f"{self.command} ended with {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout.splitlines()
 
@@ -186,6 +194,7 @@ def will(run, qos):
     watcher.subscribe((run.topic, 2))
     with subprocess.Popen(run.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert select.select([process.stdout], [], [], RUN_SECONDS)[0], f"{run.command} says nothing"
             assert process.stdout.readline() == "ready\n"
         finally:
             process.kill()
@@ -193,7 +202,11 @@ def will(run, qos):
     assert (found.payload, found.qos) == (b"gone", qos)
 
 
-@pytest.mark.parametrize("case", ALL if os.environ.get("SONDE_INTEROP") == "all" else pairwise(ALL), ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize(
+    "case",
+    ALL if os.environ.get("SONDE_INTEROP") == "all" else pairwise(ALL),
+    ids=lambda case: "-".join(map(str, case)),
+)
 def test_client(driver, place, case):
     run = Run(driver, place, case)
     try:

@@ -25,7 +25,7 @@ def numbers(client, count):
 def session(server, client):
     columns = "state, queued, queued_bytes, dropped, dropped_queue_full, dropped_gone"
     (row,) = server.sql(f"SELECT {columns} FROM system.sessions WHERE client = '{client}'")
-    return dict(zip(columns.split(", "), row))
+    return dict(zip(columns.split(", "), row, strict=True))
 
 
 def away(server, name, topic_filter, qos=1, protocol=V5):

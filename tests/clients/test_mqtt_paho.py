@@ -1,12 +1,10 @@
 """MQTT 3.1.1 and 5.0 with paho-mqtt: what is published arrives, is stored, and survives what it has to survive."""
 
-import socket
-
 import pytest
+from mqtt_packet import PUBLISH, SUBSCRIBE, connect, packet, text
+from mqtt_wire import Wire, connected
 from paho_client import ANSWER_SECONDS, V5, V311, Client
 from support import TIME_S, unique, wait_until
-
-CONNACK, DISCONNECT = 2, 14
 
 both_versions = pytest.mark.parametrize("protocol", [V311, V5], ids=["3.1.1", "5.0"])
 
@@ -221,40 +219,15 @@ def test_an_undecodable_message_is_a_dead_letter_and_acknowledged(server, protoc
     assert "value" in letters[0][1]
 
 
-def packet(first_byte, body):
-    assert len(body) < 128, "the length has one byte"
-    return bytes([first_byte, len(body)]) + body
-
-
-def connect_packet(protocol, name):
-    properties = b"\x00" if protocol == V5 else b""
-    return packet(0x10, b"\x00\x04MQTT" + bytes([protocol, 0x02, 0, 60]) + properties + bytes([0, len(name)]) + name)
-
-
 malformed = {
-    "QoS 3": packet(0x36, b"\x00\x01a\x00\x01"),
+    "QoS 3": packet(PUBLISH, text("a") + b"\x00\x01", 6),
     "a length of five bytes": b"\x30\xff\xff\xff\xff\x01",
-    "a topic beyond the packet": packet(0x30, b"\x00\xffa"),
-    "a wildcard in a topic": packet(0x30, b"\x00\x03a/#\x00"),
-    "a subscription without filters": packet(0x82, b"\x00\x01\x00"),
-    "a second CONNECT": connect_packet(V311, b"again"),
-    "a type that does not exist": packet(0x00, b""),
+    "a topic beyond the packet": packet(PUBLISH, b"\x00\xffa"),
+    "a wildcard in a topic": packet(PUBLISH, text("a/#") + b"\x00"),
+    "a subscription without filters": packet(SUBSCRIBE, b"\x00\x01\x00", 2),
+    "a second CONNECT": connect(V311, "again"),
+    "a type that does not exist": packet(0),
 }
-
-
-def packets_until_closed(connection):
-    """(type, body) of each packet that the server sends; ends with the connection."""
-    with connection.makefile("rb") as stream:
-        try:
-            while head := stream.read(2):
-                kind, digit = head
-                length, shift = digit & 127, 7
-                while digit & 128:
-                    (digit,) = stream.read(1)
-                    length, shift = length | (digit & 127) << shift, shift + 7
-                yield kind >> 4, stream.read(length)
-        except ConnectionResetError:
-            return
 
 
 @both_versions
@@ -263,21 +236,17 @@ def test_a_malformed_packet_closes_only_its_connection(server, protocol, sent):
     topic = f"{unique()}/x"
     with Client(server, protocol) as neighbour:
         neighbour.subscribe(topic)
-        with socket.create_connection(server.address("mqtt"), ANSWER_SECONDS) as connection:
-            connection.sendall(connect_packet(protocol, unique("raw").encode()) + sent)
-            answers = list(packets_until_closed(connection))
-        assert answers[0][0] == CONNACK
+        with connected(server.address("mqtt"), protocol) as wire:
+            end = wire.send(sent).ended()
         if protocol == V5:
-            kind, body = answers[-1]
-            assert kind == DISCONNECT and body[0] >= 0x80, "a reason code says what was wrong"
+            assert end.reason >= 0x80, "a reason code says what was wrong"
         neighbour.publish(topic, "1")
         neighbour.next_is(topic, "1")
 
 
 def test_what_is_not_mqtt_is_closed(server):
-    with socket.create_connection(server.address("mqtt"), ANSWER_SECONDS) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n")
-        assert list(packets_until_closed(connection)) == []
+    with Wire(server.address("mqtt")) as wire:
+        assert wire.send(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n").bytes_until_closed() == b""
     with Client(server) as client:
         client.publish(f"{unique()}/x", "1")
 

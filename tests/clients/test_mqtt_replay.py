@@ -5,10 +5,11 @@ import threading
 import time
 
 import pytest
+from mqtt_wire import connected
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho_client import ANSWER_SECONDS, V5, V311, Client
-from support import unique, wait_until
+from support import unique
 
 KEPT = "mqtt.raw_retention=1 hour"
 
@@ -124,20 +125,13 @@ def test_history_survives_kill9(make_server):
 def test_a_replay_needs_the_right_to_its_filter_and_a_time(server):
     token = server.create_token("--subscribe", "mine/#")
 
-    def codes(topic_filter, token=None):
-        got = []
-        client = Client.__new__(Client)
-        Client.__init__(client, server)
-        client.paho.on_subscribe = lambda _c, _u, _mid, codes, _p: got.extend(codes)
-        client.paho.subscribe(topic_filter, 1)
-        wait_until(lambda: got, "a SUBACK")
-        client.disconnect()
-        return got[0].value
+    def granted(*filters, **credentials):
+        with connected(server.address("mqtt"), **credentials) as wire:
+            return wire.subscribe(*((it, 1) for it in filters))
 
-    assert token
-    assert codes("$replay/yesterday/a") == 0x8F
-    assert codes("$replay/-1h/$share/g/a") == 0x8F
-    assert codes("$replay/-1h") == 0x8F
+    assert granted("$replay/yesterday/a", "$replay/-1h/$share/g/a", "$replay/-1h") == [0x8F] * 3
+    topics = ("$replay/-1h/mine/x", "$replay/-1h/other/x", "$replay/-1h/#")
+    assert granted(*topics, username="any", password=token) == [1, 0x87, 0x87]
 
 
 def test_a_slow_reader_gets_it_all(server):

@@ -162,7 +162,7 @@ def test_the_cut_between_rows_and_messages_is_exact(server, flush):
             client.paho.publish(f"{table}/{n % 7}", payload, 1).wait_for_publish(ANSWER_SECONDS)
         if flush:
             server.sql(f"FLUSH TABLE {table}")
-        for qos in (0, 1, 2):
+        for qos in (0, 1):
             client.subscribe(f"$replay/0/{table}/#", qos)
             found = replayed(client, end_of(client, f"{table}/end"))
             assert sorted(payload["n"] for _, payload in found) == list(range(count))
@@ -173,6 +173,13 @@ def test_the_cut_between_rows_and_messages_is_exact(server, flush):
                 (n for n in range(count) if n not in range(100, 200)), key=lambda n: times[n]
             )
             client.unsubscribe(f"$replay/0/{table}/#")
+        # Rows have the subscription's QoS, and those of 2 come behind those of 1 that were sent after them.
+        client.subscribe(f"$replay/0/{table}/#", 2)
+        found = []
+        while len(found) < count:
+            number = json.loads(client.next().payload)["n"]
+            found += [number] * (number >= 0)
+        assert sorted(found) == list(range(count))
 
 
 def test_no_gap_and_no_duplicate_while_others_publish(server):

@@ -1,54 +1,26 @@
 """What many subscriptions weigh, and that they come and go without a trace."""
 
 import contextlib
-import socket
-import struct
 
-from paho_client import ANSWER_SECONDS, Client
+from mqtt_packet import SUBACK, V311, subscribe
+from mqtt_wire import connected
+from paho_client import Client
 from support import unique, wait_until
 
 CLIENTS, PACKETS, FILTERS = 20, 10, 100  # a session has at most 1,024 subscriptions
 BYTES = 1024  # of memory for a subscription, in all structures together
 
 
-def length(count):
-    """A remaining length."""
-    digits = bytearray()
-    while True:
-        count, digit = divmod(count, 128)
-        digits.append(digit | (128 if count else 0))
-        if not count:
-            return bytes(digits)
-
-
-def packet(first_byte, body):
-    return bytes([first_byte]) + length(len(body)) + body
-
-
-def text(value):
-    return struct.pack(">H", len(value)) + value.encode()
-
-
 def subscriber(server, prefix, number):
     """A connection that has subscribed to a thousand filters, every other one with wildcards."""
-    connection = socket.create_connection(server.address("mqtt"), ANSWER_SECONDS)
-    sent = packet(0x10, text("MQTT") + bytes([4, 2, 0, 0]) + text(f"{prefix}-{number}"))
+    wire = connected(server.address("mqtt"), V311, f"{prefix}-{number}")
     for packet_id in range(1, PACKETS + 1):
-        body = struct.pack(">H", packet_id)
-        for n in range(FILTERS):
-            device = (number * PACKETS + packet_id) * FILTERS + n
-            name = f"acme/siteA/pump/d{device}/reading" if n % 2 else f"acme/+/pump/d{device}/#"
-            body += text(name) + b"\x01"
-        sent += packet(0x82, body)
-    connection.sendall(sent)
-    expected = 4 + PACKETS * (4 + FILTERS)  # CONNACK; each SUBACK, whose length has one byte
-    answers = b""
-    while len(answers) < expected:
-        received = connection.recv(1 << 16)
-        assert received, "the server closed the connection"
-        answers += received
-    assert 0x80 not in answers[4:], "a subscription was refused"
-    return connection
+        devices = range((number * PACKETS + packet_id) * FILTERS, (number * PACKETS + packet_id + 1) * FILTERS)
+        filters = [f"acme/siteA/pump/d{n}/reading" if n % 2 else f"acme/+/pump/d{n}/#" for n in devices]
+        wire.send(subscribe(V311, packet_id, [(it, 1) for it in filters]))
+    for packet_id in range(1, PACKETS + 1):
+        assert wire.next_is(SUBACK, packet_id).reasons == [1] * FILTERS
+    return wire
 
 
 def resident(server):

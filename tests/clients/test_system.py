@@ -1,5 +1,7 @@
 """System tables of storage and background work, and tables whose acknowledgements do not wait for the disk."""
 
+import itertools
+
 from support import unique
 
 
@@ -55,7 +57,7 @@ def test_the_log_says_why_it_is_there(server):
     assert [segment["state"] for segment in segments].count("active") == 1 and segments[-1]["state"] == "active"
     assert segments[-1]["last"] > segments[-1]["flushed_to"]
     assert all((server.data_dir / segment["path"]).stat().st_size == segment["bytes"] for segment in segments)
-    assert all(before["last"] + 1 == after["first"] for before, after in zip(segments, segments[1:]))
+    assert all(before["last"] + 1 == after["first"] for before, after in itertools.pairwise(segments))
 
 
 def test_a_buffered_table_survives_a_kill(make_server):

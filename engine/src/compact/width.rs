@@ -252,7 +252,7 @@ fn taken_together(lanes: &[Lane], width: i64) -> Vec<Lane> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::catalog::check_options;
+    use crate::catalog::check::check_options;
     use sonde_storage_format::{ChunkId, SeqNo, SeqRange};
 
     fn at(nanos: i64) -> Timestamp {

@@ -28,8 +28,7 @@ pub(crate) struct Rebuild<'a> {
 
 /// Whether two chunks hold rows of the same commits.
 fn overlap(a: &ChunkMeta, b: &ChunkMeta) -> bool {
-    let same = a.table == b.table && a.range.overlaps(&b.range);
-    same && a.seq.first <= b.seq.last && b.seq.first <= a.seq.last
+    a.table == b.table && a.range.overlaps(&b.range) && a.seq.overlaps(b.seq)
 }
 
 /// Whether `outer` holds all commits of `inner`.

@@ -5,11 +5,13 @@
 //! - Every source is in (key, time) order and holds a point at most once; the newest write of a field wins.
 //! - Groups of sources do not overlap in time, so each is merged alone and they can run in parallel.
 
+pub(crate) mod aggregate;
 pub(crate) mod batch;
 pub(crate) mod latest;
 pub(crate) mod merge;
 pub(crate) mod prune;
 pub(crate) mod source;
+pub(crate) mod total;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -219,6 +221,18 @@ impl Scan {
     #[must_use]
     pub fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn table(&self) -> &Arc<Table> {
+        &self.context.table
+    }
+
+    /// The columns of the batches.
+    #[must_use]
+    pub fn columns(&self) -> &[ColumnId] {
+        &self.columns
     }
 
     /// How many groups there are, at most so many partitions are useful.

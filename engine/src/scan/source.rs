@@ -175,9 +175,9 @@ fn window_rows(context: &ScanContext, inputs: usize) -> usize {
 
 /// The rows of a row group that one series has, and its rank.
 #[derive(Debug)]
-struct Run {
-    rank: u32,
-    rows: Range<usize>,
+pub(super) struct Run {
+    pub(super) rank: u32,
+    pub(super) rows: Range<usize>,
 }
 
 impl ChunkSource {
@@ -197,17 +197,27 @@ impl ChunkSource {
     }
 
     /// Of a chunk that stays open for the next scan.
-    fn kept(inner: &Inner, context: &Arc<ScanContext>, chunk: &Arc<Chunk>, inputs: usize) -> Result<Self> {
+    pub(super) fn kept(
+        inner: &Inner,
+        context: &Arc<ScanContext>,
+        chunk: &Arc<Chunk>,
+        inputs: usize,
+    ) -> Result<Self> {
         let open = chunk.open()?;
         inner.open_chunks.keep(&open);
         Ok(Self { open: Some(open), alone: inputs == 1, ..Self::merged(context, chunk, inputs) })
     }
 
-    fn next_window(&mut self) -> Result<Option<Window>> {
-        let open = match &self.open {
+    /// The chunk, from here on open as long as the source.
+    pub(super) fn opened(&mut self) -> Result<Arc<OpenChunk>> {
+        Ok(match &self.open {
             Some(open) => Arc::clone(open),
             None => Arc::clone(self.open.insert(self.chunk.open()?)),
-        };
+        })
+    }
+
+    fn next_window(&mut self) -> Result<Option<Window>> {
+        let open = self.opened()?;
         let groups = open.columns.first().map_or(0, |time| time.pages.len());
         while self.left.is_empty() {
             if self.group == groups {
@@ -239,7 +249,7 @@ impl ChunkSource {
     }
 
     /// The rows of a row group that the scan wants.
-    fn wanted_of(&self, open: &OpenChunk, group: usize) -> Result<Vec<Run>> {
+    pub(super) fn wanted_of(&self, open: &OpenChunk, group: usize) -> Result<Vec<Run>> {
         let Some(time_page) = time_page(open, group) else { return Ok(Vec::new()) };
         let (first, last) = time_page.stats.range.unwrap_or_default();
         let (first, last) =
@@ -256,7 +266,8 @@ impl ChunkSource {
         Ok(runs)
     }
 
-    fn read(&self, open: &OpenChunk, group: usize, runs: &[Run]) -> Result<Window> {
+    /// These rows of a row group.
+    pub(super) fn read(&self, open: &OpenChunk, group: usize, runs: &[Run]) -> Result<Window> {
         let wanted = Wanted::of(runs);
         let mut columns = Vec::with_capacity(self.context.fields.len());
         for (id, kind) in self.context.fields.iter().zip(kinds(&self.context)) {
@@ -328,7 +339,8 @@ impl ChunkSource {
     }
 }
 
-fn time_page(open: &OpenChunk, group: usize) -> Option<PageMeta> {
+/// The page of the times of a row group.
+pub(super) fn time_page(open: &OpenChunk, group: usize) -> Option<PageMeta> {
     open.columns.first().and_then(|time| time.pages.get(group).copied().flatten())
 }
 

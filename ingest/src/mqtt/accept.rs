@@ -21,7 +21,7 @@ use socket2::SockRef;
 
 use super::connection::{Connection, Parked};
 use super::guard::{Addresses, Flapping, Verdict, Who, counted};
-use super::options::{ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions};
+use super::options::{ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TenantLimits};
 use super::pace::{Meter, Pace};
 use super::stats::{Kind, Refused};
 use super::transport::{Socket, Stack, TlsStore, Transport};
@@ -238,6 +238,11 @@ impl Doors {
         self.limits.unread.as_secs()
     }
 
+    /// What the clients of one tenant may take together.
+    pub(super) fn tenant_limits(&self) -> TenantLimits {
+        self.limits.tenant
+    }
+
     /// Keeps a connection of a rush for a moment.
     fn turn_away(&mut self, socket: Socket, number: u64, now: Instant) {
         if self.turned_away.len() < TURNED_AWAY {
@@ -343,7 +348,7 @@ impl Worker {
         let meter = Meter::new(limits.messages_per_second, limits.bytes_per_second, Instant::now());
         let entry = self.connections.vacant_entry();
         let mut connection = Connection::new(transport, peer, place, door.kind, now);
-        (connection.counted, connection.meter) = (address, meter);
+        (connection.counted, connection.paced, connection.meter) = (address, meter.is_some(), meter);
         self.poll.registry().register(
             &mut connection.transport.socket,
             Token(entry.key()),

@@ -88,7 +88,7 @@ pub trait Authenticate: Send + Sync {
     fn renew(&self, principal: &Principal) -> Option<Arc<Principal>>;
 }
 
-/// Where the answer goes that takes long. A client that gets none is closed when its time for CONNECT is over.
+/// Where the answer goes that takes long. A client that gets none is closed after `RECOGNISE_TIME`.
 #[derive(Debug)]
 pub struct Later {
     inbox: Arc<Inbox>,
@@ -331,7 +331,7 @@ impl Worker {
                 Some(now) if now.has_rights_of(principal) => {}
                 Some(now) => {
                     *principal = Arc::clone(&now);
-                    changed.push((*session, now));
+                    changed.push((ConnectionKey { place, generation: *generation }, *session, now));
                 }
                 None => {
                     // Nobody is left under whose rights it would be published.
@@ -340,7 +340,10 @@ impl Worker {
                 }
             }
         }
-        changed.into_iter().for_each(|(session, principal)| self.recheck(session, &principal));
+        for (key, session, principal) in changed {
+            self.join_tenant(key, session, principal.tenant());
+            self.recheck(session, &principal);
+        }
         gone.into_iter().for_each(|key| self.refuse(key, ReasonCode::NOT_AUTHORIZED));
         let authenticate = Arc::clone(&self.authenticate);
         self.recheck_tails(|principal| authenticate.renew(principal));

@@ -12,6 +12,8 @@ use super::connection::Phase;
 use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
+use super::stats::Refused;
+use super::tenant::TENANT_FULL;
 use super::turn::{Answer, ConnectionKey};
 use super::will::{WILLS, Will};
 use super::worker::Worker;
@@ -52,9 +54,20 @@ impl Worker {
             tracing::info!(client = client_id, principal = principal.name, "the session is someone else's");
             return self.refuse_connect(key, ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2);
         }
+        if !self.has_place_for(client_id, &principal) {
+            self.stats.refuse(Refused::Tenant);
+            tracing::info!(
+                client = client_id,
+                principal = principal.name,
+                tenant = principal.tenant(),
+                "MQTT client refused: its tenant has as many connections as it may"
+            );
+            return self.refuse_connect_because(key, ReasonCode::QUOTA_EXCEEDED, 3, TENANT_FULL);
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
         let will = Will::of(connect);
         let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);
+        self.join_tenant(key, session, principal.tenant());
         let granted = Granted {
             present: present && !connect.is_3_1,
             expiry,

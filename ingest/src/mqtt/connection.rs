@@ -35,6 +35,8 @@ pub(super) enum Phase {
 pub(super) enum Parked {
     /// It is over one of its rates.
     Rate,
+    /// Its tenant is, and others of the tenant are read before it.
+    Tenant,
     /// Its client takes too little of what waits for it.
     Clogged,
 }
@@ -51,6 +53,8 @@ pub(super) struct Connection {
     pub(super) door: usize,
     /// The address that it takes a place of.
     pub(super) counted: Option<IpAddr>,
+    /// The tenant that it takes a place of.
+    pub(super) tenant: Option<Arc<str>>,
     pub(super) phase: Phase,
     pub(super) version: Version,
     /// Seconds of silence that end it; 0 is for ever.
@@ -79,6 +83,10 @@ pub(super) struct Connection {
     pub(super) stuck_since: Option<u64>,
     /// Its rates, where there are any.
     pub(super) meter: Option<Box<Meter>>,
+    /// Whether it, or its tenant, has rates.
+    pub(super) paced: bool,
+    /// Whether it has waited for its tenant and may be read before the others that wait.
+    pub(super) has_turn: bool,
     /// Whether the socket may have more to read.
     pub(super) readable: bool,
     /// Why it is not read for now, although it is readable.
@@ -107,6 +115,7 @@ impl Connection {
             kind,
             door,
             counted: None,
+            tenant: None,
             phase: Phase::Opening,
             version: Version::V311,
             keep_alive: 0,
@@ -122,6 +131,8 @@ impl Connection {
             written: 0,
             stuck_since: None,
             meter: None,
+            paced: false,
+            has_turn: false,
             readable: false,
             parked: None,
             has_rest: false,
@@ -144,7 +155,7 @@ impl Connection {
             return if self.ended { ReadResult::Closed(kept) } else { ReadResult::More(kept) };
         }
         // What is paced is read little by little: what would wait here anyway waits with the client.
-        let most = if self.meter.is_some() { kept + PACED_READ } else { buffer.len() };
+        let most = if self.paced { kept + PACED_READ } else { buffer.len() };
         let limit = most.min(buffer.len());
         let room = buffer.get_mut(kept..limit).unwrap_or_default();
         match self.transport.read(self.peer, room, scratch) {

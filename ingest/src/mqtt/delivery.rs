@@ -101,9 +101,17 @@ impl Worker {
                 session.backlog.fetched_to(seq);
                 session.push(delivery);
             }
-        } else if let Err(refused) = session.enqueue(delivery, &self.queue_limits) {
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.done_with(key, refused);
+        } else {
+            let refused = if self.tenants.may_wait(session, delivery.message.bytes() as u64) {
+                session.enqueue(delivery, &self.queue_limits).err()
+            } else {
+                session.count_dropped(Dropped::TenantFull, 1);
+                Some(delivery.stored)
+            };
+            if let Some(refused) = refused {
+                self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+                self.done_with(key, refused);
+            }
         }
         self.pump(key);
     }
@@ -119,7 +127,7 @@ impl Worker {
                 if unsent.overtakes && self.fetch(key) {
                     continue;
                 }
-                return;
+                return self.count_waiting(key);
             }
             // Places in flight became free, or there is more in the log.
             unsent.too_large.into_iter().for_each(|packet_id| self.give_up(key, packet_id));

@@ -14,7 +14,8 @@ use sonde_proto::mqtt::QoS;
 
 use super::exchange::{Done, InFlight, Next, Received};
 use super::message::Message;
-use super::session::{Delivery, Session, Stored, recover_from};
+use super::records::recover_from;
+use super::session::{Delivery, Session, Stored};
 use super::via::Via;
 
 const MESSAGES: u8 = 3;

@@ -50,6 +50,7 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
             dead_letters,
             queue_limits: options.queue,
             raw_retention: options.raw_retention,
+            early: options.early,
             offers: options.offers,
         };
         Worker::new(engine, poll, doors, options.authenticate, shared).run();

@@ -9,9 +9,11 @@ mod accept;
 mod alias;
 mod authenticate;
 mod backlog;
+mod commands;
 mod connect;
 mod connection;
 mod delivery;
+mod ending;
 mod exchange;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -25,6 +27,9 @@ mod pace;
 mod packets;
 mod past;
 mod publish;
+mod reading;
+mod reasons;
+mod records;
 mod replay;
 mod resolved;
 mod retained;
@@ -34,15 +39,19 @@ mod shared;
 mod sharing;
 mod stats;
 mod subscribe;
+mod subscription;
+mod sweep;
 mod sys;
 mod tables;
 mod tail;
+mod tenant;
 mod transport;
 mod trie;
 mod turn;
 mod via;
 mod will;
 mod worker;
+mod writing;
 
 use std::sync::Arc;
 
@@ -57,7 +66,8 @@ pub use listener::{Mqtt, start};
 pub use message::Message;
 pub use offline::{Overflow, QueueLimits};
 pub use options::{
-    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TlsFiles,
+    AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions,
+    TenantLimits, TlsFiles,
 };
 pub use stats::MqttStats;
 pub use tail::{Tail, TailEnd, TailError, TailEvent, TailMessage};

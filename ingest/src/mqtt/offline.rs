@@ -18,8 +18,9 @@ use super::backlog::{BASE_AT, Block, Manner, Waiting};
 use super::connection::Phase;
 use super::exchange::{Done, InFlight};
 use super::message::Message;
+use super::records::SEQ_AT;
 use super::router::SessionKey;
-use super::session::{Delivery, SEQ_AT, Session, Stored};
+use super::session::{Delivery, Session, Stored};
 use super::sharing::Outgoing;
 use super::subscribe::UNNUMBERED;
 use super::turn::{ConnectionKey, Undo};
@@ -30,11 +31,16 @@ use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, QUEUED_BYTES, QUEUED_BYTES_OF_A
 /// The sessions' cursor in the log.
 const CURSOR: &[u8] = b"mqtt sessions";
 
+/// Why a client is sent away for which too much waits.
+const TOO_MUCH_WAITS: &str = "more waits for this client, or for its tenant, than may";
+
 /// Why a message did not get to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dropped {
     /// Too much waited for the session.
     QueueFull,
+    /// Too much waited for the sessions of its tenant.
+    TenantFull,
     /// It is larger than the client takes.
     TooLarge,
     /// QoS 0, and the client did not read.
@@ -47,6 +53,7 @@ pub(super) enum Dropped {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Drops {
     pub(crate) queue_full: u64,
+    pub(crate) tenant_full: u64,
     pub(crate) too_large: u64,
     pub(crate) slow: u64,
     pub(crate) gone: u64,
@@ -56,6 +63,7 @@ impl Drops {
     pub(super) fn count(&mut self, why: Dropped, count: u64) {
         *match why {
             Dropped::QueueFull => &mut self.queue_full,
+            Dropped::TenantFull => &mut self.tenant_full,
             Dropped::TooLarge => &mut self.too_large,
             Dropped::Slow => &mut self.slow,
             Dropped::Gone => &mut self.gone,
@@ -63,7 +71,7 @@ impl Drops {
     }
 
     pub(crate) fn total(&self) -> u64 {
-        self.queue_full + self.too_large + self.slow + self.gone
+        self.queue_full + self.tenant_full + self.too_large + self.slow + self.gone
     }
 }
 
@@ -162,23 +170,24 @@ impl Worker {
         manner: Manner,
     ) -> Option<u32> {
         let bytes = out.message.bytes() as u64;
-        if !self.make_room(key, bytes) {
+        if let Err(why) = self.make_room(key, bytes) {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.sessions.get_mut(key)?.count_dropped(Dropped::QueueFull, 1);
+            self.sessions.get_mut(key)?.count_dropped(why, 1);
             return None;
         }
         let number = self.log_outgoing(out)?;
         self.sessions.get_mut(key)?.backlog.note(number, manner, bytes);
         self.queued_bytes += bytes;
+        self.count_waiting(key);
         self.note_backlog(key);
         Some(number)
     }
 
     /// Keeps a copy of a delivery, unless there is no room for it: whether it is kept.
     pub(super) fn keep_copy(&mut self, key: SessionKey, delivery: &Delivery) -> bool {
-        if !self.make_room(key, delivery.message.bytes() as u64) {
+        if let Err(why) = self.make_room(key, delivery.message.bytes() as u64) {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.sessions.get_mut(key).into_iter().for_each(|s| s.count_dropped(Dropped::QueueFull, 1));
+            self.sessions.get_mut(key).into_iter().for_each(|s| s.count_dropped(why, 1));
             return false;
         }
         let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
@@ -213,39 +222,41 @@ impl Worker {
         unreachable!("a packet is smaller than an empty batch")
     }
 
-    /// Whether a message of this size may wait for a session, once what the policy says has gone for it.
-    fn make_room(&mut self, key: SessionKey, bytes: u64) -> bool {
-        let limits = self.queue_limits;
-        let of_all = self.queued_bytes + bytes > QUEUED_BYTES_OF_ALL;
-        let Some(session) = self.sessions.get(key) else { return false };
-        if !of_all && !session.is_full(bytes, &limits) {
-            return true;
+    /// Why a message of this size may not wait for a session, if it may not.
+    fn is_too_much(&self, key: SessionKey, bytes: u64) -> Option<Dropped> {
+        let Some(session) = self.sessions.get(key) else { return Some(Dropped::QueueFull) };
+        if self.queued_bytes + bytes > QUEUED_BYTES_OF_ALL || session.is_full(bytes, &self.queue_limits) {
+            return Some(Dropped::QueueFull);
+        }
+        (!self.tenants.may_wait(session, bytes)).then_some(Dropped::TenantFull)
+    }
+
+    /// Lets what the policy says go for a message of this size that is to wait; fails where that is not enough.
+    fn make_room(&mut self, key: SessionKey, bytes: u64) -> Result<(), Dropped> {
+        if self.is_too_much(key, bytes).is_none() {
+            return Ok(());
         }
         self.drop_expired(key);
-        let Some(session) = self.sessions.get(key) else { return false };
-        if !of_all && !session.is_full(bytes, &limits) {
-            return true;
-        }
-        let place = session.connection;
-        match limits.overflow {
-            Overflow::DropNew => false,
-            Overflow::Disconnect => {
-                let place = place.and_then(|place| Some((place, self.connections.get(place)?)));
-                if let Some((place, (generation, _))) = place.filter(|(_, (_, c))| !c.closing) {
-                    let key = ConnectionKey { place, generation: *generation };
-                    self.refuse(key, ReasonCode::QUOTA_EXCEEDED);
+        while let Some(why) = self.is_too_much(key, bytes) {
+            match self.queue_limits.overflow {
+                Overflow::DropNew => return Err(why),
+                Overflow::Disconnect => {
+                    let place = self.sessions.get(key).and_then(|session| session.connection);
+                    let place = place.and_then(|place| Some((place, self.connections.get(place)?)));
+                    if let Some((place, (generation, _))) = place.filter(|(_, (_, c))| !c.closing) {
+                        let key = ConnectionKey { place, generation: *generation };
+                        self.refuse_because(key, ReasonCode::QUOTA_EXCEEDED, TOO_MUCH_WAITS);
+                    }
+                    return Err(why);
                 }
-                false
-            }
-            Overflow::DropOldest => {
-                while self.sessions.get(key).is_some_and(|session| session.is_full(bytes, &limits)) {
-                    if !self.drop_oldest(key) {
-                        return false;
+                Overflow::DropOldest => {
+                    if !self.drop_oldest(key, why) {
+                        return Err(why);
                     }
                 }
-                !of_all
             }
         }
+        Ok(())
     }
 
     /// Drops what has expired of what is in memory.
@@ -259,7 +270,7 @@ impl Worker {
     }
 
     /// Drops the oldest message that waits and is not in flight; `false` where there is none.
-    fn drop_oldest(&mut self, key: SessionKey) -> bool {
+    fn drop_oldest(&mut self, key: SessionKey, why: Dropped) -> bool {
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let stored = match session.take_first() {
             Some(delivery) => delivery.stored,
@@ -268,7 +279,7 @@ impl Worker {
                 None => return false,
             },
         };
-        session.count_dropped(Dropped::QueueFull, 1);
+        session.count_dropped(why, 1);
         self.stats.dropped.fetch_add(1, Ordering::Relaxed);
         self.done_with(key, stored);
         true
@@ -290,6 +301,7 @@ impl Worker {
                 self.note_backlog(key);
             }
         }
+        self.count_waiting(key);
     }
 
     /// The present turn records what is left of a session's backlog.

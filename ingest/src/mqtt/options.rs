@@ -14,7 +14,7 @@ pub struct MqttOptions {
     pub listeners: Vec<ListenerOptions>,
     /// The server's certificate; needed by listeners with TLS.
     pub tls: Option<TlsFiles>,
-    /// What one connection, one address and one listener may take.
+    /// What one connection, one address, one listener and one tenant may take.
     pub limits: ConnectionLimits,
     /// Who may come in.
     pub authenticate: Arc<dyn Authenticate>,
@@ -24,6 +24,9 @@ pub struct MqttOptions {
     pub queue: QueueLimits,
     /// How long messages that no source but `default` takes stay in the log for replays; zero is not at all.
     pub raw_retention: Duration,
+    /// Topic filters whose messages reach subscribers that are connected before they are stored: sooner on a slow disk, but
+    /// a crash may undo what was seen. Sessions that outlive their connection get them afterwards, as always.
+    pub early: Vec<String>,
 }
 
 impl std::fmt::Debug for MqttOptions {
@@ -94,7 +97,7 @@ pub struct TlsFiles {
     pub client_authorities: Option<PathBuf>,
 }
 
-/// What one connection, one address and one listener may take; 0 is no limit.
+/// What one connection, one address, one listener and one tenant may take; 0 is no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// Connections of one address (IPv6: of one /64) at once; loopback and Unix sockets have no such limit.
@@ -111,9 +114,24 @@ pub struct ConnectionLimits {
     pub ban: Duration,
     /// How long a client may take none of what waits for it before its connection is closed.
     pub unread: Duration,
+    /// What the clients of one tenant may take together.
+    pub tenant: TenantLimits,
     /// Origins of web pages that may connect by WebSocket: `*` for any; empty for any, but on loopback only pages of
     /// this machine.
     pub origins: Vec<String>,
+}
+
+/// What the clients of one tenant may take together; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Messages that they may publish in a second; beyond that their sockets are read in turns.
+    pub messages_per_second: u32,
+    /// Bytes that they may send in a second; beyond that their sockets are read in turns.
+    pub bytes_per_second: u32,
+    /// Bytes of messages that wait for their sessions.
+    pub queued_bytes: u64,
 }
 
 /// Addresses that share a prefix.

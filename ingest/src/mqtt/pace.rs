@@ -33,9 +33,14 @@ impl Pace {
     pub(super) fn wait(&self, now: Instant) -> Duration {
         self.paid_until.saturating_duration_since(now).saturating_sub(BURST)
     }
+
+    /// Whether less than a second's worth may come at once, because of what came before.
+    fn owes(&self, now: Instant) -> bool {
+        self.paid_until > now
+    }
 }
 
-/// The rates of a connection that has any.
+/// The rates of a connection, or of a tenant, that has any.
 #[derive(Debug)]
 pub(super) struct Meter {
     messages: Option<Pace>,
@@ -63,6 +68,11 @@ impl Meter {
     pub(super) fn wait(&self, now: Instant) -> Duration {
         let wait = |pace: &Option<Pace>| pace.map_or(Duration::ZERO, |pace| pace.wait(now));
         wait(&self.messages).max(wait(&self.bytes))
+    }
+
+    /// Whether one that is made anew would let more come.
+    pub(super) fn owes(&self, now: Instant) -> bool {
+        self.messages.iter().chain(&self.bytes).any(|pace| pace.owes(now))
     }
 }
 

@@ -36,9 +36,15 @@ pub(super) fn explain(reason: ReasonCode) -> &'static str {
 
 impl Answer {
     /// The Reason String: in words what the reason code of a refusal says.
-    fn why(&self) -> &'static str {
+    fn why(&self) -> &str {
         match self {
-            Self::PubAck(_, reason) | Self::PubRec(_, reason) if reason.is_error() => explain(*reason),
+            Self::PubAck(_, _, Some(why))
+            | Self::PubRec(_, _, Some(why))
+            | Self::SubAck(_, _, Some(why))
+            | Self::UnsubAck(_, _, Some(why)) => why,
+            Self::PubAck(_, reason, None) | Self::PubRec(_, reason, None) if reason.is_error() => {
+                explain(*reason)
+            }
             Self::Refused(reason) => explain(*reason),
             Self::Close(_, why) => why,
             _ => "",
@@ -54,14 +60,14 @@ impl Answer {
     fn encode(&self, version: Version, properties: Properties<'_>, out: &mut Vec<u8>) {
         let ack = |packet_id: u16, reason: ReasonCode| Ack { packet_id, reason, properties };
         let packet = match self {
-            Self::PubAck(id, reason) => Packet::PubAck(ack(*id, *reason)),
-            Self::PubRec(id, reason) => Packet::PubRec(ack(*id, *reason)),
+            Self::PubAck(id, reason, _) => Packet::PubAck(ack(*id, *reason)),
+            Self::PubRec(id, reason, _) => Packet::PubRec(ack(*id, *reason)),
             Self::PubRel(id, reason) => Packet::PubRel(ack(*id, *reason)),
             Self::PubComp(id, reason) => Packet::PubComp(ack(*id, *reason)),
-            Self::SubAck(packet_id, reasons) => {
+            Self::SubAck(packet_id, reasons, _) => {
                 Packet::SubAck(SubAck { packet_id: *packet_id, properties, reasons })
             }
-            Self::UnsubAck(packet_id, reasons) => {
+            Self::UnsubAck(packet_id, reasons, _) => {
                 Packet::UnsubAck(SubAck { packet_id: *packet_id, properties, reasons })
             }
             Self::ConnAck(bytes) => return out.extend_from_slice(bytes),

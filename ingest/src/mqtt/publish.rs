@@ -9,6 +9,7 @@ use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
 use super::exchange::{Done, Received};
 use super::message::Message;
+use super::reasons::{Verdict, Words};
 use super::router::SessionKey;
 use super::sharing::{Handing, Outgoing};
 use super::sys;
@@ -39,6 +40,8 @@ pub(super) struct Place {
     pub(super) number: SeqNo,
     /// Whether it is logged even where nobody waits for it, for replays.
     pub(super) keep: bool,
+    /// Whether those who are here get it before it is stored.
+    pub(super) early: bool,
 }
 
 fn action(topic: &str, qos: QoS, retain: bool) -> Action<'_> {
@@ -93,7 +96,7 @@ impl Worker {
         if publish.qos != QoS::AtMostOnce {
             if publish.qos == QoS::ExactlyOnce && state.received.contains(&id) {
                 // Sent again, or still on its way: the message is stored once.
-                return self.turn.answers.push((key, Answer::PubRec(id, ReasonCode::SUCCESS)));
+                return self.turn.answers.push((key, Answer::PubRec(id, ReasonCode::SUCCESS, None)));
             }
             // 3.1.1 knows no such limit; there it is that of the QoS 2 numbers that are kept.
             let counted = if v5 { unanswered } else { 0 };
@@ -118,10 +121,11 @@ impl Worker {
             self.take(&arriving, |arrival| Message::of(publish, arrival))
         } else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
-            Ok(ReasonCode::NOT_AUTHORIZED)
+            let Some((_, connection)) = self.connections.get(key.place) else { return };
+            Ok(Verdict::denied(Words::of(connection), publish.topic, publish.qos, publish.retain))
         };
-        let reason = match outcome {
-            Ok(reason) => reason,
+        let Verdict { reason, why } = match outcome {
+            Ok(verdict) => verdict,
             Err(error) => {
                 tracing::warn!(%error, "an MQTT message could not be stored; its client is closed");
                 return self.refuse(key, ReasonCode::SERVER_UNAVAILABLE);
@@ -131,14 +135,14 @@ impl Worker {
         let reason = if v5 { reason } else { ReasonCode::SUCCESS };
         match publish.qos {
             QoS::AtMostOnce => {}
-            QoS::AtLeastOnce => self.answer_later(key, Answer::PubAck(id, reason)),
-            QoS::ExactlyOnce if reason.is_error() => self.answer_later(key, Answer::PubRec(id, reason)),
+            QoS::AtLeastOnce => self.answer_later(key, Answer::PubAck(id, reason, why)),
+            QoS::ExactlyOnce if reason.is_error() => self.answer_later(key, Answer::PubRec(id, reason, why)),
             QoS::ExactlyOnce => {
                 if let Some(state) = self.sessions.get_mut(session) {
                     state.take_number(id).into_iter().for_each(|record| self.turn.builder.state(record));
                     self.turn.undo.push(Undo::Received(session, id));
                 }
-                self.turn.answers.push((key, Answer::PubRec(id, reason)));
+                self.turn.answers.push((key, Answer::PubRec(id, reason, why)));
             }
         }
     }
@@ -182,11 +186,11 @@ impl Worker {
         &mut self,
         arriving: &Arriving<'_>,
         copy: impl Fn(Timestamp) -> Message,
-    ) -> sonde_engine::Result<ReasonCode> {
+    ) -> sonde_engine::Result<Verdict> {
         let info = self.topic(arriving.topic);
         let source = info.source.as_ref();
         let source = source.filter(|source| !(arriving.beside_default && source.name == DEFAULT_SOURCE));
-        let (arrival, mut reason) = match source {
+        let (arrival, mut verdict) = match source {
             Some(source) => {
                 let arrival = self.engine.arrival();
                 (arrival, self.store(arriving, arrival, source, &info)?)
@@ -194,7 +198,7 @@ impl Worker {
             None => {
                 self.turn.builder.begin_message();
                 info.stats.stored(0);
-                (self.clock, ReasonCode::SUCCESS)
+                (self.clock, ReasonCode::SUCCESS.into())
             }
         };
         let copy = || copy(arrival);
@@ -212,7 +216,7 @@ impl Worker {
                         topic = arriving.topic,
                         "not retained: there is no room for more retained messages"
                     );
-                    reason = ReasonCode::QUOTA_EXCEEDED;
+                    verdict = ReasonCode::QUOTA_EXCEEDED.into();
                 }
             }
             message = Some(copied);
@@ -222,8 +226,8 @@ impl Worker {
             None => self.raw_retention,
         };
         let number = SeqNo(self.turn.builder.current_message().into());
-        self.route(arriving, message, Place { number, keep: !keep.is_zero() }, &copy);
-        Ok(reason)
+        self.route(arriving, message, Place { number, keep: !keep.is_zero(), early: info.early }, &copy);
+        Ok(verdict)
     }
 
     /// Turns a message into rows, or into a dead letter.
@@ -233,7 +237,7 @@ impl Worker {
         arrival: Timestamp,
         source: &Source,
         info: &TopicInfo,
-    ) -> sonde_engine::Result<ReasonCode> {
+    ) -> sonde_engine::Result<Verdict> {
         let incoming = Incoming { topic: arriving.topic, payload: arriving.payload, arrival };
         let decode = |worker: &mut Self| {
             worker.turn.builder.begin_message();
@@ -249,11 +253,11 @@ impl Worker {
         let why = match outcome {
             Ok(rows) => {
                 info.stats.stored(rows as u64);
-                return Ok(ReasonCode::SUCCESS);
+                return Ok(ReasonCode::SUCCESS.into());
             }
             Err(Refusal::Passed) => {
                 info.stats.stored(0);
-                return Ok(ReasonCode::SUCCESS);
+                return Ok(ReasonCode::SUCCESS.into());
             }
             Err(Refusal::Invalid(why)) => why,
             Err(Refusal::Engine(error @ sonde_engine::Error::BatchFull)) => {
@@ -269,7 +273,7 @@ impl Worker {
             self.turn.builder.begin_message();
             self.write_dead_letter(arriving, &why)?;
         }
-        Ok(if source.reject_invalid { ReasonCode::PAYLOAD_FORMAT_INVALID } else { ReasonCode::SUCCESS })
+        Ok(if source.reject_invalid { Verdict::invalid(&why) } else { ReasonCode::SUCCESS.into() })
     }
 
     fn write_dead_letter(&mut self, arriving: &Arriving<'_>, reason: &str) -> sonde_engine::Result<()> {
@@ -292,8 +296,8 @@ impl Worker {
         if found.interests.is_empty() && found.groups.is_empty() && !place.keep {
             return;
         }
-        let mut out =
-            Outgoing { message: message.get_or_insert_with(copy), number: place.number, logged: None };
+        let Place { number, early, .. } = place;
+        let mut out = Outgoing { message: message.get_or_insert_with(copy), number, logged: None, early };
         if place.keep {
             self.log_outgoing(&mut out);
         }

@@ -35,6 +35,8 @@ pub(super) struct Outgoing<'m> {
     pub(super) number: SeqNo,
     /// The same, once it is logged in that batch.
     pub(super) logged: Option<u32>,
+    /// Whether those who are here get it before it is stored.
+    pub(super) early: bool,
 }
 
 impl Worker {
@@ -79,6 +81,10 @@ impl Worker {
         }
         let (seq, message) = (out.number, out.message.clone());
         let delivery = Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
+        if out.early && !is_kept && !replays {
+            // Without its number, which it gets with the commit.
+            return self.deliver(to.session, Delivery { seq: SeqNo(0), ..delivery });
+        }
         if matches!(stored, Stored::Copy(_)) && !self.keep_copy(to.session, &delivery) {
             return;
         }
@@ -87,11 +93,14 @@ impl Worker {
 
     /// Hands a message to the member of a group whose turn it is; counts it as dropped where none can take it.
     pub(super) fn hand_to_group(&mut self, group: GroupKey, qos: QoS, retain: bool, out: &mut Outgoing<'_>) {
-        let Self { router, sessions, connections, queue_limits, .. } = self;
+        let Self { router, sessions, connections, queue_limits, tenants, .. } = self;
         let message = out.message;
         let Some(group) = router.group_mut(group) else { return };
         let chosen = group.choose(|member| {
             let Some(session) = sessions.get(member.session) else { return Standing::Unable };
+            if !tenants.may_wait(session, message.bytes() as u64) {
+                return Standing::Unable;
+            }
             let connection = session.connection.and_then(|place| connections.get(place));
             let unsent = connection.map(|(_, connection)| connection.out.len());
             standing(session, unsent, member.qos.min(qos), message, queue_limits)
@@ -112,7 +121,7 @@ impl Worker {
             match self.router.group(filter) {
                 Some(group) => {
                     let message = &delivery.message;
-                    let mut out = Outgoing { message, number: UNNUMBERED, logged: None };
+                    let mut out = Outgoing { message, number: UNNUMBERED, logged: None, early: false };
                     self.hand_to_group(group, message.qos, message.retain, &mut out);
                     self.turn.undo.push(Undo::HandedOn(delivery));
                 }

@@ -19,18 +19,21 @@ pub(crate) enum Refused {
     Proxy,
     /// It, or its client id, connects too often.
     Flapping,
+    /// Its tenant has as many connections as it may.
+    Tenant,
     /// Its PROXY header, TLS handshake or WebSocket request failed.
     Handshake,
     /// Its CONNECT did not come in time.
     Late,
 }
 
-const REFUSED: [(Refused, &str); 7] = [
+const REFUSED: [(Refused, &str); 8] = [
     (Refused::Connections, "connections"),
     (Refused::Address, "address"),
     (Refused::Rate, "rate"),
     (Refused::Proxy, "proxy"),
     (Refused::Flapping, "flapping"),
+    (Refused::Tenant, "tenant"),
     (Refused::Handshake, "handshake"),
     (Refused::Late, "late"),
 ];
@@ -108,6 +111,8 @@ pub struct MqttStats {
     pub bytes_out: AtomicU64,
     /// How often a socket was not read for a rate limit, or until its client took what waits for it.
     pub paused: AtomicU64,
+    /// How often that was for the rates of its tenant.
+    pub tenant_paused: AtomicU64,
     /// Connections closed because their client took nothing of what waits for it.
     pub unread: AtomicU64,
     /// Client ids and addresses that are refused because they connect too often.

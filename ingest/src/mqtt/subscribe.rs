@@ -10,9 +10,11 @@ use sonde_proto::mqtt::{
 };
 
 use super::message::Message;
+use super::reasons::Words;
 use super::replay::{self, is_replay};
 use super::router::SessionKey;
-use super::session::{Delivery, Stored, Subscription};
+use super::session::{Delivery, Stored};
+use super::subscription::Subscription;
 use super::turn::{Answer, ConnectionKey};
 use super::via::Via;
 use super::worker::{Worker, interest};
@@ -36,10 +38,14 @@ impl Worker {
             .properties
             .find(|p| if let Property::SubscriptionIdentifier(id) = p { Some(id) } else { None })
             .unwrap_or_default();
-        let v5 =
-            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let (v5, mut words) = (connection.version == Version::V5, Words::of(connection));
         let mut reasons = Vec::new();
         let mut retained = Vec::new();
+        let mut refuse = |filter: &str, reason: ReasonCode| {
+            words.refused(filter, reason);
+            if v5 { reason.0 } else { 0x80 }
+        };
         let asks = |p: Property<'_>| match p {
             Property::UserProperty(SEQ_PROPERTY, value) => Some(value != "0"),
             _ => None,
@@ -52,8 +58,7 @@ impl Worker {
             if is_replay(filter.filter) {
                 reasons.push(match self.subscribe_replay(session, principal, filter.filter, filter.qos) {
                     Ok(()) => filter.qos as u8,
-                    Err(reason) if v5 => reason.0,
-                    Err(_) => 0x80,
+                    Err(reason) => refuse(filter.filter, reason),
                 });
                 continue;
             }
@@ -68,7 +73,7 @@ impl Worker {
                 None
             };
             if let Some(refused) = refused {
-                reasons.push(if v5 { refused.0 } else { 0x80 });
+                reasons.push(refuse(filter.filter, refused));
                 continue;
             }
             let subscription = Subscription {
@@ -95,7 +100,7 @@ impl Worker {
         if let Some(state) = self.sessions.get(session).filter(|state| state.is_durable()) {
             self.turn.builder.state(state.record());
         }
-        self.turn.answers.push((key, Answer::SubAck(subscribe.packet_id, reasons)));
+        self.turn.answers.push((key, Answer::SubAck(subscribe.packet_id, reasons.into(), words.finish())));
         self.deliver_retained(session, retained);
     }
 
@@ -148,8 +153,8 @@ impl Worker {
         session: SessionKey,
         unsubscribe: &Unsubscribe<'_>,
     ) {
-        let v5 =
-            self.connections.get(key.place).is_some_and(|(_, connection)| connection.version == Version::V5);
+        let Some((_, connection)) = self.connections.get(key.place) else { return };
+        let (v5, mut words) = (connection.version == Version::V5, Words::of(connection));
         let mut reasons = Vec::new();
         self.settle_order(session);
         for filter in unsubscribe.filters() {
@@ -160,6 +165,9 @@ impl Worker {
                 let Some(state) = self.sessions.get_mut(session) else { return };
                 state.subscriptions.remove(filter).is_some()
             };
+            if !known {
+                words.unknown(filter);
+            }
             let reason = if known { ReasonCode::SUCCESS } else { ReasonCode::NO_SUBSCRIPTION_EXISTED };
             reasons.push(reason.0);
         }
@@ -167,6 +175,8 @@ impl Worker {
             self.turn.builder.state(state.record());
         }
         let reasons = if v5 { reasons } else { Vec::new() };
-        self.turn.answers.push((key, Answer::UnsubAck(unsubscribe.packet_id, reasons)));
+        self.turn
+            .answers
+            .push((key, Answer::UnsubAck(unsubscribe.packet_id, reasons.into(), words.finish())));
     }
 }

@@ -147,7 +147,7 @@ impl Worker {
                 beside_default: true,
                 session: None,
             };
-            let place = Place { number: UNNUMBERED, keep: false };
+            let place = Place { number: UNNUMBERED, keep: false, early: false };
             self.route(&arriving, None, place, &|| {
                 Message::new(&topic, value.as_bytes(), QoS::AtMostOnce, true)
             });

@@ -1,6 +1,7 @@
 //! `system.sessions` and `system.subscriptions`: what the event loop tells, and the rows that are made of it elsewhere.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use sonde_engine::Timestamp;
@@ -8,8 +9,9 @@ use sonde_query::system::{BatchBuilder, Kind};
 
 use super::connection::Phase;
 use super::offline::Drops;
-use super::session::{Session, Subscription};
+use super::session::Session;
 use super::shared::share_name;
+use super::subscription::Subscription;
 use super::worker::Worker;
 
 /// The columns of `system.sessions`.
@@ -17,6 +19,7 @@ const SESSIONS: &[(&str, Kind)] = &[
     ("client", Kind::Text),
     ("state", Kind::Text),
     ("principal", Kind::Text),
+    ("tenant", Kind::Text),
     ("peer", Kind::Text),
     ("connected_at", Kind::Time),
     ("expiry_seconds", Kind::UInt),
@@ -29,6 +32,7 @@ const SESSIONS: &[(&str, Kind)] = &[
     ("dropped_too_large", Kind::UInt),
     ("dropped_slow", Kind::UInt),
     ("dropped_gone", Kind::UInt),
+    ("dropped_tenant_full", Kind::UInt),
 ];
 
 /// The columns of `system.subscriptions`.
@@ -48,6 +52,7 @@ pub(crate) struct SessionInfo {
     client: String,
     state: &'static str,
     principal: Option<String>,
+    tenant: Option<Arc<str>>,
     peer: Option<SocketAddr>,
     connected_at: Option<Timestamp>,
     expiry: u32,
@@ -84,6 +89,7 @@ impl Worker {
                 Phase::Open { principal, .. } => Some(principal.name.clone()),
                 Phase::Opening => None,
             }),
+            tenant: session.tenant.clone(),
             peer: connection.map(|connection| connection.peer),
             connected_at: session.connected_at.filter(|_| connection.is_some()),
             expiry: session.expiry,
@@ -113,6 +119,7 @@ pub(super) fn sessions(mut sessions: Vec<SessionInfo>) -> sonde_query::Result<Re
         rows.text(Some(&session.client));
         rows.text(Some(session.state));
         rows.text(session.principal.as_deref());
+        rows.text(session.tenant.as_deref());
         rows.text(session.peer.map(|peer| peer.to_string()).as_deref());
         rows.maybe_time(session.connected_at);
         rows.uint(session.expiry.into());
@@ -125,6 +132,7 @@ pub(super) fn sessions(mut sessions: Vec<SessionInfo>) -> sonde_query::Result<Re
         rows.uint(session.drops.too_large);
         rows.uint(session.drops.slow);
         rows.uint(session.drops.gone);
+        rows.uint(session.drops.tenant_full);
         rows.end_row();
     }
     rows.finish()

@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::listener::Mqtt;
 use super::router::SessionKey;
-use super::session::{Delivery, Session, Subscription};
+use super::session::{Delivery, Session};
+use super::subscription::Subscription;
 use super::worker::{Worker, interest};
 use super::{Command, Inbox, Message};
 use crate::limits::{TAIL_MESSAGES, TAILS};

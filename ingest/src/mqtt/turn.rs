@@ -13,6 +13,7 @@ use sonde_proto::mqtt::ReasonCode;
 
 use super::backlog::Block;
 use super::packets::NOT_STORED;
+use super::reasons::Why;
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
 use super::subscribe::UNNUMBERED;
@@ -21,12 +22,12 @@ use super::worker::Worker;
 /// Something to write to a connection once the turn is durable.
 #[derive(Debug)]
 pub(super) enum Answer {
-    PubAck(u16, ReasonCode),
-    PubRec(u16, ReasonCode),
+    PubAck(u16, ReasonCode, Why),
+    PubRec(u16, ReasonCode, Why),
     PubRel(u16, ReasonCode),
     PubComp(u16, ReasonCode),
-    SubAck(u16, Vec<u8>),
-    UnsubAck(u16, Vec<u8>),
+    SubAck(u16, Box<[u8]>, Why),
+    UnsubAck(u16, Box<[u8]>, Why),
     PingResp,
     /// The bytes of the CONNACK; what is in flight is sent again behind it.
     ConnAck(Vec<u8>),
@@ -284,7 +285,8 @@ impl Worker {
         if *generation != key.generation || connection.sealed {
             return;
         }
-        if matches!(&answer, Answer::PubAck(..)) || matches!(&answer, Answer::PubRec(_, r) if r.is_error()) {
+        if matches!(&answer, Answer::PubAck(..)) || matches!(&answer, Answer::PubRec(_, r, _) if r.is_error())
+        {
             connection.unanswered = connection.unanswered.saturating_sub(1);
         }
         if connection.write_answer(&answer) {

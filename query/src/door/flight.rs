@@ -28,7 +28,7 @@ use sonde_access::{Action as Right, Principal, allows};
 use sonde_engine::arrow_schema;
 use tonic::{Request, Response, Status};
 
-use crate::context::{self, CATALOG, DEFAULT_DATABASE, QueryEngine, SYSTEM_DATABASE, permit};
+use crate::catalog::{CATALOG, DEFAULT_DATABASE, SYSTEM_DATABASE};
 use crate::door::announce::{as_sent, nullable};
 use crate::door::facts;
 use crate::door::grpc::principal;
@@ -36,6 +36,8 @@ use crate::door::ipc::{self, Gathered};
 use crate::door::prepared::{Prepared, PreparedStatements};
 use crate::error::Error;
 use crate::limits::GRPC_MESSAGE_BYTES;
+use crate::permit::permit;
+use crate::query_engine::QueryEngine;
 use crate::statement::parse;
 
 type GetStream = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send + 'static>>;
@@ -117,9 +119,7 @@ async fn parameters(request: Request<PeekableFlightDataStream>) -> Result<Vec<u8
 }
 
 /// The one request of a statement whose rows are to be read.
-fn only(
-    mut requests: impl Iterator<Item = crate::Result<context::Request>>,
-) -> crate::Result<context::Request> {
+fn only(mut requests: impl Iterator<Item = crate::Result<crate::Request>>) -> crate::Result<crate::Request> {
     match (requests.next(), requests.next()) {
         (Some(request), None) => request,
         (None, _) => Err(Error::Invalid("no row of parameters is bound".into())),
@@ -146,7 +146,7 @@ impl FlightSql {
         if parse(sql).is_ok_and(|statement| !statement.is_query()) {
             permit(principal, Right::Admin, "this statement needs an administrator's token")?;
         }
-        let request = context::Request::new(sql, Arc::clone(principal));
+        let request = crate::Request::new(sql, Arc::clone(principal));
         let (schema, parameters) = self.query.describe(&request).await?;
         let field = |(place, kind): (usize, Option<DataType>)| {
             Field::new(format!("${}", place + 1), kind.unwrap_or(DataType::Null), true)
@@ -155,7 +155,7 @@ impl FlightSql {
         Ok(Description { rows: nullable(&schema), parameters: Schema::new(parameters) })
     }
 
-    async fn stream(&self, request: context::Request) -> Answered<GetStream> {
+    async fn stream(&self, request: crate::Request) -> Answered<GetStream> {
         let answer = self.query.run(request).await.map_err(|error| error.to_status())?;
         let answer = answer.started().await.map_err(|error| error.to_status())?;
         let schema = nullable(&answer.schema());
@@ -172,7 +172,7 @@ impl FlightSql {
     }
 
     /// Runs a statement for its effect; the rows that an INSERT counted.
-    async fn update(&self, request: context::Request) -> crate::Result<i64> {
+    async fn update(&self, request: crate::Request) -> crate::Result<i64> {
         let mut answer = self.query.run(request).await?;
         let mut rows = 0;
         while let Some(batch) = answer.next().await {
@@ -225,7 +225,7 @@ impl FlightSqlService for FlightSql {
         let principal = asker(&request)?;
         let sql = std::str::from_utf8(&ticket.statement_handle);
         let sql = sql.map_err(|_| Status::invalid_argument("the ticket is none of this server's"))?;
-        self.stream(context::Request::new(sql, principal)).await
+        self.stream(crate::Request::new(sql, principal)).await
     }
 
     async fn do_put_statement_update(
@@ -233,7 +233,7 @@ impl FlightSqlService for FlightSql {
         command: CommandStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        let request = context::Request::new(command.query, asker(&request)?);
+        let request = crate::Request::new(command.query, asker(&request)?);
         self.update(request).await.map_err(|error| error.to_status())
     }
 

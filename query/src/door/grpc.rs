@@ -9,9 +9,9 @@ use sonde_proto::v1::query_server::{Query, QueryServer};
 use sonde_proto::v1::{QueryRequest, QueryResponse};
 use tonic::{Request, Response, Status};
 
-use crate::context::{self, QueryEngine};
 use crate::door::format::{Format, encode};
 use crate::limits::{ANSWER_MESSAGE_BYTES, GRPC_MESSAGE_BYTES};
+use crate::query_engine::QueryEngine;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl Query for QueryService {
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<Self::QueryStream>, Status> {
         let principal = principal(&request)?;
         let body = request.into_inner();
-        let mut wanted = context::Request::new(body.sql, principal);
+        let mut wanted = crate::Request::new(body.sql, principal);
         if !body.database.is_empty() {
             wanted.database = body.database;
         }

@@ -14,10 +14,12 @@ use futures::TryStreamExt;
 use serde::Deserialize;
 use sonde_access::{Action, Principal};
 
-use crate::context::{QueryEngine, Request, permit};
 use crate::door::format::{Format, encode};
 use crate::error::{Error, Result};
 use crate::limits::HTTP_BODY_BYTES;
+use crate::permit::permit;
+use crate::query_engine::QueryEngine;
+use crate::request::Request;
 
 /// The routes of this door.
 pub fn routes(query: QueryEngine) -> Router {

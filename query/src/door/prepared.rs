@@ -16,13 +16,13 @@ use prost::Message;
 use sonde_access::Principal;
 use tonic::Status;
 
-use crate::context::Request;
 use crate::door::ipc;
 use crate::error::Result;
 use crate::limits::{
     HANDLE_BYTES, INSERT_PARAMETERS, PREPARED_BYTES, PREPARED_STATEMENTS, PRINCIPAL_STATEMENT_BYTES,
     PRINCIPAL_STATEMENTS,
 };
+use crate::request::Request;
 
 /// A statement, and the values bound to it last.
 #[derive(Clone, PartialEq, Message)]

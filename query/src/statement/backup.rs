@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 use super::copy::{path_within, refused};
 use super::parser::Parser;
 use super::run::blocking;
-use crate::context::QueryEngine;
 use crate::error::Result;
+use crate::query_engine::QueryEngine;
 
 pub(super) fn parse(parser: &mut Parser<'_>) -> Result<String> {
     parser.words(&["BACKUP", "TO"])?;

@@ -14,8 +14,9 @@ use parquet::file::properties::WriterProperties;
 
 use super::parser::Parser;
 use super::run::blocking;
-use crate::context::{QueryEngine, Request};
 use crate::error::{Error, Result};
+use crate::query_engine::QueryEngine;
+use crate::request::Request;
 
 /// The format of a file that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::answer::Answer;
 use crate::catalog::check_writable;
-use crate::context::{QueryEngine, Request};
 use crate::error::{Error, Result};
+use crate::query_engine::QueryEngine;
+use crate::request::Request;
 
 /// Runs a statement that is not a query.
 pub(crate) async fn run(query: &QueryEngine, statement: Statement, request: &Request) -> Result<Answer> {

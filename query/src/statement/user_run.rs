@@ -10,7 +10,7 @@ use sonde_access::{Privileges, ScramKeys, StoredRole, StoredUser, TopicRule, pas
 use sonde_engine::{CatalogRequest, Engine, Object, ObjectKind, nearest};
 
 use super::user::{AccessStatement, Grantee, Login, Right, UserOptions};
-use crate::context::DEFAULT_DATABASE;
+use crate::catalog::DEFAULT_DATABASE;
 use crate::error::{Error, Result};
 
 /// Held from reading an object to writing it. A process has one engine; the lock guards no data of its own.

@@ -12,8 +12,9 @@ use sonde_engine::{Engine, ObjectKind, Table};
 
 pub use batch::{BatchBuilder, Kind};
 
-use crate::context::{QueryEngine, SystemTable};
 use crate::error::Result;
+use crate::query_engine::QueryEngine;
+use crate::registry::SystemTable;
 use crate::running::Running;
 
 /// A system table made by a function.

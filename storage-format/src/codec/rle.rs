@@ -22,11 +22,7 @@ pub(crate) fn each_run(
     count: usize,
     mut put: impl FnMut(bool, usize),
 ) -> Result<()> {
-    let mut value = match cursor.u8()? {
-        0 => false,
-        1 => true,
-        other => return Err(cursor.invalid("0 or 1", other.into())),
-    };
+    let mut value = cursor.flag()?;
     let mut left = count;
     while left > 0 {
         let run = cursor.varint()?;

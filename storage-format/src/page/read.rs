@@ -276,6 +276,24 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
+    /// Gives the present values of some vectors of integers to `sink`, at most 1,024 at a time, without memory for all: as
+    /// numbers that ascend with the values, which are those of an unsigned integer, and 2^63 more than those of a signed one.
+    pub fn scan_words(&self, vectors: Range<usize>, mut sink: impl FnMut(&[u64])) -> Result<()> {
+        if !matches!(self.kind, PhysicalType::Int64 | PhysicalType::UInt64) {
+            return Err(Cursor::new("page", &[]).invalid("a page of integers", self.kind as u64));
+        }
+        let vectors = vectors.start.min(self.vectors())..vectors.end.min(self.vectors());
+        let mut words = vec![0; self.unit.min(self.present)];
+        let mut reader = self.reader()?;
+        for vector in vectors {
+            let (_, n) = self.vector(vector)?;
+            let words = words.get_mut(..n).unwrap_or_default();
+            self.words_of(vector, &mut reader, words)?;
+            words.chunks(VECTOR_VALUES).for_each(&mut sink);
+        }
+        Ok(())
+    }
+
     pub(super) fn floats(&self, vector: usize, reader: &mut Reader, out: &mut [f64]) -> Result<()> {
         let (mut cursor, _) = self.vector(vector)?;
         match self.whole {

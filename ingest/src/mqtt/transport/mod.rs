@@ -6,6 +6,8 @@
 //! - A plain TCP connection has no layers and pays for none.
 
 mod certificate;
+#[cfg(test)]
+mod fuzz;
 mod proxy;
 mod socket;
 mod tls;

@@ -72,6 +72,13 @@ impl Tally {
         self.delivery.merge(&other.delivery);
     }
 
+    /// A message of QoS 0, which nobody acknowledges.
+    pub(super) fn count_written(&mut self, due: u64, now: u64) {
+        self.last = now;
+        self.acknowledged += 1;
+        self.measured += u64::from(due >= self.measured_from);
+    }
+
     fn settle(&mut self, due: u64, now: u64, reason: ReasonCode) {
         self.last = now;
         if reason.is_error() {

@@ -8,6 +8,7 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+SECONDS = 60  # on a busy machine
 scenario, version, qos, url, ca, client_id, topic = sys.argv[1:]
 qos, v5, resume, url = int(qos), version == "5", scenario == "resume", urlsplit(url)
 
@@ -20,6 +21,7 @@ def client():
         url.hostname,
         url.port,
         identifier=client_id,
+        timeout=SECONDS,
         protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
         transport="websockets" if web else "tcp",
         websocket_path=url.path if web else None,
@@ -30,7 +32,7 @@ def client():
 
 
 async def show(session):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         message = await anext(aiter(session.messages))
     print("message", message.qos, int(message.retain), message.payload.decode(), flush=True)
 

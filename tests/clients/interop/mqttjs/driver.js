@@ -10,9 +10,9 @@ let shown = false
 const fail = (why) => { if (shown) process.exit(0); console.error(why); process.exit(1) }
 let present
 const told = new Promise((resolve) => { present = resolve })
-setTimeout(() => { if (scenario !== 'will') fail('nothing happened for 20 s') }, 20000)
+setTimeout(() => { if (scenario !== 'will') fail('nothing happened for 60 s') }, 60000)
 
-const options = { clientId, clean: !resume, protocolVersion: version === '5' ? 5 : 4, reconnectPeriod: 0 }
+const options = { clientId, clean: !resume, protocolVersion: version === '5' ? 5 : 4, reconnectPeriod: 0, connectTimeout: 60000 }
 if (version === '5') options.properties = { sessionExpiryInterval: resume ? 3600 : 0 }
 if (ca) options.ca = fs.readFileSync(ca)
 if (scenario === 'will') options.will = { topic, payload: 'gone', qos, retain: false }

@@ -6,7 +6,7 @@
 
 #include <MQTTClient.h>
 
-#define SECONDS 20
+#define SECONDS 60 /* on a busy machine */
 
 static MQTTClient client;
 

@@ -18,7 +18,7 @@ import (
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 )
 
-const patience = 20 * time.Second
+const patience = 60 * time.Second // on a busy machine
 
 // What both clients do.
 type client interface {
@@ -116,7 +116,7 @@ func wait(token mqtt.Token) {
 
 func (c *three) connect(resume bool, will string, qos byte) bool {
 	options := mqtt.NewClientOptions().AddBroker(c.address).SetClientID(c.id).SetCleanSession(!resume)
-	options.SetProtocolVersion(4).SetAutoReconnect(false)
+	options.SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(patience)
 	if config := trust(c.ca); config != nil {
 		options.SetTLSConfig(config)
 	}

@@ -27,13 +27,25 @@ public class Driver {
         void disconnect() throws Exception;
     }
 
+    /** How long it waits for anything, on a busy machine. */
+    static final int SECONDS = 60;
     static final BlockingQueue<String> messages = new LinkedBlockingQueue<>();
 
     static void arrived(int qos, boolean retained, byte[] payload) {
         messages.add("message " + qos + " " + (retained ? 1 : 0) + " " + new String(payload));
     }
 
-    public static void main(String[] given) throws Exception {
+    public static void main(String[] given) {
+        try {
+            run(given);
+        } catch (Exception error) {
+            // Its threads may go on for ever after a connection that failed.
+            error.printStackTrace();
+            System.exit(1);
+        }
+    }
+
+    static void run(String[] given) throws Exception {
         String scenario = given[0], topic = given[6];
         int qos = Integer.parseInt(given[2]);
         boolean resume = scenario.equals("resume");
@@ -63,9 +75,9 @@ public class Driver {
     }
 
     static void show() throws Exception {
-        String line = messages.poll(20, TimeUnit.SECONDS);
+        String line = messages.poll(SECONDS, TimeUnit.SECONDS);
         if (line == null) {
-            System.err.println("no message for 20 s");
+            System.err.println("no message for " + SECONDS + " s");
             System.exit(1);
         }
         System.out.println(line);
@@ -96,6 +108,7 @@ public class Driver {
         public boolean connect(boolean resume, String will, int qos) throws Exception {
             MqttConnectOptions options = new MqttConnectOptions();
             options.setMqttVersion(MqttConnectOptions.MQTT_VERSION_3_1_1);
+            options.setConnectionTimeout(SECONDS);
             options.setCleanSession(!resume);
             if (!ca.isEmpty()) options.setSocketFactory(trust(ca));
             if (will != null) options.setWill(will, "gone".getBytes(), qos, false);
@@ -136,6 +149,7 @@ public class Driver {
 
         public boolean connect(boolean resume, String will, int qos) throws Exception {
             MqttConnectionOptions options = new MqttConnectionOptions();
+            options.setConnectionTimeout(SECONDS);
             options.setCleanStart(!resume);
             options.setSessionExpiryInterval(resume ? 3600L : 0L);
             if (!ca.isEmpty()) options.setSocketFactory(trust(ca));

@@ -1,0 +1,4 @@
+//! The target `scram`: what it checks is in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| sonde_fuzz::scram(data));

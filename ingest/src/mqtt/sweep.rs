@@ -1,0 +1,96 @@
+//! Once a second: who is silent, slow or stuck, what has expired, what is due.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use sonde_proto::mqtt::ReasonCode;
+
+use super::connection::Phase;
+use super::router::SessionKey;
+use super::session::Session;
+use super::stats::Refused;
+use super::turn::{ConnectionKey, Undo};
+use super::worker::Worker;
+use crate::limits::{CONNECT_TIME, RECOGNISE_TIME, TURN_BYTES, TURNS_IN_FLIGHT};
+
+impl Worker {
+    /// Once a second: connections that are silent or slow to CONNECT, sessions that have expired.
+    pub(super) fn sweep(&mut self) {
+        let now = self.now();
+        if now == self.swept_at {
+            return;
+        }
+        self.swept_at = now;
+        self.sweep_doors();
+        self.tenants.sweep(Instant::now());
+        let reading = self.committing.len() < TURNS_IN_FLIGHT;
+        let unread = self.doors.unread_seconds();
+        let (mut silent, mut stuck) = (Vec::new(), Vec::new());
+        for (place, (generation, connection)) in &self.connections {
+            let since =
+                connection.stuck_since.filter(|since| unread > 0 && now.saturating_sub(*since) > unread);
+            if since.is_some() {
+                stuck.push(place);
+            }
+            let quiet = now.saturating_sub(connection.heard_at);
+            let late = match connection.phase {
+                // It has said who it is, and waits for us.
+                Phase::Opening if connection.pauses() => quiet > RECOGNISE_TIME.as_secs(),
+                Phase::Opening => quiet > CONNECT_TIME.as_secs(),
+                // While we do not read, silence is not the client's fault.
+                Phase::Open { .. } => {
+                    reading
+                        && !connection.readable
+                        && connection.keep_alive > 0
+                        && quiet > connection.keep_alive
+                }
+            };
+            if late {
+                silent.push(ConnectionKey { place, generation: *generation });
+            }
+        }
+        for place in stuck {
+            if let Some((_, connection)) = self.connections.get(place) {
+                let (peer, bytes) = (connection.peer, connection.unwritten());
+                tracing::info!(%peer, bytes, "MQTT connection closed: its client does not read what waits for it");
+                self.stats.unread.fetch_add(1, Ordering::Relaxed);
+            }
+            self.close(place);
+        }
+        for key in silent {
+            let opening =
+                self.connections.get(key.place).is_some_and(|(_, c)| matches!(c.phase, Phase::Opening));
+            if opening {
+                self.stats.refuse(Refused::Late);
+            }
+            if opening || self.connections.get(key.place).is_some_and(|(_, c)| c.closing) {
+                self.close(key.place);
+            } else {
+                self.refuse(key, ReasonCode::KEEP_ALIVE_TIMEOUT);
+            }
+        }
+        self.end_expired();
+        let expired = |session: &Session| {
+            session.connection.is_none()
+                && session.left_at.is_some_and(|left| now.saturating_sub(left) > session.expiry.into())
+        };
+        let gone: Vec<SessionKey> =
+            self.sessions.iter().filter(|(_, session)| expired(session)).map(|(key, _)| key).collect();
+        self.sys.expired += gone.len() as u64;
+        gone.into_iter().for_each(|key| self.drop_session(key));
+        self.move_log_cursor();
+        self.tell_sys(now);
+        self.publish_due_wills();
+        self.expire_retained();
+    }
+
+    /// Removes the retained messages that have expired, as many as a turn takes.
+    fn expire_retained(&mut self) {
+        while self.turn.builder.bytes() < TURN_BYTES {
+            let Some((topic, record)) = self.retained.expire(self.clock) else { return };
+            self.stats.expired.fetch_add(1, Ordering::Relaxed);
+            self.turn.builder.state(record);
+            self.turn.undo.push(Undo::Retained(topic.to_string()));
+        }
+    }
+}
