@@ -258,14 +258,14 @@ impl Directory {
     }
 
     /// The same one with the rights it has now; `None` where it could not come in any more with the credential and the
-    /// client id that it came with. Whether the key of a JSON Web Token is still one is not asked here.
+    /// client id that it came with, if any. Whether the key of a JSON Web Token is still one is not asked here.
     #[must_use]
-    pub fn renew(&self, principal: &Principal, client_id: &str) -> Option<Principal> {
+    pub fn renew(&self, principal: &Principal, client_id: Option<&str>) -> Option<Principal> {
         let Proof { by, credential, .. } = principal.proof;
         if principal.origin == Origin::User {
             let user = self.user(&principal.name)?;
             if user.stored.proof(by, credential) != principal.proof
-                || !user.stored.may_be(&user.name, client_id)
+                || client_id.is_some_and(|client| !user.stored.may_be(&user.name, client))
             {
                 return None;
             }
@@ -370,13 +370,13 @@ mod tests {
         let before = directory(&Directory::default(), "plant/#");
         let pump = before.principal(before.user("pump").unwrap(), By::Password, Claim::default());
         let same = directory(&before, "plant/#");
-        assert!(same.renew(&pump, "").unwrap().has_rights_of(&pump));
+        assert!(same.renew(&pump, None).unwrap().has_rights_of(&pump));
         let after = directory(&same, "other/#");
-        let renewed = after.renew(&pump, "").unwrap();
+        let renewed = after.renew(&pump, None).unwrap();
         assert!(!renewed.has_rights_of(&pump) && !allows(&renewed, Action::Subscribe("plant/#")));
-        assert!(Directory::default().renew(&pump, "").is_none());
+        assert!(Directory::default().renew(&pump, None).is_none());
         let token = same.token("secret", Claim::default()).unwrap();
-        assert!(allows(&token, Action::Query) && after.renew(&token, "").unwrap().has_rights_of(&token));
+        assert!(allows(&token, Action::Query) && after.renew(&token, None).unwrap().has_rights_of(&token));
         assert!(same.token("Secret", Claim::default()).is_none());
     }
 
@@ -435,7 +435,7 @@ mod tests {
         ];
         for (stored, expected, is_same) in cases {
             let after = of_user(stored);
-            let is_in = |who: &Principal| after.renew(who, "c/1").is_some();
+            let is_in = |who: &Principal| after.renew(who, Some("c/1")).is_some();
             assert_eq!([is_in(&password), is_in(&certificate), is_in(&token)], expected, "{after:?}");
             assert_eq!(after.rights_of(&password).is_some(), is_same);
         }

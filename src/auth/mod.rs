@@ -388,7 +388,7 @@ impl Authenticate for MqttDoor {
         Authenticator::version_of(&self.0.engine.catalog()) + keys
     }
 
-    fn renew(&self, principal: &Principal, client_id: &str) -> Option<Arc<Principal>> {
+    fn renew(&self, principal: &Principal, client_id: Option<&str>) -> Option<Arc<Principal>> {
         let is_key = |key| self.0.keys.as_ref().is_some_and(|keys| keys.has(key));
         if principal.signing_key().is_some_and(|key| !is_key(key)) {
             return None;

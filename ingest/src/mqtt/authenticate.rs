@@ -88,8 +88,8 @@ pub trait Authenticate: Send + Sync {
     /// Another number whenever someone's rights may have changed.
     fn version(&self) -> u64;
     /// Someone whose connection is open, with the rights of now; `None` where it could not come in any more with the
-    /// credential and the client id that it came with.
-    fn renew(&self, principal: &Principal, client_id: &str) -> Option<Arc<Principal>>;
+    /// credential and the client id that it came with; a tail has none.
+    fn renew(&self, principal: &Principal, client_id: Option<&str>) -> Option<Arc<Principal>>;
     /// Someone whose connection is gone, with the rights of now; `None` where it is gone.
     fn rights_of(&self, principal: &Principal) -> Option<Arc<Principal>>;
 }
@@ -367,7 +367,7 @@ impl Worker {
         for (place, (generation, connection)) in &mut self.connections {
             let Phase::Open { session, principal } = &mut connection.phase else { continue };
             let Some(state) = self.sessions.get_mut(*session) else { continue };
-            match self.authenticate.renew(principal, &state.client_id) {
+            match self.authenticate.renew(principal, Some(&state.client_id)) {
                 Some(now) if now.has_rights_of(principal) => {}
                 Some(now) => {
                     *principal = Arc::clone(&now);
@@ -393,6 +393,8 @@ impl Worker {
             self.leave_groups(session, owner.as_deref());
         }
         self.renew_away();
+        let authenticate = Arc::clone(&self.authenticate);
+        self.recheck_tails(|principal| authenticate.renew(principal, None));
     }
 
     /// The same for the owners of sessions without a connection: of what these share they may keep nothing from others.
@@ -466,6 +468,10 @@ impl Worker {
             .collect();
         let why = "the time of the token is over";
         over.into_iter().for_each(|key| self.refuse_because(key, ReasonCode::NOT_AUTHORIZED, why));
+        self.recheck_tails(|principal| {
+            let is_over = principal.expires().is_some_and(|end| end <= now);
+            (!is_over).then(|| Arc::clone(principal))
+        });
     }
 }
 

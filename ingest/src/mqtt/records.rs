@@ -16,6 +16,7 @@ use super::kept::KEPT;
 use super::message::Message;
 use super::offline::Drops;
 use super::session::{Delivery, Session, Stored};
+use super::subscribe::UNNUMBERED;
 use super::subscription::Subscription;
 use super::via::Via;
 use super::will::{PendingWill, WILLS};
@@ -36,6 +37,12 @@ const TENANTS: &str = "mqtt.tenant";
 
 /// In the flags of a delivery's record: a `Via` precedes the message.
 const VIA: u8 = 8;
+/// The same: its sequence number (u64, little endian) follows the flags; until the commit that in its batch.
+const NUMBERED: u8 = 16;
+/// Where it stands.
+pub(super) const SEQ_AT: usize = 1;
+/// In the flags of a subscription's record: the session's client is told sequence numbers.
+const TELLS_SEQ: u8 = 32;
 
 impl Session {
     /// The key of a record of this session: `client id | 0 | incarnation u64 | rest`.
@@ -52,7 +59,11 @@ impl Session {
         let mut value = self.expiry.to_le_bytes().to_vec();
         value.extend_from_slice(&self.incarnation.to_le_bytes());
         for (filter, subscription) in &self.subscriptions {
+            let at = value.len();
             subscription.encode(filter, &mut value);
+            if let Some(flags) = value.get_mut(at).filter(|_| self.tells_seq) {
+                *flags |= TELLS_SEQ;
+            }
         }
         let value = self.is_durable().then_some(value);
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
@@ -108,7 +119,11 @@ impl Session {
     /// The record of a delivery that must survive.
     pub(super) fn queue_record(&self, delivery: &Delivery) -> State {
         let via = if delivery.via.is_plain() { 0 } else { VIA };
-        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via];
+        let numbered = if delivery.seq == UNNUMBERED { 0 } else { NUMBERED };
+        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via | numbered];
+        if numbered != 0 {
+            value.extend_from_slice(&delivery.seq.0.to_le_bytes());
+        }
         if via != 0 {
             delivery.via.encode(&mut value);
         }
@@ -284,6 +299,7 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
     session.left_at = Some(0);
     while !rest.is_empty() {
         let (filter, subscription, behind) = Subscription::decode(rest)?;
+        session.tells_seq |= rest.first().is_some_and(|flags| flags & TELLS_SEQ != 0);
         session.subscriptions.insert(filter.into(), subscription);
         rest = behind;
     }
@@ -293,9 +309,13 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
 fn read_delivery(number: u64, value: &[u8], now: Timestamp) -> Option<Delivery> {
     let (flags, rest) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
+    let (seq, rest) = match flags & NUMBERED {
+        0 => (SeqNo(0), rest),
+        _ => rest.split_first_chunk::<8>().map(|(seq, rest)| (SeqNo(u64::from_le_bytes(*seq)), rest))?,
+    };
     let (via, message) = if flags & VIA == 0 { (Via::default(), rest) } else { Via::decode(rest)? };
     let (stored, message) = (Stored::Copy(number), Message::decode(message, now)?);
-    Some(Delivery { number, stored, seq: SeqNo(0), message, qos, retain: flags & 4 != 0, via })
+    Some(Delivery { number, stored, seq, message, qos, retain: flags & 4 != 0, via })
 }
 
 #[cfg(test)]
@@ -319,7 +339,10 @@ mod tests {
         session.subscriptions.insert("$share/g/a".into(), Subscription { identifier: 300, ..plain });
         let again = read_session("c", &session.record().value.unwrap()).unwrap();
         assert_eq!((again.incarnation, again.expiry), (1, 60));
-        assert_eq!(again.subscriptions, session.subscriptions);
+        assert_eq!((&again.subscriptions, again.tells_seq), (&session.subscriptions, false));
+        session.tells_seq = true;
+        let again = read_session("c", &session.record().value.unwrap()).unwrap();
+        assert_eq!((again.subscriptions, again.tells_seq), (session.subscriptions, true));
         // As it was written before there were identifiers.
         let old = [&60_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[5, 3, 0], b"a/+"].concat();
         assert_eq!(read_session("c", &old).unwrap().subscriptions["a/+"], plain);
@@ -354,10 +377,14 @@ mod tests {
         let now = Timestamp::from_nanos(0);
         let plain = delivery(7, QoS::AtLeastOnce);
         let shared = Via { group: Some("$share/g/a".into()), ..Via::identifier(3) };
-        for via in [Via::default(), shared] {
-            let delivery = Delivery { via: via.clone(), ..plain.clone() };
+        for (via, seq, read) in [
+            (Via::default(), SeqNo(9), SeqNo(9)),
+            (shared.clone(), SeqNo(9), SeqNo(9)),
+            (shared, UNNUMBERED, SeqNo(0)),
+        ] {
+            let delivery = Delivery { via: via.clone(), seq, ..plain.clone() };
             let again = read_delivery(7, &session.queue_record(&delivery).value.unwrap(), now).unwrap();
-            assert_eq!((again.via, again.message), (via, delivery.message));
+            assert_eq!((again.via, again.message, again.seq), (via, delivery.message, read));
         }
     }
 }
