@@ -241,7 +241,7 @@ impl Worker {
         let Some(connect) = connect_of(&bytes) else { return self.close(key.place) };
         match answer {
             // The user may have changed while the answer was on its way.
-            Ok(principal) => match self.authenticate.renew(&principal, connect.client_id) {
+            Ok(principal) => match self.authenticate.renew(&principal, Some(connect.client_id)) {
                 Some(principal) => self.welcome(key, &connect, principal, None),
                 None => {
                     let unwelcome = self.count_refused(key, Refusal::Unknown, connect.password.is_some());
