@@ -10,7 +10,6 @@ use sonde_proto::mqtt::{
 use super::alias::AliasesOut;
 use super::authenticate::Unwelcome;
 use super::connection::Phase;
-use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
 use super::stats::Refused;
