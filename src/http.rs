@@ -72,6 +72,10 @@ async fn authenticate(State(front): State<Front>, mut request: Request, next: Ne
 }
 
 async fn ready(State(front): State<Front>) -> Response {
+    if front.mqtt.as_ref().is_some_and(|mqtt| !mqtt.is_running()) {
+        let text = "the MQTT event loop has ended: the server stops, look for the error in its log\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
     match front.engine.health() {
         Ok(()) => (StatusCode::OK, "ready\n").into_response(),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),

@@ -156,10 +156,14 @@ fn open_engine(config: &Config, runtime: Handle) -> Result<Engine> {
     options.queue_bytes = config.memory.queue as usize;
     options.directory_bytes = config.memory.directories as usize;
     options.merge_bytes = config.memory.merge as usize;
-    options.log = LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age };
+    options.log = log_budget(config);
     options.cold =
         Some(ColdOptions { store: Arc::new(store), directory: Some(config.cold_dir.clone()), runtime });
     Engine::open(options).map_err(engine_failure)
+}
+
+fn log_budget(config: &Config) -> LogBudget {
+    LogBudget { max_bytes: config.log_max_bytes, max_age: config.log_max_age }
 }
 
 fn start_mqtt(
@@ -185,6 +189,7 @@ fn start_mqtt(
             retained: config.memory.retained as usize,
         },
         raw_retention: config.raw_retention,
+        log: log_budget(config),
         early: config.early.clone(),
     };
     let mqtt = sonde_ingest::mqtt::start(engine, options, Arc::default());
@@ -348,6 +353,17 @@ impl Server {
         let written = std::fs::write(&tmp, serde_json::Value::Object(endpoints).to_string())
             .and_then(|()| std::fs::rename(&tmp, &self.endpoints));
         written.map_err(|error| io(&format!("write {}", self.endpoints.display()), error))
+    }
+
+    /// Resolves when the MQTT event loop has ended; never where there is none.
+    pub(crate) fn mqtt_ended(&self) -> impl Future<Output = ()> + use<> {
+        let ended = self.mqtt.as_ref().and_then(|mqtt| mqtt.ended());
+        async move {
+            match ended {
+                Some(ended) => ended.await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Reads the files of the certificate again.

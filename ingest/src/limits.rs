@@ -4,6 +4,9 @@ use std::time::Duration;
 
 /// Bytes of an MQTT packet.
 pub const PACKET_BYTES: usize = 1 << 20;
+/// Bytes of the largest packet that is written, whatever its client takes: what the length of a packet can say (MQTT 5,
+/// 1.5.5), less the properties that a delivery adds to its message's.
+pub const LARGEST_PACKET: usize = (1 << 28) - (64 << 10);
 /// Bytes of the packet before CONNECT is done.
 pub const CONNECT_BYTES: usize = 64 << 10;
 /// Bytes of a client id.
@@ -52,6 +55,14 @@ pub const ACCEPT_BACKLOG: i32 = 4096;
 pub const READ_BUFFER: usize = PACKET_BYTES + (256 << 10);
 /// Bytes of rows after which a turn of the loop ends.
 pub const TURN_BYTES: usize = 2 << 20;
+/// Bytes of the copies of one message for members of groups that are away; the groups beyond do not get it.
+pub const COPIES_BYTES: usize = 32 << 20;
+/// Bytes of what is kept for one session of segments that go from the log, one message more at most.
+pub const KEPT_BYTES: u64 = 1 << 20;
+/// Bytes of what is kept so for all sessions together.
+pub const KEPT_BYTES_OF_ALL: u64 = 64 << 20;
+/// Questions and messages that wait for the event loop: more than there are connections, each of which may have one.
+pub const INBOX_COMMANDS: usize = CONNECTIONS + 16_384;
 /// Turns whose commit is outstanding before reading pauses.
 pub const TURNS_IN_FLIGHT: usize = 8;
 /// Topics whose statistics are kept.
@@ -107,6 +118,12 @@ pub const REPLAYS: usize = 256;
 pub const SESSION_REPLAYS: usize = 16;
 /// Sequence numbers of the log that one turn of a replay looks at.
 pub const REPLAY_SEQS: u64 = 16_384;
+/// Rows that a replay reads at once of tables, to become messages; fewer where they have `FETCH_BYTES`.
+pub const REPLAY_ROWS: usize = 4096;
+/// Rows that a replay looks at for those.
+pub const REPLAY_SCANNED: usize = 1 << 18;
+/// Bytes of log about which a replay remembers as much as a time from and to: whether they have messages of its filter.
+pub const REPLAY_STRETCH: u64 = 4 << 20;
 /// MQTT listeners.
 pub const LISTENERS: usize = 64;
 /// Bytes of a PROXY header behind its first 16.

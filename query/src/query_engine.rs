@@ -24,7 +24,7 @@ use crate::{guard, statement, system};
 #[derive(Clone)]
 pub struct QueryEngine {
     inner: Arc<Inner>,
-    /// Not in `inner`, which its own tasks hold.
+    /// The tasks that run on them hold the planner and never this, or their end would wait for itself.
     threads: Arc<Threads>,
 }
 

@@ -1,7 +1,7 @@
 //! `sonde serve`.
 
 use super::output::{say, shell_path};
-use super::{ConfigArgs, Result};
+use super::{ConfigArgs, Exit, Failure, Result};
 use crate::config::Config;
 use crate::{serve, telemetry};
 
@@ -20,8 +20,17 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
         let server = serve::start(&config).await?;
         // A server serves, whether or not somebody reads this.
         let _ = say(banner(&config, &server));
+        let mqtt_ended = server.mqtt_ended();
+        tokio::pin!(mqtt_ended);
+        let mut outcome = Ok(());
         loop {
             tokio::select! {
+                () = &mut mqtt_ended => {
+                    // Half a server that nobody restarts is worse than none: whoever supervises it starts a whole one.
+                    tracing::error!("the MQTT event loop has ended by itself: stopping the server; its panic or error stands above");
+                    outcome = Err(Failure::new(Exit::Io, "the MQTT event loop has ended by itself".to_owned()));
+                    break;
+                }
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading certificates again");
                     server.reload();
@@ -37,7 +46,7 @@ pub(super) fn run(args: &ConfigArgs, insecure: bool) -> Result<()> {
                 }
             }
         }
-        server.stop().await
+        server.stop().await.and(outcome)
     })
 }
 

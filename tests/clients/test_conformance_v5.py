@@ -233,6 +233,25 @@ def test_no_more_in_flight_than_the_clients_receive_maximum(broker, maximum):
     assert sorted(found) == list(range(8))
 
 
+@covers(v5="3.3.4-9 4.9.0-1 4.9.0-2")
+def test_no_more_is_sent_again_than_the_new_receive_maximum(broker):
+    client, sender, name = broker.durable(props={"receive_maximum": 6}), broker.client(), topic()
+    client.subscribe((name, 1))
+    for n in range(6):
+        sender.publish(name, str(n), 1)
+    for _ in range(6):
+        client.message(acknowledge=False)
+    client.break_off()
+    again = broker.durable(client_id=client.client_id, props={"receive_maximum": 2})
+    held = [again.message(acknowledge=False) for _ in range(2)]
+    again.ping()
+    assert [it for it in again.waiting if it.kind == PUBLISH] == []
+    for message in held:
+        again.acknowledge(message)
+    found = [int(it.payload) for it in held] + [int(again.message().payload) for _ in range(4)]
+    assert found == list(range(6)), "in their first order"
+
+
 @covers(v5="4.4.0-2 4.9.0-2")
 def test_an_error_from_the_receiver_ends_a_message(broker):
     client, sender, name = broker.durable(props={"receive_maximum": 1}), broker.client(), topic()

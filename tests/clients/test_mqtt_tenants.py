@@ -83,7 +83,8 @@ def test_a_user_that_changes_its_tenant_takes_its_connections_along(make_server)
             second.ping()
             # It is full as it is, and nobody is sent away for it.
             server.sql("ALTER USER a1 WITH (tenant = 'acme')")
-            mover.ping()
+            # Answered when it is on stable storage, with all that came before.
+            assert mover.subscribe(("x", 1)) == [1]
             second.ping()
         mover.break_off()
     # The tenant of a session that is away outlives the server.
@@ -119,17 +120,17 @@ def acknowledged(wires, count):
 
 @pytest.mark.parametrize(
     "setting, size",
-    [("mqtt.tenant_messages_per_second=30", 0), ("mqtt.tenant_bytes_per_second=15000", 450)],
+    [("mqtt.tenant_messages_per_second=60", 0), ("mqtt.tenant_bytes_per_second=30000", 450)],
     ids=["messages", "bytes"],
 )
 def test_a_tenant_over_its_rate_is_late_and_each_of_its_clients_has_its_turn(make_server, setting, size):
     server = make_server(setting)
     users(server, "a1", "a2", "a3", tenant="acme")
     users(server, "b1", tenant="other")
-    table, count = unique("readings"), 50
+    table, count, rate = unique("readings"), 100, 60
     payload = json.dumps({"value": 1, "filler": "x" * size})
     with contextlib.ExitStack() as stack:
-        wires = [stack.enter_context(wire(server, f"a{n}", keep_alive=1)) for n in (1, 2, 3)]
+        wires = [stack.enter_context(wire(server, f"a{n}", keep_alive=2)) for n in (1, 2, 3)]
         other = stack.enter_context(wire(server, "b1"))
         began = time.monotonic()
         for sender in wires:
@@ -138,13 +139,13 @@ def test_a_tenant_over_its_rate_is_late_and_each_of_its_clients_has_its_turn(mak
         for _ in range(20):
             asked = time.monotonic()
             assert other.publish(f"{table}/other", b'{"value": 2}', qos=1).reason == 0
-            assert time.monotonic() - asked < 2
+            assert time.monotonic() - asked < 3
         at_first = acknowledged(wires, count)
         took = time.monotonic() - began
         # A second's worth comes at once; keep alive does not run while nobody reads.
-        assert took > (3 * count - 30) / 30 * 0.7, took
-        # The first one to be done may have had that second for itself, and no more.
-        assert min(at_first) >= count - 35, at_first
+        assert took > (3 * count - rate) / rate * 0.7, took
+        # The first one to be done may have had that second for itself, and little more.
+        assert min(at_first) >= count - rate - 20, at_first
         for sender in wires:
             sender.ping()
     assert server.sql(f"SELECT count(*) FROM {table} WHERE value = 1") == [[3 * count]]
@@ -201,11 +202,12 @@ def test_so_many_bytes_wait_for_the_sessions_of_a_tenant(make_server, overflow):
             assert sender.publish(f"{topic}/x", f"{n:04}".encode() + b"x" * size, qos=1).reason == 0
             # Who is there and keeps up has everything, whatever waits for others of its tenant.
             assert here.message().payload[:4] == f"{n:04}".encode()
+        here.ping()  # what it has acknowledged does not wait any more
         sessions, waiting, dropped = by_tenant(server, "acme")
         assert sessions == 3 and limit - 2 * size < waiting <= limit and dropped > 0
         # Other tenants have room of their own up to the same limit.
         (theirs,) = server.sql("SELECT queued, dropped_tenant_full FROM system.sessions WHERE client = 'theirs'")
-        assert sum(theirs) == count and theirs[0] * size <= limit < (theirs[0] + 2) * size * 1.1
+        assert sum(theirs) == count and theirs[0] * size <= limit < (theirs[0] + 2) * size * 1.2
     # What waits is known after a restart, to the tenants too.
     server.kill9()
     server.restart()

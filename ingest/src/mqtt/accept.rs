@@ -331,7 +331,7 @@ impl Worker {
         address: Option<IpAddr>,
         generation: u64,
     ) -> io::Result<()> {
-        let now = self.now();
+        let now = self.now_millis();
         let Some(door) = self.doors.doors.get_mut(place) else { return Ok(()) };
         let tls = self.doors.tls.as_ref().filter(|_| door.options.tls);
         let stack = Stack {

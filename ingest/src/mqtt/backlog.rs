@@ -10,6 +10,7 @@
 //! - Numbers up to `fetched`, and those that are `resumed`, were handed to the session, whether or not it is done with them.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use sonde_engine::{SeqNo, SeqRange};
 use sonde_proto::mqtt::QoS;
@@ -19,28 +20,50 @@ const RECORD: u8 = 1;
 /// Where a block's record has the number of its first message.
 pub(super) const BASE_AT: usize = 1;
 
+/// In the byte of a manner: identifiers follow.
+const IDENTIFIERS: u8 = 8;
+
 /// How a message is to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Manner {
     /// The QoS it is sent with.
     pub(super) qos: QoS,
     /// The retain flag it is sent with.
     pub(super) retain: bool,
+    /// The identifiers of the subscriptions that match ([MQTT-3.3.4-3]).
+    pub(super) identifiers: Option<Arc<[u32]>>,
 }
 
 impl Manner {
-    fn to_byte(self) -> u8 {
-        self.qos as u8 | u8::from(self.retain) << 2
+    /// `flags u8: QoS, 4 retain, 8 identifiers follow`, and of those `count varint | identifiers varint each`.
+    fn encode(&self, out: &mut Vec<u8>) {
+        let has = self.identifiers.is_some();
+        out.push(self.qos as u8 | u8::from(self.retain) << 2 | if has { IDENTIFIERS } else { 0 });
+        if let Some(identifiers) = &self.identifiers {
+            put_varint(out, identifiers.len() as u64);
+            identifiers.iter().for_each(|identifier| put_varint(out, (*identifier).into()));
+        }
     }
 
-    fn from_byte(byte: u8) -> Option<Self> {
-        let qos = QoS::from_bits(byte & 3).ok()?;
-        (byte < 8).then_some(Self { qos, retain: byte & 4 != 0 })
+    /// Reads what `encode` wrote.
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let (flags, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let qos = QoS::from_bits(flags & 3).ok()?;
+        let mut identifiers = None;
+        if flags & IDENTIFIERS != 0 {
+            let count = take_varint(bytes)?;
+            // Each takes a byte at least.
+            (count <= bytes.len() as u64).then_some(())?;
+            let all: Option<Vec<u32>> = (0..count).map(|_| u32::try_from(take_varint(bytes)?).ok()).collect();
+            identifiers = Some(all?.into());
+        }
+        (*flags < 16).then_some(Self { qos, retain: flags & 4 != 0, identifiers })
     }
 }
 
 /// Messages that a session can be handed: one behind the other, all in one manner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
     pub(super) range: SeqRange,
     pub(super) manner: Manner,
@@ -49,7 +72,7 @@ pub(super) struct Waiting {
 }
 
 /// Messages one behind the other that are sent in one manner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     first: u64,
     count: u64,
@@ -84,8 +107,8 @@ impl Block {
         self.bytes += bytes;
     }
 
-    /// `1 u8 | first number u64 | bytes varint | (gap varint | count varint | manner u8) *`, little endian; a gap is that
-    /// to the end of the run before.
+    /// `1 u8 | first number u64 | bytes varint | (gap varint | count varint | manner) *`, little endian; a gap is that to
+    /// the end of the run before.
     pub(super) fn encode(&self) -> Vec<u8> {
         let base = self.runs.front().map_or(0, |run| run.first);
         let mut value = vec![RECORD];
@@ -95,7 +118,7 @@ impl Block {
         for run in &self.runs {
             put_varint(&mut value, run.first - end);
             put_varint(&mut value, run.count);
-            value.push(run.manner.to_byte());
+            run.manner.encode(&mut value);
             end = run.end();
         }
         value
@@ -111,12 +134,10 @@ impl Block {
         while !rest.is_empty() {
             let first = end.checked_add(take_varint(&mut rest)?)?;
             let count = take_varint(&mut rest)?;
-            let (manner, behind) = rest.split_first()?;
-            let run = Run { first, count, manner: Manner::from_byte(*manner)? };
+            let run = Run { first, count, manner: Manner::decode(&mut rest)? };
             end = first.checked_add(count)?;
             block.count = block.count.checked_add(count)?;
             block.runs.push_back(run);
-            rest = behind;
         }
         (*version == RECORD && block.count > 0).then_some(block)
     }
@@ -129,12 +150,13 @@ impl Block {
     fn remove(&mut self, seq: u64) -> Option<u64> {
         let at = self.runs.partition_point(|run| run.end() <= seq);
         let run = self.runs.get_mut(at).filter(|run| run.first <= seq)?;
-        let (first, end, manner) = (run.first, run.end(), run.manner);
+        let (first, end) = (run.first, run.end());
         if seq == first {
             (run.first, run.count) = (first + 1, run.count - 1);
         } else {
             run.count = seq - first;
             if seq + 1 < end {
+                let manner = run.manner.clone();
                 self.runs.insert(at + 1, Run { first: seq + 1, count: end - seq - 1, manner });
             }
         }
@@ -240,6 +262,28 @@ impl Backlog {
         self.blocks.front().and_then(|block| block.runs.front()).map(|run| SeqNo(run.first))
     }
 
+    /// The number of the oldest message that is meant.
+    pub(super) fn oldest_where(&self, is_meant: impl Fn(SeqNo) -> bool) -> Option<SeqNo> {
+        let runs = self.blocks.iter().flat_map(|block| &block.runs);
+        runs.flat_map(|run| run.first..run.end()).map(SeqNo).find(|seq| is_meant(*seq))
+    }
+
+    /// Whether a message is there.
+    pub(super) fn has(&self, seq: SeqNo) -> bool {
+        let at = self.blocks.partition_point(|block| block.last() < seq.0);
+        let Some(runs) = self.blocks.get(at).map(|block| &block.runs) else { return false };
+        runs.get(runs.partition_point(|run| run.end() <= seq.0)).is_some_and(|run| run.first <= seq.0)
+    }
+
+    /// The messages behind `from` up to `to`, whether or not they were handed out.
+    pub(super) fn ranges_between(&self, from: SeqNo, to: SeqNo) -> Vec<SeqRange> {
+        let at = self.blocks.partition_point(|block| block.last() <= from.0);
+        let runs = self.blocks.range(at..).flat_map(|block| &block.runs);
+        let cut = |run: &Run| (run.first.max(from.0 + 1), (run.end() - 1).min(to.0));
+        let cuts = runs.take_while(|run| run.first <= to.0).map(cut).filter(|(first, last)| first <= last);
+        cuts.map(|(first, last)| SeqRange { first: SeqNo(first), last: SeqNo(last) }).collect()
+    }
+
     /// The session is done with a message: whether it was there.
     pub(super) fn remove(&mut self, seq: SeqNo) -> bool {
         let at = self.blocks.partition_point(|block| block.last() < seq.0);
@@ -305,7 +349,7 @@ impl Backlog {
                 let count = (end - first).min(limit);
                 if count > 0 {
                     let range = SeqRange { first: SeqNo(first), last: SeqNo(first + count - 1) };
-                    found.push(Waiting { range, manner: run.manner, block });
+                    found.push(Waiting { range, manner: run.manner.clone(), block });
                 }
                 limit -= count;
                 first = end + u64::from(has.is_some());
@@ -324,7 +368,7 @@ impl Backlog {
         let run = runs.get(runs.partition_point(|run| run.end() <= seq.0))?;
         (run.first <= seq.0).then(|| {
             self.resumed.insert(seq.0);
-            run.manner
+            run.manner.clone()
         })
     }
 
@@ -345,17 +389,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ONE: Manner = Manner { qos: QoS::AtLeastOnce, retain: false };
-    const TWO: Manner = Manner { qos: QoS::ExactlyOnce, retain: true };
+    const ONE: Manner = Manner { qos: QoS::AtLeastOnce, retain: false, identifiers: None };
+
+    fn two() -> Manner {
+        Manner { qos: QoS::ExactlyOnce, retain: true, identifiers: Some([268_435_455, 1].into()) }
+    }
 
     /// The numbers that are left.
     fn left(backlog: &Backlog) -> Vec<(u64, Manner)> {
         let all = backlog.unfetched(u64::MAX);
-        all.iter().flat_map(|w| (w.range.first.0..=w.range.last.0).map(|seq| (seq, w.manner))).collect()
+        all.iter()
+            .flat_map(|w| (w.range.first.0..=w.range.last.0).map(|seq| (seq, w.manner.clone())))
+            .collect()
     }
 
     fn turn(backlog: &mut Backlog, number: u64, first: u64, messages: &[(u32, Manner)]) -> Vec<u8> {
-        messages.iter().for_each(|(message, manner)| backlog.note(*message, *manner, 10));
+        messages.iter().for_each(|(message, manner)| backlog.note(*message, manner.clone(), 10));
         let block = backlog.seal(number).unwrap();
         let mut value = block.encode();
         let base = u64::from_le_bytes(value[BASE_AT..BASE_AT + 8].try_into().unwrap());
@@ -385,11 +434,11 @@ mod tests {
             for (i, messages) in turns.iter().enumerate() {
                 let first = 1 + 20 * i as u64;
                 let mut numbers: Vec<(u32, Manner)> =
-                    messages.iter().map(|(n, two)| (*n, if *two { TWO } else { ONE })).collect();
+                    messages.iter().map(|(n, is_two)| (*n, if *is_two { two() } else { ONE })).collect();
                 numbers.sort_by_key(|(n, _)| *n);
                 numbers.dedup_by_key(|(n, _)| *n);
                 records.insert(i as u64, turn(&mut backlog, i as u64, first, &numbers));
-                expected.extend(numbers.iter().map(|(n, manner)| (first + u64::from(*n), *manner)));
+                expected.extend(numbers.iter().map(|(n, manner)| (first + u64::from(*n), manner.clone())));
             }
             for seq in done {
                 let known = expected.iter().position(|(known, _)| *known == seq);
@@ -414,7 +463,7 @@ mod tests {
             again.fetched_to(SeqNo(fetched));
             for seq in &resumed {
                 let known = expected.iter().find(|(known, _)| known == seq);
-                prop_assert_eq!(again.resume(SeqNo(*seq)), known.map(|(_, manner)| *manner));
+                prop_assert_eq!(again.resume(SeqNo(*seq)), known.map(|(_, manner)| manner.clone()));
             }
             expected.retain(|(seq, _)| *seq > fetched && !resumed.contains(seq));
             prop_assert_eq!(again.has_unfetched(), !expected.is_empty());
@@ -426,9 +475,26 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_between_is_found_whether_or_not_it_was_handed_out() {
+        let mut backlog = Backlog::default();
+        turn(&mut backlog, 1, 5, &[(0, ONE), (1, ONE), (4, two())]);
+        turn(&mut backlog, 2, 20, &[(0, ONE)]);
+        backlog.fetched_to(SeqNo(6));
+        let between = |from, to| {
+            let found = backlog.ranges_between(SeqNo(from), SeqNo(to));
+            found.iter().map(|range| (range.first.0, range.last.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(between(0, 100), [(5, 6), (9, 9), (20, 20)]);
+        assert_eq!(between(5, 19), [(6, 6), (9, 9)]);
+        assert_eq!(between(9, 19), []);
+        assert_eq!(backlog.oldest_where(|seq| seq > SeqNo(6)), Some(SeqNo(9)));
+        assert!(backlog.has(SeqNo(9)) && !backlog.has(SeqNo(8)) && !backlog.has(SeqNo(21)));
+    }
+
+    #[test]
     fn a_record_that_is_cut_is_not_taken() {
         let mut backlog = Backlog::default();
-        let value = turn(&mut backlog, 1, 5, &[(0, ONE), (3, TWO)]);
+        let value = turn(&mut backlog, 1, 5, &[(0, ONE), (3, two())]);
         assert!((0..value.len()).all(|end| end == 13 || Block::decode(1, &value[..end]).is_none()));
     }
 }

@@ -14,7 +14,7 @@ use super::router::SessionKey;
 use super::stats::Kind;
 use super::transport::{ReadResult, Transport};
 use super::will::Will;
-use crate::limits::{OUT_BYTES, PACED_READ};
+use crate::limits::{LARGEST_PACKET, OUT_BYTES, PACED_READ};
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -57,9 +57,9 @@ pub(super) struct Connection {
     pub(super) tenant: Option<Arc<str>>,
     pub(super) phase: Phase,
     pub(super) version: Version,
-    /// Seconds of silence that end it; 0 is for ever.
+    /// Milliseconds of silence that end it; 0 is for ever.
     pub(super) keep_alive: u64,
-    /// When it was accepted or last heard of, in seconds of the worker's clock.
+    /// When it was accepted or last heard of, in milliseconds of the worker's clock.
     pub(super) heard_at: u64,
     /// The will, until a DISCONNECT takes it back.
     pub(super) will: Option<Box<Will>>,
@@ -127,7 +127,7 @@ impl Connection {
             aliases_out: None,
             explains: true,
             unanswered: 0,
-            packet_maximum: usize::MAX,
+            packet_maximum: LARGEST_PACKET,
             partial: Vec::new(),
             out: Vec::new(),
             counted_unwritten: 0,

@@ -13,7 +13,7 @@ use super::alias::Written;
 use super::budget::Room;
 use super::connection::Connection;
 use super::exchange::{InFlight, Next};
-use super::offline::Dropped;
+use super::offline::{Dropped, Drops};
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
 use super::subscribe::SEQ_PROPERTY;
@@ -41,44 +41,29 @@ struct Unsent {
     too_large: Vec<u16>,
     /// What kept those that expired.
     expired: Vec<Stored>,
+    /// QoS 0.
+    dropped: Drops,
     /// Whether what comes next must wait for what is still in the log.
     overtakes: bool,
 }
 
 impl Worker {
-    /// Sends again, in their first order, what was in flight when the last connection of the session ended.
+    /// Sends again, in their first order, what was in flight when the last connection of the session ended: as much as the
+    /// client takes at once, and the rest as it acknowledges.
     pub(super) fn resend(&mut self, key: SessionKey) {
         if let Err(error) = self.read_resumed(key) {
             tracing::error!(%error, "cannot read from the log what an MQTT client has not taken");
             return self.send_away(key);
         }
-        let mut pen = self.take_pen(key);
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
         let place = session.connection.and_then(|place| self.connections.get_mut(place));
         let Some((_, connection)) = place else { return };
-        let mut in_flight: Vec<_> = session.in_flight.iter().collect();
-        in_flight.sort_unstable_by_key(|(_, in_flight)| in_flight.place());
-        let mut unsendable = Vec::new();
-        for (packet_id, in_flight) in in_flight {
-            match in_flight {
-                // It is sent when the record of its packet id is durable.
-                InFlight::Starting(_) | InFlight::Unread { .. } => {}
-                InFlight::Sent(delivery) => {
-                    if write_publish(connection, *packet_id, delivery, true, &mut pen) {
-                        self.sys.traffic.packets_sent += 1;
-                        self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
-                    } else {
-                        unsendable.push(*packet_id);
-                    }
-                }
-                // Four bytes: a client that took a PUBLISH takes them.
-                InFlight::Released(_) => {
-                    connection.write_answer(&Answer::PubRel(*packet_id, ReasonCode::SUCCESS));
-                }
-            }
+        for packet_id in session.begin_again() {
+            // Four bytes: a client that took a PUBLISH takes them.
+            connection.write_answer(&Answer::PubRel(packet_id, ReasonCode::SUCCESS));
+            self.sys.traffic.packets_sent += 1;
         }
-        self.properties = pen.properties;
-        unsendable.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
+        self.pump(key);
     }
 
     fn take_pen(&mut self, key: SessionKey) -> Pen {
@@ -110,30 +95,15 @@ impl Worker {
                 session.push(delivery);
             }
         } else if needs_memory && !session.queue.is_empty() && is_short {
-            self.drop_for_memory(key, delivery.stored);
-        } else {
-            let refused = if self.tenants.may_wait(session, delivery.message.bytes() as u64) {
-                session.enqueue(delivery, &self.queue_limits).err()
-            } else {
-                session.count_dropped(Dropped::TenantFull, 1);
-                Some(delivery.stored)
-            };
-            if let Some(refused) = refused {
-                self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                self.done_with(key, refused);
-            }
+            self.count_dropped(key, Dropped::QueueFull, 1);
+            self.done_with(key, delivery.stored);
+        } else if let Err(why) = self.make_room(key, delivery.message.bytes() as u64) {
+            self.count_dropped(key, why, 1);
+            self.done_with(key, delivery.stored);
+        } else if let Some(session) = self.sessions.get_mut(key) {
+            session.push(delivery);
         }
         self.pump(key);
-    }
-
-    /// A message that only memory would have is dropped, because there is none.
-    fn drop_for_memory(&mut self, key: SessionKey, stored: Stored) {
-        self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-        self.sessions
-            .get_mut(key)
-            .into_iter()
-            .for_each(|session| session.count_dropped(Dropped::QueueFull, 1));
-        self.done_with(key, stored);
     }
 
     /// How much more may be held in memory.
@@ -157,6 +127,13 @@ impl Worker {
             let mut pen = self.take_pen(key);
             let unsent = self.pump_with(key, &mut pen);
             self.properties = pen.properties;
+            for (why, count) in
+                [(Dropped::Slow, unsent.dropped.slow), (Dropped::TooLarge, unsent.dropped.too_large)]
+            {
+                if count > 0 {
+                    self.count_dropped(key, why, count);
+                }
+            }
             if unsent.too_large.is_empty() && unsent.expired.is_empty() {
                 if unsent.overtakes && self.fetch(key) {
                     continue;
@@ -176,6 +153,15 @@ impl Worker {
         let Some((_, connection)) = self.connections.get_mut(place) else { return unsent };
         if !connection.greeted || connection.sealed {
             return unsent;
+        }
+        while let Some((packet_id, dup)) = session.next_again(connection.out.len() <= OUT_BYTES) {
+            let Some(InFlight::Sent(delivery)) = session.in_flight.get(&packet_id) else { continue };
+            if write_publish(connection, packet_id, delivery, dup, pen) {
+                self.sys.traffic.packets_sent += 1;
+                self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
+            } else {
+                unsent.too_large.push(packet_id);
+            }
         }
         loop {
             unsent.overtakes = session.is_overtaking();
@@ -215,8 +201,7 @@ impl Worker {
                 connection.flush();
                 self.sys.traffic.bytes_sent += (unwritten - connection.out.len()) as u64;
                 if connection.out.len() > most {
-                    self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                    session.count_dropped(Dropped::Slow, 1);
+                    unsent.dropped.slow += 1;
                     continue;
                 }
             }
@@ -225,8 +210,7 @@ impl Worker {
                 self.sys.traffic.packets_sent += 1;
                 self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
             } else if packet_id == 0 {
-                self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-                session.count_dropped(Dropped::TooLarge, 1);
+                unsent.dropped.too_large += 1;
             } else {
                 unsent.too_large.push(packet_id);
             }
@@ -265,9 +249,8 @@ impl Worker {
 
     /// Ends a delivery that is larger than its client takes, as if it had been acknowledged (MQTT 5, 3.1.2.11.4).
     fn give_up(&mut self, key: SessionKey, packet_id: u16) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let done = session.give_up(packet_id);
-        self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        self.count_dropped(key, Dropped::TooLarge, 1);
+        let done = self.sessions.get_mut(key).and_then(|session| session.finish(packet_id));
         done.into_iter().for_each(|done| self.finish(key, done));
     }
 }
@@ -302,6 +285,10 @@ fn append_publish(
     pen: &mut Pen,
 ) -> bool {
     let message = &delivery.message;
+    if message.topic.len() + message.properties.len() + message.payload.len() > connection.packet_maximum {
+        // Not written at all: there are lengths that no packet can say.
+        return false;
+    }
     let start = connection.out.len();
     let alias = match written {
         Written::Plain => None,

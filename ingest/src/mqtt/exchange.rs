@@ -10,7 +10,6 @@ use sonde_proto::mqtt::QoS;
 
 use super::backlog::Manner;
 use super::message::Message;
-use super::offline::Dropped;
 use super::session::{Delivery, Session, Stored};
 use super::via::Via;
 
@@ -117,7 +116,8 @@ impl Session {
         let first = self.queue.front()?;
         let needs_id = first.qos != QoS::AtMostOnce;
         let expired = first.message.is_expired(now);
-        if needs_id && !expired && (!room || self.in_flight.len() >= self.send_maximum) {
+        let waits = !room || self.in_flight.len() >= self.send_maximum || !self.resending.is_empty();
+        if needs_id && !expired && waits {
             return None;
         }
         let delivery = self.take_first()?;
@@ -150,11 +150,55 @@ impl Session {
 
     /// The record of the packet id is durable. Returns what is to be sent under it now.
     pub(super) fn started(&mut self, packet_id: u16) -> Option<&Delivery> {
+        let unacknowledged = self.unacknowledged();
         let in_flight = self.in_flight.get_mut(&packet_id)?;
         let InFlight::Starting(delivery) = in_flight else { return None };
         *in_flight = InFlight::Sent(delivery.clone());
+        if !self.resending.is_empty() || unacknowledged > self.send_maximum {
+            // Its connection is a new one since, and what comes before it has not been sent again.
+            self.resending.push_back((packet_id, false));
+            return None;
+        }
         let InFlight::Sent(delivery) = in_flight else { return None };
         Some(delivery)
+    }
+
+    /// Messages in flight that this connection has, or is about to have.
+    fn unacknowledged(&self) -> usize {
+        self.in_flight.len() - self.resending.len()
+    }
+
+    /// A new connection: what is in flight is to be sent again in its first order ([MQTT-4.4.0-1], [MQTT-4.6.0-1]). Returns
+    /// the packet ids of the PUBRELs, which no Receive Maximum holds back.
+    pub(super) fn begin_again(&mut self) -> Vec<u16> {
+        let mut in_flight: Vec<_> = self.in_flight.iter().map(|(id, it)| (it.place(), *id, it)).collect();
+        in_flight.sort_unstable_by_key(|(place, id, _)| (*place, *id));
+        let mut released = Vec::new();
+        self.resending.clear();
+        for (_, id, in_flight) in in_flight {
+            match in_flight {
+                // It is sent when the record of its packet id is durable.
+                InFlight::Starting(_) | InFlight::Unread { .. } => {}
+                InFlight::Sent(_) => self.resending.push_back((id, true)),
+                InFlight::Released(_) => released.push(id),
+            }
+        }
+        released
+    }
+
+    /// The next packet id whose message is to be sent again, and whether it was sent before: within the Receive Maximum
+    /// of this connection ([MQTT-3.3.4-9]), and while there is `room` for more unsent bytes.
+    pub(super) fn next_again(&mut self, room: bool) -> Option<(u16, bool)> {
+        if !room || self.unacknowledged() >= self.send_maximum {
+            return None;
+        }
+        self.resending.pop_front()
+    }
+
+    /// A message is not to be sent again.
+    fn not_again(&mut self, packet_id: u16) {
+        let place = self.resending.iter().position(|(id, _)| *id == packet_id);
+        let _ = place.and_then(|place| self.resending.remove(place));
     }
 
     /// The record of a QoS 2 exchange: `how far u8, 0 sent, 1 released, 2 sent from the log | number u64`, and from the log
@@ -195,9 +239,10 @@ impl Session {
     /// The message of an exchange that went on under its packet id was read from the log.
     pub(super) fn read_again(&mut self, packet_id: u16, message: Message) {
         let Some(in_flight) = self.in_flight.get_mut(&packet_id) else { return };
-        if let InFlight::Unread { number, seq, manner } = *in_flight {
-            let (stored, via) = (Stored::Log(seq), Via::default());
-            let Manner { qos, retain } = manner;
+        if let InFlight::Unread { number, seq, manner } = in_flight {
+            let (number, seq, stored) = (*number, *seq, Stored::Log(*seq));
+            let Manner { qos, retain, identifiers } = manner.clone();
+            let via = Via { group: None, identifiers };
             let delivery = Delivery { number, stored, seq, message, qos, retain, via };
             *in_flight = InFlight::Sent(delivery.clone());
             self.flies(&delivery);
@@ -217,6 +262,7 @@ impl Session {
         if let InFlight::Starting(delivery) | InFlight::Sent(delivery) = &in_flight {
             self.landed(delivery);
         }
+        self.not_again(packet_id);
         let stored = in_flight.stored().unwrap_or(Stored::Nowhere);
         let recorded = self.is_durable() && in_flight.is_recorded();
         let records = recorded.then(|| self.gone(IN_FLIGHT, &packet_id.to_be_bytes()));
@@ -245,6 +291,7 @@ impl Session {
         if let Some(InFlight::Sent(delivery)) = before {
             self.landed(&delivery);
         }
+        self.not_again(packet_id);
         let records = self.in_flight_record(packet_id).into_iter().collect();
         Received::Release(Done { stored, records })
     }
@@ -264,12 +311,6 @@ impl Session {
             InFlight::Released(_) => self.finish(packet_id),
             InFlight::Starting(_) | InFlight::Unread { .. } | InFlight::Sent(_) => None,
         }
-    }
-
-    /// Ends a delivery that cannot be sent.
-    pub(super) fn give_up(&mut self, packet_id: u16) -> Option<Done> {
-        self.count_dropped(Dropped::TooLarge, 1);
-        self.finish(packet_id)
     }
 
     /// A QoS 2 number was taken: it stays until its PUBREL. Returns the record of it, for a durable session.
@@ -372,6 +413,38 @@ mod tests {
         assert_eq!(ids, [1, 2]);
         assert_eq!(session.acknowledged(1).map(|done| done.records), Some(vec![]));
         assert_eq!(send(&mut session), Some((3, 2)));
+    }
+
+    #[test]
+    fn what_is_sent_again_is_within_the_receive_maximum_and_in_its_order() {
+        let mut session = Session::new("c", 1);
+        for number in 0..6 {
+            session.push(delivery(number, if number % 2 == 0 { QoS::ExactlyOnce } else { QoS::AtLeastOnce }));
+        }
+        let ids: Vec<u16> = std::iter::from_fn(|| send(&mut session)).map(|(id, _)| id).collect();
+        assert_eq!(ids, [1, 2, 3, 4, 5, 6]);
+        assert!(matches!(session.received_by_client(1), Received::Release(_)));
+        session.push(delivery(6, QoS::AtLeastOnce));
+        // It comes back, and takes three at a time; one of them is what it has of the exchange of id 1.
+        session.send_maximum = 3;
+        assert_eq!(session.begin_again(), [1]);
+        let again = |session: &mut Session| {
+            std::iter::from_fn(|| session.next_again(true)).map(|(id, _)| id).collect::<Vec<_>>()
+        };
+        assert!(session.next_again(false).is_none(), "no room");
+        assert_eq!(again(&mut session), [2, 3]);
+        assert!(session.next_to_send(NOW, true).is_none(), "what came later waits");
+        session.acknowledged(2).unwrap();
+        assert_eq!(again(&mut session), [4]);
+        // An acknowledgement of what was sent over the last connection.
+        session.received_by_client(5);
+        assert_eq!(again(&mut session), [0_u16; 0]);
+        for id in [4, 6] {
+            session.acknowledged(id);
+        }
+        session.completed(1).unwrap();
+        assert_eq!(again(&mut session), [0_u16; 0], "6 was acknowledged before it was sent again");
+        assert_eq!(send(&mut session), Some((7, 6)));
     }
 
     #[test]

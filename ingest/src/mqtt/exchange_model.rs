@@ -6,7 +6,7 @@
 //! - Checked in every state: with QoS 2 nothing is stored or delivered twice, and no packet id has two meanings. Checked
 //!   where nothing more can happen: everything is stored and delivered, in order, and no record is left behind.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use sonde_engine::{SeqNo, State, Timestamp};
@@ -96,8 +96,25 @@ struct World {
     number: u64,
     crashes: u8,
     breaks: u8,
-    /// Sends a QoS 2 message without waiting for the record of its packet id: what must not be.
-    hasty: bool,
+    /// The packet ids of what the subscriber was sent over this connection and has not acknowledged.
+    sent: BTreeSet<u16>,
+    /// Its Receive Maximum.
+    takes: usize,
+    fault: Fault,
+}
+
+/// What the server does that it must not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// It sends a QoS 2 message without waiting for the record of its packet id.
+    Hasty,
+    /// A message takes two commits, and the publisher's QoS 2 number is in the second.
+    NumberLater,
+    /// The same, and the number is in the first.
+    NumberEarlier,
+    /// It sends again without regard to the Receive Maximum of the new connection.
+    Flooding,
 }
 
 impl World {
@@ -124,7 +141,9 @@ impl World {
             number: 0,
             crashes,
             breaks,
-            hasty: false,
+            sent: BTreeSet::new(),
+            takes: 2,
+            fault: Fault::None,
         };
         world.p.up = (0..MESSAGES).map(|message| publish(message, false)).collect();
         for record in [world.publisher.record(), world.subscriber.record()] {
@@ -147,8 +166,10 @@ impl World {
         let mut hasher = foldhash::fast::FixedState::default().build_hasher();
         (&self.sending, &self.held, &self.delivered, &self.stored, &self.disk).hash(&mut hasher);
         (&self.p, &self.s, self.greeted, self.number, self.crashes, self.breaks).hash(&mut hasher);
+        (&self.sent, self.takes).hash(&mut hasher);
         for session in [&self.publisher, &self.subscriber] {
             (&session.received, session.next_packet_id).hash(&mut hasher);
+            (&session.resending, session.send_maximum).hash(&mut hasher);
             for (id, in_flight) in &session.in_flight {
                 (id, in_flight.number(), std::mem::discriminant(in_flight)).hash(&mut hasher);
             }
@@ -222,6 +243,11 @@ impl World {
             }
             Step::BreakS => {
                 self.breaks = self.breaks.checked_sub(1)?;
+                // It comes back, and takes fewer at once.
+                self.takes = 1;
+                if self.fault != Fault::Flooding {
+                    self.subscriber.send_maximum = self.takes;
+                }
                 self.reconnect_subscriber();
             }
             Step::Crash => {
@@ -233,8 +259,9 @@ impl World {
                 };
                 let recovered = recover_from(entries, NOW);
                 assert!(recovered.orphans.is_empty(), "{:?}", recovered.orphans);
+                self.takes = 2;
                 for mut session in recovered.sessions {
-                    session.send_maximum = 2;
+                    session.send_maximum = self.takes;
                     let place =
                         if session.client_id == "p" { &mut self.publisher } else { &mut self.subscriber };
                     *place = session;
@@ -265,6 +292,7 @@ impl World {
     fn reconnect_subscriber(&mut self) {
         self.s = Net { connection: self.s.connection + 1, ..Net::default() };
         self.greeted = false;
+        self.sent.clear();
         let effects = vec![Effect::Greet(self.s.connection)];
         self.turns.push_back(Turn { effects, ..Turn::default() });
     }
@@ -286,7 +314,18 @@ impl World {
                 if self.qos == QoS::AtLeastOnce {
                     Packet::PubAck(id)
                 } else {
-                    turn.records.extend(self.publisher.take_number(id));
+                    let number = self.publisher.take_number(id);
+                    match self.fault {
+                        Fault::NumberLater => self.turns.push_back(std::mem::take(&mut turn)),
+                        Fault::NumberEarlier => {
+                            let records = number.iter().cloned().collect();
+                            self.turns.push_back(Turn { records, ..Turn::default() });
+                        }
+                        _ => {}
+                    }
+                    if self.fault != Fault::NumberEarlier {
+                        turn.records.extend(number);
+                    }
                     Packet::PubRec(id)
                 }
             }
@@ -302,6 +341,9 @@ impl World {
 
     fn serve_subscriber(&mut self, packet: Packet) {
         let mut turn = Turn::default();
+        if let Packet::PubAck(id) | Packet::PubComp(id) = packet {
+            self.sent.remove(&id);
+        }
         match packet {
             Packet::PubAck(id) => {
                 self.subscriber.acknowledged(id).into_iter().for_each(|done| self.finish(done, &mut turn))
@@ -355,7 +397,7 @@ impl World {
                     let Some(delivery) = self.subscriber.started(id) else { continue };
                     let message = delivery.message.payload[0];
                     if self.greeted {
-                        self.s.down.push_back(Packet::Publish { id, message, dup: false });
+                        self.send(id, message, false);
                     }
                 }
                 Effect::Greet(connection) if connection == self.s.connection => {
@@ -368,32 +410,33 @@ impl World {
         }
     }
 
+    fn send(&mut self, id: u16, message: u8, dup: bool) {
+        self.s.down.push_back(Packet::Publish { id, message, dup });
+        self.sent.insert(id);
+        // [MQTT-3.3.4-9]
+        assert!(self.sent.len() <= self.takes, "more in flight than the client takes: {:?}", self.sent);
+    }
+
     fn resend(&mut self) {
-        let mut in_flight: Vec<_> = self.subscriber.in_flight.iter().collect();
-        in_flight.sort_by_key(|(_, in_flight)| in_flight.number());
-        for (id, in_flight) in in_flight {
-            self.s.down.extend(match in_flight {
-                InFlight::Starting(_) | InFlight::Unread { .. } => None,
-                InFlight::Sent(delivery) => {
-                    Some(Packet::Publish { id: *id, message: delivery.message.payload[0], dup: true })
-                }
-                InFlight::Released(_) => Some(Packet::PubRel(*id)),
-            });
-        }
+        self.s.down.extend(self.subscriber.begin_again().into_iter().map(Packet::PubRel));
     }
 
     fn pump(&mut self) {
         while self.greeted
+            && let Some((id, dup)) = self.subscriber.next_again(true)
+        {
+            let Some(InFlight::Sent(delivery)) = self.subscriber.in_flight.get(&id) else { continue };
+            let message = delivery.message.payload[0];
+            self.send(id, message, dup);
+        }
+        while self.greeted
             && let Some(next) = self.subscriber.next_to_send(NOW, true)
         {
             match next {
-                Next::Send(id, delivery) => {
-                    let message = delivery.message.payload[0];
-                    self.s.down.push_back(Packet::Publish { id, message, dup: false });
-                }
-                Next::Record(id, record) if self.hasty => {
+                Next::Send(id, delivery) => self.send(id, delivery.message.payload[0], false),
+                Next::Record(id, record) if self.fault == Fault::Hasty => {
                     let message = self.subscriber.started(id).unwrap().message.payload[0];
-                    self.s.down.push_back(Packet::Publish { id, message, dup: false });
+                    self.send(id, message, false);
                     self.turns.push_back(Turn { records: vec![record], ..Turn::default() });
                 }
                 Next::Record(id, record) => self.turns.push_back(Turn {
@@ -509,6 +552,22 @@ fn no_loss_and_no_duplicate_over_crashes_and_broken_connections() {
 
 #[test]
 fn a_server_that_sends_before_it_records_is_found_out() {
-    let hasty = World { hasty: true, ..World::new(QoS::ExactlyOnce, 1, 0) };
+    let hasty = World { fault: Fault::Hasty, ..World::new(QoS::ExactlyOnce, 1, 0) };
     assert!(std::panic::catch_unwind(|| explore(hasty)).is_err(), "the model sees nothing");
+}
+
+#[test]
+fn a_message_that_takes_two_commits_is_found_out() {
+    // Why its rows, its copies and the publisher's QoS 2 number must be one batch, whatever its size: with the number
+    // behind them it is stored twice, with the number before them never.
+    for fault in [Fault::NumberLater, Fault::NumberEarlier] {
+        let split = World { fault, ..World::new(QoS::ExactlyOnce, 1, 0) };
+        assert!(std::panic::catch_unwind(|| explore(split)).is_err(), "the model sees nothing of {fault:?}");
+    }
+}
+
+#[test]
+fn a_server_that_floods_a_new_connection_is_found_out() {
+    let flooding = World { fault: Fault::Flooding, ..World::new(QoS::AtLeastOnce, 0, 1) };
+    assert!(std::panic::catch_unwind(|| explore(flooding)).is_err(), "the model sees nothing");
 }

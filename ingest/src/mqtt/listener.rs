@@ -29,6 +29,20 @@ pub struct Mqtt {
     stats: Arc<MqttStats>,
     topics: Arc<Topics>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Resolves when the loop has ended.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+/// Lives as long as the event loop's thread, however that ends: nobody waits for a loop that is gone.
+struct Running {
+    inbox: Arc<Inbox>,
+    _told: oneshot::Sender<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
 }
 
 /// Starts the listeners: sessions are recovered and routable before the first client is let in.
@@ -37,12 +51,15 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
     let doors = Doors::open(&options, poll.registry())?;
     let addresses = doors.addresses();
     let waker = mio::Waker::new(poll.registry(), INBOX)?;
-    let inbox = Arc::new(Inbox { commands: Mutex::new(Vec::new()), waker });
+    let inbox = Arc::new(Inbox::new(waker));
     let stats = Arc::new(MqttStats::default());
     let dead_letters = crate::dead_letter::table(engine).map_err(io::Error::other)?;
     let (engine, loop_inbox, loop_stats, loop_topics) =
         (engine.clone(), Arc::clone(&inbox), Arc::clone(&stats), Arc::clone(&topics));
+    let (running, ended) = oneshot::channel();
+    let running = Running { inbox: Arc::clone(&inbox), _told: running };
     let thread = std::thread::Builder::new().name("sonde-mqtt".into()).spawn(move || {
+        let _running = running;
         let shared = Shared {
             inbox: loop_inbox,
             stats: loop_stats,
@@ -51,12 +68,14 @@ pub fn start(engine: &Engine, options: MqttOptions, topics: Arc<Topics>) -> io::
             queue_limits: options.queue,
             memory: options.memory,
             raw_retention: options.raw_retention,
+            log: options.log,
             early: options.early,
             offers: options.offers,
         };
         Worker::new(engine, poll, doors, options.authenticate, shared).run();
     })?;
-    Ok(Mqtt { addresses, inbox, stats, topics, thread: Mutex::new(Some(thread)) })
+    let (thread, ended) = (Mutex::new(Some(thread)), Mutex::new(Some(ended)));
+    Ok(Mqtt { addresses, inbox, stats, topics, thread, ended })
 }
 
 impl Mqtt {
@@ -64,6 +83,22 @@ impl Mqtt {
     #[must_use]
     pub fn addresses(&self) -> &[(String, ListenAddress)] {
         &self.addresses
+    }
+
+    /// Whether the event loop runs: without it no client is served.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.inbox.is_closed()
+    }
+
+    /// Resolves when the event loop has ended, because it was stopped or because it failed; for the first who asks.
+    #[must_use]
+    pub fn ended(&self) -> Option<impl Future<Output = ()> + use<>> {
+        let ended = self.ended.lock().take()?;
+        // Nothing is sent: the other end goes with the thread.
+        Some(async move {
+            let _ = ended.await;
+        })
     }
 
     /// Reads the files of the certificate again, whether or not they have changed.
@@ -131,5 +166,31 @@ impl Mqtt {
         {
             tracing::error!("the MQTT event loop panicked");
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_loop_that_panicked() {
+        let poll = Poll::new().unwrap();
+        let inbox = Arc::new(Inbox::new(mio::Waker::new(poll.registry(), INBOX).unwrap()));
+        let (told, ended) = oneshot::channel::<()>();
+        let running = Running { inbox: Arc::clone(&inbox), _told: told };
+        let (reply, early) = oneshot::channel();
+        inbox.send(Command::Publish(Vec::new(), reply));
+        let thread = std::thread::spawn(move || {
+            let _running = running;
+            panic!("as a loop that fails");
+        });
+        assert!(futures::executor::block_on(ended).is_err());
+        assert!(thread.join().is_err() && inbox.is_closed());
+        assert!(futures::executor::block_on(early).is_err(), "what was asked before");
+        let (reply, late) = oneshot::channel();
+        inbox.send(Command::Publish(Vec::new(), reply));
+        assert!(futures::executor::block_on(late).is_err(), "what is asked later");
     }
 }

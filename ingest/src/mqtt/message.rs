@@ -7,6 +7,7 @@ use sonde_engine::{MessageRef, Origin, Timestamp};
 use sonde_proto::mqtt::{Properties, PropertiesBuilder, Property, Publish, QoS};
 
 use super::budget::Weight;
+use crate::limits::PACKET_BYTES;
 
 /// Nanoseconds of a second.
 const NANOS: i64 = 1_000_000_000;
@@ -142,6 +143,17 @@ impl Message {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.topic.len() + self.payload.len() + self.properties.len() + 64
+    }
+
+    /// Why no packet carries it: it would be larger than those of clients may be.
+    #[must_use]
+    pub(crate) fn too_large(&self) -> Option<String> {
+        // At most: the fixed header, the lengths of topic and properties, the packet id, the expiry interval.
+        const HEAD: usize = 5 + 2 + 4 + 2 + 5;
+        let bytes = HEAD + self.topic.len() + self.properties.len() + self.payload.len();
+        (bytes > PACKET_BYTES).then(|| {
+            format!("the message would be a packet of {bytes} bytes; a packet has at most {PACKET_BYTES}")
+        })
     }
 
     /// `flags u8 | arrival i64, where the flag 8 says so | topic length u16 | topic | properties length u32 |

@@ -20,12 +20,14 @@ mod exchange;
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod exchange_model;
 mod guard;
+mod kept;
 mod listener;
 mod message;
 mod offline;
 mod options;
 mod pace;
 mod packets;
+mod past;
 mod publish;
 mod reading;
 mod reasons;
@@ -63,6 +65,8 @@ use sonde_access::Principal;
 
 use tables::{SessionInfo, SubscriptionInfo};
 
+use crate::limits::INBOX_COMMANDS;
+
 pub use authenticate::{Authenticate, ClientCertificate, Credentials, Ended, Later, Refusal};
 pub use budget::MemoryLimits;
 pub use listener::{Mqtt, start};
@@ -73,7 +77,7 @@ pub use options::{
     TenantLimits, TlsFiles,
 };
 pub use stats::MqttStats;
-pub use tail::{Tail, TailError, TailEvent, TailMessage};
+pub use tail::{Tail, TailEnd, TailError, TailEvent, TailMessage};
 
 /// What a 5.0 client is told that it did not ask for.
 #[derive(Clone, Debug)]
@@ -111,8 +115,10 @@ pub(crate) enum Command {
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// Begin a tail.
     Tail(tail::Begin),
-    /// End it.
-    EndTail(router::SessionKey),
+    /// End it, unless it has ended, which this tells from others.
+    EndTail(router::SessionKey, Arc<std::sync::OnceLock<TailEnd>>),
+    /// Rows that a replay has asked for.
+    Past(past::Work),
     /// What they have subscribed to.
     Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
     /// Read the certificate's files again.
@@ -121,21 +127,42 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// The event loop's inbox.
+/// The event loop's inbox. A command that is not taken in is dropped, and whoever waits for its answer hears that there
+/// will be none.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    commands: Mutex<Vec<Command>>,
+    /// None once the loop has ended.
+    commands: Mutex<Option<Vec<Command>>>,
     waker: mio::Waker,
 }
 
 impl Inbox {
+    fn new(waker: mio::Waker) -> Self {
+        Self { commands: Mutex::new(Some(Vec::new())), waker }
+    }
+
     pub(crate) fn send(&self, command: Command) {
-        self.commands.lock().push(command);
+        if let Some(commands) = self.commands.lock().as_mut() {
+            if commands.len() >= INBOX_COMMANDS && !matches!(command, Command::Stop) {
+                tracing::warn!("the MQTT event loop has more to do than it may be asked for at once");
+                return;
+            }
+            commands.push(command);
+        }
         self.wake();
     }
 
     pub(crate) fn take(&self) -> Vec<Command> {
-        std::mem::take(&mut *self.commands.lock())
+        self.commands.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes in nothing any more.
+    fn close(&self) {
+        drop(self.commands.lock().take());
+    }
+
+    fn is_closed(&self) -> bool {
+        self.commands.lock().is_none()
     }
 
     pub(crate) fn wake(&self) {

@@ -19,9 +19,11 @@ use super::budget::Room;
 use super::connection::Phase;
 use super::exchange::{Done, InFlight};
 use super::message::Message;
+use super::records::SEQ_AT;
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored};
 use super::sharing::Outgoing;
+use super::subscribe::UNNUMBERED;
 use super::turn::{ConnectionKey, Undo};
 use super::via::Via;
 use super::worker::Worker;
@@ -71,6 +73,20 @@ impl Drops {
 
     pub(crate) fn total(&self) -> u64 {
         self.queue_full + self.tenant_full + self.too_large + self.slow + self.gone
+    }
+
+    /// `queue full u64 | tenant full u64 | too large u64 | slow u64 | gone u64`, little endian.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let Self { queue_full, tenant_full, too_large, slow, gone } = *self;
+        [queue_full, tenant_full, too_large, slow, gone].iter().flat_map(|n| n.to_le_bytes()).collect()
+    }
+
+    /// Reads what `encode` wrote.
+    pub(super) fn decode(value: &[u8]) -> Option<Self> {
+        let (numbers, rest) = value.as_chunks::<8>();
+        let numbers: &[[u8; 8]; 5] = numbers.try_into().ok()?;
+        let [queue_full, tenant_full, too_large, slow, gone] = numbers.map(u64::from_le_bytes);
+        rest.is_empty().then_some(Self { queue_full, tenant_full, too_large, slow, gone })
     }
 }
 
@@ -172,11 +188,17 @@ impl Worker {
     ) -> Option<u32> {
         let bytes = out.message.bytes() as u64;
         if let Err(why) = self.make_room(key, bytes) {
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.sessions.get_mut(key)?.count_dropped(why, 1);
+            self.count_dropped(key, why, 1);
             return None;
         }
-        let number = self.log_outgoing(out)?;
+        let number = match self.log_outgoing(out) {
+            Ok(number) => number,
+            Err(error) => {
+                tracing::warn!(%error, topic = %out.message.topic, "a message could not be logged for who is to get it");
+                self.count_dropped(key, Dropped::TooLarge, 1);
+                return None;
+            }
+        };
         self.sessions.get_mut(key)?.backlog.note(number, manner, bytes);
         self.queued_bytes += bytes;
         self.count_waiting(key);
@@ -193,36 +215,43 @@ impl Worker {
             self.make_room(key, delivery.message.bytes() as u64)
         };
         if let Err(why) = refused {
-            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
-            self.sessions.get_mut(key).into_iter().for_each(|s| s.count_dropped(why, 1));
+            self.count_dropped(key, why, 1);
             return false;
         }
         delivery.message = delivery.message.clone().weighed();
-        let record = self.sessions.get(key).map(|session| session.queue_record(delivery));
-        record.into_iter().for_each(|record| self.turn.builder.state(record));
+        let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
+            return false;
+        };
+        match delivery.seq {
+            UNNUMBERED => self.turn.builder.state(record),
+            _ => self.turn.builder.state_of_message(record, SEQ_AT),
+        }
         true
     }
 
-    /// Logs the current message of the turn; where the batch is full, with the next one.
-    pub(super) fn log_message(&mut self, message: &Message) -> Option<u32> {
-        let properties = message.properties_to_keep();
-        for _ in 0..2 {
-            let raw = MessageRef {
-                seq: SeqNo(0),
-                received: message.arrival,
-                qos: message.qos as u8,
-                retain: message.retain,
-                topic: &message.topic,
-                properties: &properties,
-                payload: &message.payload,
-            };
-            if let Ok(number) = self.turn.builder.message(&raw) {
-                return Some(number);
-            }
-            self.submit_turn();
-            self.turn.builder.begin_message();
+    /// Logs the current message of the turn, in the batch of its rows: an error where that has no room for it.
+    pub(super) fn log_message(&mut self, message: &Message) -> sonde_engine::Result<u32> {
+        let raw = MessageRef {
+            seq: SeqNo(0),
+            received: message.arrival,
+            qos: message.qos as u8,
+            retain: message.retain,
+            topic: &message.topic,
+            properties: &message.properties_to_keep(),
+            payload: &message.payload,
+        };
+        self.turn.builder.message(&raw)
+    }
+
+    /// Counts messages that a session does not get.
+    pub(super) fn count_dropped(&mut self, key: SessionKey, why: Dropped, count: u64) {
+        self.stats.dropped.fetch_add(count, Ordering::Relaxed);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.count_dropped(why, count);
+        if session.is_durable() {
+            // The count is one of the session's records.
+            self.note_backlog(key);
         }
-        unreachable!("a packet is smaller than an empty batch")
     }
 
     /// Why a message of this size may not wait for a session, if it may not.
@@ -235,7 +264,7 @@ impl Worker {
     }
 
     /// Lets what the policy says go for a message of this size that is to wait; fails where that is not enough.
-    fn make_room(&mut self, key: SessionKey, bytes: u64) -> Result<(), Dropped> {
+    pub(super) fn make_room(&mut self, key: SessionKey, bytes: u64) -> Result<(), Dropped> {
         if self.is_too_much(key, bytes).is_none() {
             return Ok(());
         }
@@ -282,8 +311,7 @@ impl Worker {
                 None => return false,
             },
         };
-        session.count_dropped(why, 1);
-        self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+        self.count_dropped(key, why, 1);
         self.done_with(key, stored);
         true
     }
@@ -301,6 +329,8 @@ impl Worker {
                 let before = session.backlog.bytes();
                 session.backlog.remove(seq);
                 self.queued_bytes -= before - session.backlog.bytes();
+                let kept = session.unkeep(seq);
+                kept.into_iter().for_each(|record| self.turn.settle(record));
                 self.note_backlog(key);
             }
         }
@@ -325,6 +355,11 @@ impl Worker {
             session.noted = false;
             if !session.is_durable() {
                 continue;
+            }
+            if session.drops != session.drops_recorded {
+                session.drops_recorded = session.drops;
+                self.turn.builder.state(session.drops_record());
+                self.turn.undo.push(Undo::Drops(key));
             }
             for (number, value) in session.backlog.changes() {
                 self.turn.builder.state(session.backlog_record(number, value));
@@ -395,7 +430,7 @@ impl Worker {
         if !self.committing.is_empty() || !self.turn.noted.is_empty() || self.log_cursor.is_none() {
             return;
         }
-        let oldest = self.sessions.iter().filter_map(|(_, session)| session.backlog.oldest()).min();
+        let oldest = self.sessions.iter().filter_map(|(_, session)| session.oldest_in_log()).min();
         let position = oldest.map(|seq| SeqNo(seq.0 - 1));
         if position != self.log_cursor {
             self.set_log_cursor(position);
@@ -445,7 +480,8 @@ impl Worker {
         let mut count = 0;
         for Waiting { range, manner, block } in wanted {
             for seq in (range.first.0..=range.last.0.min(position.0)).map(SeqNo) {
-                let Some((_, message)) = found.next_if(|(known, _)| *known == seq) else {
+                let message = found.next_if(|(known, _)| *known == seq).map(|(_, message)| message);
+                let Some(message) = message.or_else(|| self.kept_message(key, seq)) else {
                     gone.push(seq);
                     continue;
                 };
@@ -455,8 +491,8 @@ impl Worker {
                 }
                 count += 1;
                 if let Some(session) = self.sessions.get_mut(key) {
-                    let (Manner { qos, retain }, stored) = (*manner, Stored::Log(seq));
-                    let via = Via::default();
+                    let (Manner { qos, retain, identifiers }, stored) = (manner.clone(), Stored::Log(seq));
+                    let via = Via { group: None, identifiers };
                     session.hand_out(Delivery { number: *block, stored, seq, message, qos, retain, via });
                 }
             }
@@ -473,7 +509,10 @@ impl Worker {
     }
 
     /// Messages of the log, as many as are read at once, and up to where that is all of them.
-    fn read_ranges(&mut self, ranges: &[SeqRange]) -> sonde_engine::Result<(Vec<(SeqNo, Message)>, SeqNo)> {
+    pub(super) fn read_ranges(
+        &mut self,
+        ranges: &[SeqRange],
+    ) -> sonde_engine::Result<(Vec<(SeqNo, Message)>, SeqNo)> {
         let mut found = Vec::new();
         let mut bytes = 0;
         let most = if self.room() == Room::Plenty { FETCH_BYTES } else { 1 };
@@ -498,6 +537,7 @@ impl Worker {
 
     /// Reads the messages of the exchanges that were under way when the server ended; they go on under their packet ids.
     pub(super) fn read_resumed(&mut self, key: SessionKey) -> sonde_engine::Result<()> {
+        let Some(principal) = self.reader(key) else { return Ok(()) };
         let Some(session) = self.sessions.get(key) else { return Ok(()) };
         let unread = |(id, in_flight): (&u16, &InFlight)| match in_flight {
             InFlight::Unread { seq, .. } => Some((*seq, *id)),
@@ -506,7 +546,7 @@ impl Worker {
         let mut unread: Vec<(SeqNo, u16)> = session.in_flight.iter().filter_map(unread).collect();
         unread.sort_unstable_by_key(|(seq, _)| *seq);
         let mut at = SeqNo(0);
-        let mut gone = Vec::new();
+        let (mut gone, mut denied) = (Vec::new(), Vec::new());
         loop {
             unread.retain(|(seq, _)| *seq > at);
             let ranges: Vec<SeqRange> =
@@ -518,8 +558,12 @@ impl Worker {
             let mut found = found.into_iter().peekable();
             for (seq, id) in unread.iter().filter(|(seq, _)| *seq <= position) {
                 let message = found.next_if(|(known, _)| known == seq).map(|(_, message)| message);
+                let message = message.or_else(|| self.kept_message(key, *seq));
                 let Some(session) = self.sessions.get_mut(key) else { break };
                 match message {
+                    Some(message) if !allows(&principal, Action::Subscribe(&message.topic)) => {
+                        denied.push(*id)
+                    }
                     Some(message) => session.read_again(*id, message),
                     None => gone.push((*seq, *id)),
                 }
@@ -528,7 +572,8 @@ impl Worker {
         }
         let numbers: Vec<SeqNo> = gone.iter().map(|(seq, _)| *seq).collect();
         self.lose(key, &numbers);
-        for (_, id) in gone {
+        self.stats.denied.fetch_add(denied.len() as u64, Ordering::Relaxed);
+        for id in gone.into_iter().map(|(_, id)| id).chain(denied) {
             let done = self.sessions.get_mut(key).and_then(|session| session.finish(id));
             done.into_iter().for_each(|done| self.finish(key, done));
         }
@@ -545,12 +590,11 @@ impl Worker {
     fn lose(&mut self, key: SessionKey, gone: &[SeqNo]) {
         let (Some(first), Some(last)) = (gone.first(), gone.last()) else { return };
         let count = gone.len() as u64;
-        if let Some(session) = self.sessions.get_mut(key) {
+        if let Some(session) = self.sessions.get(key) {
             let client = &session.client_id;
             tracing::warn!(client, %first, %last, count, "messages that waited for an MQTT client are gone from the log");
-            session.count_dropped(Dropped::Gone, count);
         }
-        self.stats.dropped.fetch_add(count, Ordering::Relaxed);
+        self.count_dropped(key, Dropped::Gone, count);
         gone.iter().for_each(|seq| self.done_with(key, Stored::Log(*seq)));
     }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sonde_engine::LogBudget;
+
 use super::{Authenticate, MemoryLimits, Offers, QueueLimits};
 
 /// How MQTT is served.
@@ -26,6 +28,8 @@ pub struct MqttOptions {
     pub memory: MemoryLimits,
     /// How long messages that no source but `default` takes stay in the log for replays; zero is not at all.
     pub raw_retention: Duration,
+    /// How much log the engine keeps: what sessions need of it is copied before it goes.
+    pub log: LogBudget,
     /// Topic filters whose messages reach subscribers that are connected before they are stored: sooner on a slow disk, but
     /// a crash may undo what was seen. Sessions that outlive their connection get them afterwards, as always.
     pub early: Vec<String>,

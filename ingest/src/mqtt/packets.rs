@@ -29,6 +29,7 @@ pub(super) fn explain(reason: ReasonCode) -> &'static str {
         ReasonCode::QUOTA_EXCEEDED => "there is no room for more retained messages; the rows are stored",
         ReasonCode::RECEIVE_MAXIMUM_EXCEEDED => "more QoS 1 and 2 messages in flight than Receive Maximum",
         ReasonCode::KEEP_ALIVE_TIMEOUT => "nothing was heard for one and a half times the keep alive",
+        ReasonCode::ADMINISTRATIVE_ACTION => "an administrator has ended the session",
         ReasonCode::SESSION_TAKEN_OVER => "another connection came with this client id",
         _ => "",
     }

@@ -17,7 +17,7 @@ use super::turn::{Answer, ConnectionKey, Undo};
 use super::via::Via;
 use super::worker::{TopicInfo, Worker};
 use crate::dead_letter::{self, DeadLetter};
-use crate::limits::RECEIVE_MAXIMUM;
+use crate::limits::{RECEIVE_MAXIMUM, TURN_BYTES};
 use crate::row::Refusal;
 use crate::source::{DEFAULT_SOURCE, Incoming, Sink, Source};
 
@@ -177,6 +177,12 @@ impl Worker {
             beside_default: message.origin != Origin::Client,
             session: None,
         };
+        if let Some(why) = message.too_large() {
+            // No client could have sent it, and none takes it.
+            self.turn.builder.begin_message();
+            self.stats.dropped.fetch_add(1, Ordering::Relaxed);
+            return self.bury(&arriving, &why);
+        }
         self.take(&arriving, |arrival| Message { arrival, ..message.clone() }.weighed()).map(drop)
     }
 
@@ -187,6 +193,11 @@ impl Worker {
         arriving: &Arriving<'_>,
         copy: impl Fn(Timestamp) -> Message,
     ) -> sonde_engine::Result<Verdict> {
+        if self.turn.builder.bytes() >= TURN_BYTES {
+            // Not between the parts of a message: its rows, what keeps it for others and the QoS 2 number that says that
+            // it came are one commit, and a crash leaves all of them or none.
+            self.submit_turn();
+        }
         let info = self.topic(arriving.topic);
         let source = info.source.as_ref();
         let source = source.filter(|source| !(arriving.beside_default && source.name == DEFAULT_SOURCE));
@@ -201,6 +212,7 @@ impl Worker {
                 (self.clock, ReasonCode::SUCCESS.into())
             }
         };
+        let turn = self.submitted;
         let copy = || copy(arrival);
         let mut message = None;
         if arriving.retain {
@@ -227,6 +239,7 @@ impl Worker {
         };
         let number = SeqNo(self.turn.builder.current_message().into());
         self.route(arriving, message, Place { number, keep: !keep.is_zero(), early: info.early }, &copy);
+        debug_assert_eq!(turn, self.submitted, "a message is in one commit");
         Ok(verdict)
     }
 
@@ -268,12 +281,20 @@ impl Worker {
             Err(Refusal::Engine(error)) => return Err(error),
         };
         info.stats.rejected(&why);
-        if matches!(self.write_dead_letter(arriving, &why), Err(sonde_engine::Error::BatchFull)) {
-            self.submit_turn();
-            self.turn.builder.begin_message();
-            self.write_dead_letter(arriving, &why)?;
-        }
+        self.bury(arriving, &why)?;
         Ok(if source.reject_invalid { Verdict::invalid(&why) } else { ReasonCode::SUCCESS.into() })
+    }
+
+    /// Makes the current message a dead letter.
+    fn bury(&mut self, arriving: &Arriving<'_>, why: &str) -> sonde_engine::Result<()> {
+        match self.write_dead_letter(arriving, why) {
+            Err(sonde_engine::Error::BatchFull) => {
+                self.submit_turn();
+                self.turn.builder.begin_message();
+                self.write_dead_letter(arriving, why)
+            }
+            outcome => outcome,
+        }
     }
 
     fn write_dead_letter(&mut self, arriving: &Arriving<'_>, reason: &str) -> sonde_engine::Result<()> {
@@ -296,35 +317,26 @@ impl Worker {
         if found.interests.is_empty() && found.groups.is_empty() && !place.keep {
             return;
         }
+        let message = message.get_or_insert_with(copy);
         let Place { number, early, .. } = place;
-        let mut out = Outgoing { message: message.get_or_insert_with(copy), number, logged: None, early };
-        if place.keep {
-            self.log_outgoing(&mut out);
+        let mut out = Outgoing { message, number, logged: None, copied: 0, early };
+        if place.keep
+            && let Err(error) = self.log_outgoing(&mut out)
+        {
+            tracing::warn!(%error, topic = arriving.topic, "a message is not kept for replays: it could not be logged");
         }
-        // What waits in the log comes first: its number must not leave the batch that copies may fill.
-        let mut with_copies = false;
-        for by_log in [true, false] {
-            if !by_log && !with_copies {
-                break;
-            }
-            for interests in found.interests.chunk_by(|a, b| a.session == b.session) {
-                let wanted = || {
-                    let own = |session| arriving.session == Some(session);
-                    interests.iter().filter(move |interest| !(interest.no_local && own(interest.session)))
-                };
-                let Some((session, qos)) = wanted().map(|interest| (interest.session, interest.qos)).max()
-                else {
-                    continue;
-                };
-                if wanted().all(|interest| interest.identifier == 0) != by_log {
-                    with_copies |= by_log;
-                    continue;
-                }
-                let retain = arriving.retain && wanted().any(|interest| interest.retain_as_published);
-                let via = Via::identifiers(&mut wanted().map(|interest| interest.identifier));
-                let to = Handing { session, qos: qos.min(arriving.qos), retain, via };
-                self.hand_over(to, &mut out);
-            }
+        for interests in found.interests.chunk_by(|a, b| a.session == b.session) {
+            let wanted = || {
+                let own = |session| arriving.session == Some(session);
+                interests.iter().filter(move |interest| !(interest.no_local && own(interest.session)))
+            };
+            let Some((session, qos)) = wanted().map(|interest| (interest.session, interest.qos)).max() else {
+                continue;
+            };
+            let retain = arriving.retain && wanted().any(|interest| interest.retain_as_published);
+            let via = Via::identifiers(&mut wanted().map(|interest| interest.identifier));
+            let to = Handing { session, qos: qos.min(arriving.qos), retain, via };
+            self.hand_over(to, &mut out);
         }
         for group in &found.groups {
             self.hand_to_group(*group, arriving.qos, arriving.retain, &mut out);

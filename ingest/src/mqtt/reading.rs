@@ -65,7 +65,7 @@ impl Worker {
 
     /// Reads a connection again that was not read for this reason.
     pub(super) fn unpark(&mut self, key: ConnectionKey, why: Parked) {
-        let now = self.now();
+        let now = self.now_millis();
         let found = self.connections.get_mut(key.place).filter(|(known, _)| *known == key.generation);
         if let Some((_, connection)) = found
             && connection.parked == Some(why)
@@ -78,7 +78,7 @@ impl Worker {
     }
 
     fn read_connection(&mut self, place: usize, buffer: &mut [u8], scratch: &mut [u8]) {
-        let now = self.now();
+        let now = self.now_millis();
         let Some((generation, connection)) = self.connections.get_mut(place) else { return };
         let key = ConnectionKey { place, generation: *generation };
         connection.readable = false;

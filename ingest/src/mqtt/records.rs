@@ -4,13 +4,19 @@
 //! - Everything of a session's own that is kept begins with its client id and incarnation; what has neither a session nor
 //!   a meaning is removed when the server starts.
 
+use std::sync::Arc;
+
 use foldhash::HashMap;
+use sonde_access::Principal;
 use sonde_engine::{Engine, SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::exchange::{IN_FLIGHT, InFlight, RECEIVED, Recorded};
+use super::kept::KEPT;
 use super::message::Message;
+use super::offline::Drops;
 use super::session::{Delivery, Session, Stored};
+use super::subscribe::UNNUMBERED;
 use super::subscription::Subscription;
 use super::via::Via;
 use super::will::{PendingWill, WILLS};
@@ -26,11 +32,21 @@ const QUEUE: &str = "mqtt.queue";
 /// Messages that wait in the log: see `backlog.rs`.
 const BACKLOG: &str = "mqtt.backlog";
 const OWNERS: &str = "mqtt.owner";
+/// How many messages a session did not get, by reason.
+const DROPS: &str = "mqtt.drops";
+/// What the owners were recognised by: asked again whenever rights change.
+const PRINCIPALS: &str = "mqtt.principal";
 /// Tenants of the clients, by client id as the owners are.
 const TENANTS: &str = "mqtt.tenant";
 
 /// In the flags of a delivery's record: a `Via` precedes the message.
 const VIA: u8 = 8;
+/// The same: its sequence number (u64, little endian) follows the flags; until the commit that in its batch.
+const NUMBERED: u8 = 16;
+/// Where it stands.
+pub(super) const SEQ_AT: usize = 1;
+/// In the flags of a subscription's record: the session's client is told sequence numbers.
+const TELLS_SEQ: u8 = 32;
 
 impl Session {
     /// The key of a record of this session: `client id | 0 | incarnation u64 | rest`.
@@ -47,6 +63,10 @@ impl Session {
     pub(super) fn record(&self) -> State {
         let mut value = self.expiry.to_le_bytes().to_vec();
         value.extend_from_slice(&self.incarnation.to_le_bytes());
+        if self.tells_seq {
+            // A subscription without a filter: that of earlier builds stand there, each with the flag.
+            value.extend_from_slice(&[TELLS_SEQ, 0, 0]);
+        }
         let value = self.is_durable().then_some(value);
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
@@ -69,6 +89,13 @@ impl Session {
         State { namespace: OWNERS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
 
+    /// The record of who its owner was when its client connected.
+    pub(super) fn principal_record(&self) -> State {
+        let known = self.principal.as_ref().filter(|principal| principal.owner().is_some());
+        let value = known.map(|principal| principal.to_record());
+        State { namespace: PRINCIPALS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
     /// The record of its client's tenant.
     pub(super) fn tenant_record(&self) -> State {
         let value = self.tenant.as_ref().map(|tenant| tenant.as_bytes().to_vec());
@@ -80,7 +107,7 @@ impl Session {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let client = self.client_id.as_bytes().to_vec();
         let mut records =
-            vec![gone(SESSIONS, client.clone()), gone(OWNERS, client.clone()), gone(TENANTS, client)];
+            [SESSIONS, OWNERS, PRINCIPALS, TENANTS].map(|namespace| gone(namespace, client.clone())).to_vec();
         records.extend(self.subscriptions.keys().map(|filter| self.gone(SUBSCRIPTIONS, filter.as_bytes())));
         records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().filter_map(InFlight::stored);
@@ -91,6 +118,10 @@ impl Session {
         });
         records.extend(copies.map(|number| self.dequeue_record(number)));
         records.extend(self.backlog.records().map(|number| self.backlog_record(number, None)));
+        records.extend(self.forget_kept());
+        if self.drops_recorded != Drops::default() {
+            records.push(self.gone(DROPS, &[]));
+        }
         records.push(self.gone(WILLS, &[]));
         records
     }
@@ -103,7 +134,11 @@ impl Session {
     /// The record of a delivery that must survive.
     pub(super) fn queue_record(&self, delivery: &Delivery) -> State {
         let via = if delivery.via.is_plain() { 0 } else { VIA };
-        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via];
+        let numbered = if delivery.seq == UNNUMBERED { 0 } else { NUMBERED };
+        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via | numbered];
+        if numbered != 0 {
+            value.extend_from_slice(&delivery.seq.0.to_le_bytes());
+        }
         if via != 0 {
             delivery.via.encode(&mut value);
         }
@@ -114,6 +149,11 @@ impl Session {
     /// The record that a delivery is done with.
     pub(super) fn dequeue_record(&self, number: u64) -> State {
         self.gone(QUEUE, &number.to_be_bytes())
+    }
+
+    /// The record of what the client did not get.
+    pub(super) fn drops_record(&self) -> State {
+        State { value: Some(self.drops.encode()), ..self.gone(DROPS, &[]) }
     }
 
     /// The record of a block of what waits in the log.
@@ -131,6 +171,8 @@ pub(super) struct Recovered {
     pub(super) orphans: Vec<State>,
     /// What an earlier build wrote in another form, in that of today.
     pub(super) moved: Vec<State>,
+    /// Wills of sessions that ended with the server, and what removes their records.
+    pub(super) wills: Vec<(PendingWill, State)>,
 }
 
 /// Reads the durable sessions from the state store.
@@ -172,8 +214,15 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             }
         }
     }
+    for (key, value) in entries(PRINCIPALS) {
+        let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
+        match (session, Principal::from_record(value.as_ref())) {
+            (Some(session), Some(principal)) => session.principal = Some(Arc::new(principal)),
+            _ => orphan(PRINCIPALS, key),
+        }
+    }
     // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
-    let readers: [(&str, Reader); 6] = [
+    let readers: [(&str, Reader); 8] = [
         (SUBSCRIPTIONS, |session, filter, value, _| {
             let (_, subscription, _) = Subscription::decode(value).filter(|(_, _, rest)| rest.is_empty())?;
             session.subscriptions.insert(std::str::from_utf8(filter).ok()?.into(), subscription);
@@ -191,6 +240,15 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             let number = u64::from_be_bytes(number.try_into().ok()?);
             session.backlog.restore(number, value).then_some(())
         }),
+        (KEPT, |session, seq, value, _| {
+            let seq = SeqNo(u64::from_be_bytes(seq.try_into().ok()?));
+            session.backlog.has(seq).then(|| session.kept.insert(seq, value.len() as u64))
+        }),
+        (DROPS, |session, _, value, _| {
+            session.drops = Drops::decode(value)?;
+            session.drops_recorded = session.drops;
+            Some(())
+        }),
         (IN_FLIGHT, |session, id, value, _| {
             session.go_on(u16::from_be_bytes(id.try_into().ok()?), Session::read_in_flight(value)?)
         }),
@@ -199,15 +257,30 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             Some(())
         }),
     ];
+    let mut wills = Vec::new();
     for (namespace, read) in readers {
         for (key, value) in entries(namespace) {
-            let found = owner(&mut sessions, &key);
-            if found.and_then(|(session, rest)| read(session, rest, value.as_ref(), now)).is_none() {
+            let value = value.as_ref();
+            let is_read = match owner(&mut sessions, &key) {
+                Some((session, rest)) => read(session, rest, value, now).is_some(),
+                // Its session ended with the server; earlier builds kept those of durable sessions only.
+                None if namespace == WILLS => {
+                    match PendingWill::decode(value, 0, now).filter(|will| will.principal.is_some()) {
+                        Some(will) => {
+                            wills.push((will, State { namespace: WILLS.into(), key, value: None }));
+                            continue;
+                        }
+                        None => false,
+                    }
+                }
+                None => false,
+            };
+            if !is_read {
                 orphan(namespace, key);
             }
         }
     }
-    Recovered { sessions: sessions.into_values().collect(), orphans, moved }
+    Recovered { sessions: sessions.into_values().collect(), orphans, moved, wills }
 }
 
 /// Gives a session one of its records: the rest of its key, its value, and the time. `None` where it means nothing.
@@ -231,6 +304,8 @@ impl Session {
             }
         };
         self.in_flight.insert(packet_id, in_flight);
+        // An id whose exchange ends without the client's word is not used again soon: the client may hold its message.
+        self.next_packet_id = self.next_packet_id.max(packet_id.checked_add(1).unwrap_or(1));
         Some(())
     }
 }
@@ -255,7 +330,10 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
     session.left_at = Some(0);
     while !rest.is_empty() {
         let (filter, subscription, behind) = Subscription::decode(rest)?;
-        if filter.len() > FILTER_BYTES {
+        session.tells_seq |= rest.first().is_some_and(|flags| flags & TELLS_SEQ != 0);
+        if filter.is_empty() {
+            // It says only that.
+        } else if filter.len() > FILTER_BYTES {
             let bytes = filter.len();
             tracing::warn!(
                 client = client_id,
@@ -273,9 +351,13 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
 fn read_delivery(number: u64, value: &[u8], now: Timestamp) -> Option<Delivery> {
     let (flags, rest) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
+    let (seq, rest) = match flags & NUMBERED {
+        0 => (SeqNo(0), rest),
+        _ => rest.split_first_chunk::<8>().map(|(seq, rest)| (SeqNo(u64::from_le_bytes(*seq)), rest))?,
+    };
     let (via, message) = if flags & VIA == 0 { (Via::default(), rest) } else { Via::decode(rest)? };
     let (stored, message) = (Stored::Copy(number), Message::decode(message, now)?);
-    Some(Delivery { number, stored, seq: SeqNo(0), message, qos, retain: flags & 4 != 0, via })
+    Some(Delivery { number, stored, seq, message, qos, retain: flags & 4 != 0, via })
 }
 
 #[cfg(test)]
@@ -324,6 +406,12 @@ mod tests {
         let found = recover_of(&written(&records));
         assert_eq!((found.orphans, found.moved), (vec![], vec![]));
         assert_eq!((found.sessions[0].incarnation, found.sessions[0].expiry), (1, 60));
+        assert_eq!(found.sessions[0].subscriptions, session.subscriptions);
+        assert!(!found.sessions[0].tells_seq);
+        session.tells_seq = true;
+        records.push(session.record());
+        let found = recover_of(&written(&records));
+        assert!(found.sessions[0].tells_seq && found.moved.is_empty());
         assert_eq!(found.sessions[0].subscriptions, session.subscriptions);
         // One that ends takes its own record alone; the end of the session takes all.
         session.subscriptions.remove("a/+");
@@ -377,10 +465,14 @@ mod tests {
         let now = Timestamp::from_nanos(0);
         let plain = delivery(7, QoS::AtLeastOnce);
         let shared = Via { group: Some("$share/g/a".into()), ..Via::identifier(3) };
-        for via in [Via::default(), shared] {
-            let delivery = Delivery { via: via.clone(), ..plain.clone() };
+        for (via, seq, read) in [
+            (Via::default(), SeqNo(9), SeqNo(9)),
+            (shared.clone(), SeqNo(9), SeqNo(9)),
+            (shared, UNNUMBERED, SeqNo(0)),
+        ] {
+            let delivery = Delivery { via: via.clone(), seq, ..plain.clone() };
             let again = read_delivery(7, &session.queue_record(&delivery).value.unwrap(), now).unwrap();
-            assert_eq!((again.via, again.message), (via, delivery.message));
+            assert_eq!((again.via, again.message, again.seq), (via, delivery.message, read));
         }
     }
 }

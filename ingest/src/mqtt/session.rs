@@ -8,15 +8,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use sonde_engine::{SeqNo, Timestamp};
+use sonde_access::Principal;
+use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::backlog::Backlog;
 use super::exchange::InFlight;
+use super::kept::Kept;
 use super::message::Message;
-use super::offline::{Dropped, Drops, QueueLimits};
+use super::offline::{Dropped, Drops};
 use super::replay::Replay;
 use super::search::Search;
+use super::shared::shared_filter;
 use super::subscription::Subscription;
 use super::tail::TailSink;
 use super::via::Via;
@@ -52,6 +55,17 @@ pub(super) struct Delivery {
     pub(super) via: Via,
 }
 
+/// What of a session its client may not read.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable {
+    /// What another member of its group may get.
+    pub(super) waiting: Vec<Delivery>,
+    /// QoS 2 messages that were sent: they must not go to another ([MQTT-4.8.2-5]).
+    pub(super) begun: Vec<Delivery>,
+    /// The records of exchanges, to go.
+    pub(super) records: Vec<State>,
+}
+
 /// A client's session.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -61,6 +75,8 @@ pub(super) struct Session {
     pub(super) incarnation: u64,
     /// As whom its client was recognised; nobody else can have it. `None` where nobody knows.
     pub(super) owner: Option<String>,
+    /// The same with the rights it had last; `None` where nobody has connected yet, or an earlier build kept the session.
+    pub(super) principal: Option<Arc<Principal>>,
     /// The tenant of its client, as it was last recognised.
     pub(super) tenant: Option<Arc<str>>,
     /// Bytes that its tenant knows to wait for it.
@@ -86,6 +102,9 @@ pub(super) struct Session {
     /// QoS 2 numbers that were received and not released.
     pub(super) received: BTreeSet<u16>,
     pub(super) in_flight: BTreeMap<u16, InFlight>,
+    /// The packet ids of what is still to be sent again over this connection, in their order, and whether it was sent
+    /// before.
+    pub(super) resending: VecDeque<(u16, bool)>,
     /// What is to be sent next; of what waits in the log, the part that was read.
     pub(super) queue: VecDeque<Delivery>,
     /// Messages of the queue that are not in the backlog, and their bytes.
@@ -107,6 +126,10 @@ pub(super) struct Session {
     pub(super) send_maximum: usize,
     /// Messages that the client did not get.
     pub(super) drops: Drops,
+    /// What the record says of them.
+    pub(super) drops_recorded: Drops,
+    /// What is kept beside the log.
+    pub(super) kept: Kept,
 }
 
 impl Session {
@@ -115,6 +138,7 @@ impl Session {
             client_id: client_id.to_owned(),
             incarnation,
             owner: None,
+            principal: None,
             tenant: None,
             tenant_bytes: 0,
             expiry: 0,
@@ -129,6 +153,7 @@ impl Session {
             searched_in: 0,
             received: BTreeSet::new(),
             in_flight: BTreeMap::new(),
+            resending: VecDeque::new(),
             queue: VecDeque::new(),
             beside: 0,
             beside_bytes: 0,
@@ -141,6 +166,8 @@ impl Session {
             will: None,
             send_maximum: SEND_MAXIMUM,
             drops: Drops::default(),
+            drops_recorded: Drops::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -154,38 +181,38 @@ impl Session {
         self.connection.is_some() || self.tail.is_some() || self.replay.is_some()
     }
 
-    /// Takes out what waits and may not be read, in flight too where no connection has it. Returns it.
-    pub(super) fn keep_readable(&mut self, may_read: impl Fn(&str) -> bool) -> Vec<Delivery> {
-        let mut withdrawn = self.take_where(|delivery| !may_read(&delivery.message.topic));
-        if self.connection.is_none() {
-            let mut gone = Vec::new();
-            self.in_flight.retain(|_, in_flight| match in_flight {
-                // An exchange of QoS 2 that has begun is brought to its end.
-                InFlight::Sent(delivery)
-                    if delivery.qos == QoS::AtLeastOnce && !may_read(&delivery.message.topic) =>
-                {
-                    gone.push(delivery.clone());
-                    false
-                }
-                _ => true,
-            });
-            gone.iter().for_each(|delivery| self.landed(delivery));
-            withdrawn.extend(gone);
+    /// Takes out what waits and may not be read, in flight too where no connection has it and the client has not said that
+    /// it has the message: what PUBREC has answered goes on with PUBREL, which says nothing of the message.
+    pub(super) fn keep_readable(&mut self, may_read: impl Fn(&str) -> bool) -> Unreadable {
+        let mut found = Unreadable {
+            waiting: self.take_where(|delivery| !may_read(&delivery.message.topic)),
+            ..Unreadable::default()
+        };
+        if self.connection.is_some() {
+            return found;
         }
-        withdrawn
+        let sent: Vec<u16> = self.in_flight.keys().copied().collect();
+        for id in sent {
+            let (delivery, begun) = match self.in_flight.get(&id) {
+                Some(InFlight::Starting(delivery)) => (delivery, false),
+                Some(InFlight::Sent(delivery)) => (delivery, delivery.qos == QoS::ExactlyOnce),
+                Some(InFlight::Unread { .. } | InFlight::Released(_)) | None => continue,
+            };
+            if may_read(&delivery.message.topic) {
+                continue;
+            }
+            let delivery = delivery.clone();
+            if begun {
+                found.begun.push(delivery)
+            } else {
+                found.waiting.push(delivery)
+            }
+            found.records.extend(self.finish(id).into_iter().flat_map(|done| done.records));
+        }
+        found
     }
 
-    /// Appends a message that is not in the backlog to what waits; what keeps it comes back where that is too much.
-    pub(super) fn enqueue(&mut self, delivery: Delivery, limits: &QueueLimits) -> Result<(), Stored> {
-        if self.is_full(delivery.message.bytes() as u64, limits) {
-            self.count_dropped(Dropped::QueueFull, 1);
-            return Err(delivery.stored);
-        }
-        self.push(delivery);
-        Ok(())
-    }
-
-    /// The same without a limit, and of messages of the backlog.
+    /// Appends a message to what waits.
     pub(super) fn push(&mut self, delivery: Delivery) {
         self.joins(&delivery);
         self.queue.push_back(delivery);
@@ -285,6 +312,24 @@ impl Session {
         shared
     }
 
+    /// Whether it is a member of a group.
+    pub(super) fn shares(&self) -> bool {
+        self.subscriptions.keys().any(|filter| shared_filter(filter).is_some())
+    }
+
+    /// Takes out the messages of shared subscriptions that are meant and that other members may get.
+    pub(super) fn take_shared(&mut self, is_meant: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
+        let mut taken = self.take_where(&is_meant);
+        self.in_flight.retain(|_, in_flight| match in_flight {
+            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce && is_meant(delivery) => {
+                taken.push(delivery.clone());
+                false
+            }
+            _ => true,
+        });
+        taken
+    }
+
     /// Whether nothing waits, and another message could be sent.
     pub(super) fn is_caught_up(&self) -> bool {
         self.queue.is_empty() && !self.backlog.has_unfetched() && self.in_flight.len() < self.send_maximum
@@ -325,10 +370,28 @@ mod tests {
         }
         session.next_to_send(now, true).unwrap();
         session.next_to_send(now, true).unwrap();
-        let withdrawn = session.keep_readable(|topic| topic != "secret");
+        let withdrawn = session.keep_readable(|topic| topic != "secret").waiting;
         assert_eq!(withdrawn.iter().map(|delivery| delivery.number).collect::<Vec<_>>(), [3, 1]);
         assert_eq!((session.queue.len(), session.in_flight.len()), (1, 1));
         assert_eq!(session.beside(), (1, session.queue[0].message.bytes() as u64));
+    }
+
+    #[test]
+    fn what_was_sent_with_qos_2_and_may_not_be_read_is_not_sent_again() {
+        let (mut session, now) = (Session::new("c", 1), Timestamp::from_nanos(0));
+        session.expiry = 60;
+        for number in 0..3 {
+            session.push(delivery(number, QoS::ExactlyOnce));
+        }
+        while session.next_to_send(now, true).is_some() {}
+        session.started(1).unwrap();
+        session.started(2).unwrap();
+        session.received_by_client(2);
+        let found = session.keep_readable(|_| false);
+        let numbers = |found: &[Delivery]| found.iter().map(|it| it.number).collect::<Vec<_>>();
+        assert_eq!((numbers(&found.begun), numbers(&found.waiting)), (vec![0], vec![2]));
+        assert_eq!(found.records.len(), 2, "the exchanges' records go");
+        assert_eq!(session.in_flight.keys().copied().collect::<Vec<_>>(), [2], "PUBREL says nothing");
     }
 
     #[test]

@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sonde_access::{Action, Principal, allows};
 use sonde_engine::SeqNo;
 use sonde_proto::mqtt::QoS;
 
 use super::backlog::Manner;
 use super::message::Message;
-use super::offline::QueueLimits;
+use super::offline::{Dropped, QueueLimits};
 use super::router::{Interest, SessionKey};
 use super::session::{Delivery, Session, Stored};
-use super::shared::{GroupKey, Standing};
+use super::shared::{GroupKey, Standing, shared_filter};
 use super::subscribe::UNNUMBERED;
 use super::turn::Undo;
 use super::via::Via;
 use super::worker::Worker;
-use crate::limits::{OUT_BYTES, SEND_MAXIMUM, TURN_BYTES};
+use crate::limits::{COPIES_BYTES, OUT_BYTES, SEND_MAXIMUM, TURN_BYTES};
 
 /// A delivery that is to be noted: to whom, and how it is sent.
 #[derive(Debug)]
@@ -35,22 +36,26 @@ pub(super) struct Outgoing<'m> {
     pub(super) number: SeqNo,
     /// The same, once it is logged in that batch.
     pub(super) logged: Option<u32>,
+    /// Bytes of its copies in that batch.
+    pub(super) copied: usize,
     /// Whether those who are here get it before it is stored.
     pub(super) early: bool,
 }
 
 impl Worker {
     /// Logs a message that is on its way, unless it is.
-    pub(super) fn log_outgoing(&mut self, out: &mut Outgoing<'_>) -> Option<u32> {
-        if out.logged.is_none() {
-            out.logged = self.log_message(out.message);
-            out.number = SeqNo(self.turn.builder.current_message().into());
+    pub(super) fn log_outgoing(&mut self, out: &mut Outgoing<'_>) -> sonde_engine::Result<u32> {
+        if let Some(number) = out.logged {
+            return Ok(number);
         }
-        out.logged
+        let number = self.log_message(out.message)?;
+        out.logged = Some(number);
+        Ok(number)
     }
 
     /// Notes a delivery; what keeps one to a durable session is in the turn's batch when this returns: the log has the
-    /// message, or, where more is to be known than how it is sent, a copy.
+    /// message, or, where another member of a group may get it later, a copy. All of it is in one batch, that of the
+    /// message's rows: the publisher's QoS 2 number stands for everything that became of the message.
     pub(super) fn hand_over(&mut self, to: Handing, out: &mut Outgoing<'_>) {
         let Some(session) = self.sessions.get(to.session) else { return };
         let (is_here, replays) = (session.is_here(), session.replay.is_some());
@@ -58,25 +63,25 @@ impl Worker {
         if !is_here && !is_kept {
             return;
         }
-        if replays {
-            self.log_outgoing(out);
+        if replays && let Err(error) = self.log_outgoing(out) {
+            tracing::warn!(%error, topic = %out.message.topic, "a replay goes without a message that could not be logged");
         }
         let mut stored = Stored::Nowhere;
-        if is_kept && to.via.is_plain() {
-            let manner = Manner { qos: to.qos, retain: to.retain };
+        if is_kept && to.via.group.is_none() {
+            let identifiers = to.via.identifiers.clone();
+            let manner = Manner { qos: to.qos, retain: to.retain, identifiers };
             let Some(number) = self.keep_for(to.session, out, manner) else { return };
             stored = Stored::Log(SeqNo(number.into()));
             if !is_here {
                 return;
             }
         }
-        if is_kept && !to.via.is_plain() && self.turn.builder.bytes() >= TURN_BYTES {
-            // Many durable subscribers of a large message: their copies go out with several batches.
-            self.submit_turn();
-            (out.number, out.logged) = (UNNUMBERED, None);
-        }
         let number = self.next_number();
-        if is_kept && !to.via.is_plain() {
+        if is_kept && to.via.group.is_some() {
+            out.copied += out.message.bytes();
+            if out.copied > COPIES_BYTES {
+                return self.count_dropped(to.session, Dropped::QueueFull, 1);
+            }
             stored = Stored::Copy(number);
         }
         let (seq, message) = (out.number, out.message.clone());
@@ -115,14 +120,54 @@ impl Worker {
         self.hand_over(to, out);
     }
 
+    /// A session that has nobody behind it leaves the groups whose messages its owner may not read any more, `None` where
+    /// there is no such owner: what waits for it goes to others. Its own subscriptions are judged when its client is back.
+    pub(super) fn leave_groups(&mut self, key: SessionKey, owner: Option<&Principal>) {
+        let may_read = |filter: &str| owner.is_some_and(|owner| allows(owner, Action::Subscribe(filter)));
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_left = |filter: &str| shared_filter(filter).is_some() && !may_read(filter);
+        let left: Vec<Box<str>> =
+            session.subscriptions.keys().filter(|filter| is_left(filter)).cloned().collect();
+        if left.is_empty() {
+            return;
+        }
+        for filter in &left {
+            session.subscriptions.remove(filter);
+            self.router.unsubscribe(filter, key);
+        }
+        let is_of_them = |delivery: &Delivery| {
+            delivery.via.group.as_deref().is_some_and(|group| left.iter().any(|filter| **filter == *group))
+        };
+        let mut withdrawn = session.take_shared(is_of_them);
+        tracing::info!(
+            client = session.client_id,
+            subscriptions = left.len(),
+            messages = withdrawn.len(),
+            "an MQTT session leaves groups whose messages its owner may not read any more"
+        );
+        left.iter().for_each(|filter| self.record_subscription(key, filter));
+        withdrawn.extend(self.withdraw_where(key, is_of_them));
+        withdrawn.sort_unstable_by_key(|delivery| delivery.number);
+        self.stats.denied.fetch_add(left.len() as u64, Ordering::Relaxed);
+        // Before the records go: a crash between two batches may double a message, not lose one.
+        self.hand_on(withdrawn.clone());
+        for delivery in &withdrawn {
+            self.done_with(key, delivery.stored);
+        }
+    }
+
     /// Gives what a session leaves behind of its groups to other members; again, where the commit fails.
     pub(super) fn hand_on(&mut self, left_behind: Vec<Delivery>) {
         for delivery in left_behind {
             let Some(filter) = &delivery.via.group else { continue };
+            if self.turn.builder.bytes() >= TURN_BYTES {
+                self.submit_turn();
+            }
             match self.router.group(filter) {
                 Some(group) => {
                     let message = &delivery.message;
-                    let mut out = Outgoing { message, number: UNNUMBERED, logged: None, early: false };
+                    let mut out =
+                        Outgoing { message, number: UNNUMBERED, logged: None, copied: 0, early: false };
                     self.hand_to_group(group, message.qos, message.retain, &mut out);
                     self.turn.undo.push(Undo::HandedOn(delivery));
                 }

@@ -47,7 +47,9 @@ impl Worker {
             _ => None,
         };
         if let (Some(asks), Some(state)) = (subscribe.properties.find(asks), self.sessions.get_mut(session)) {
-            state.tells_seq = asks;
+            if std::mem::replace(&mut state.tells_seq, asks) != asks && state.is_durable() {
+                self.turn.builder.state(state.record());
+            }
         }
         self.settle_order(session);
         let known = self.sessions.get(session).map(|state| state.subscriptions.keys());

@@ -1,4 +1,4 @@
-//! Once a second: who is silent, slow or stuck, what has expired, what is due.
+//! What time does: who is silent, slow or stuck, what has expired, what is due.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,51 +11,42 @@ use super::session::Session;
 use super::stats::Refused;
 use super::turn::{ConnectionKey, Undo};
 use super::worker::Worker;
-use crate::limits::{CONNECT_TIME, RECOGNISE_TIME, TURN_BYTES, TURNS_IN_FLIGHT};
+use crate::limits::{CONNECT_TIME, RECOGNISE_TIME, TURN_BYTES};
+
+/// How often it is looked who is silent.
+const LISTEN_MILLIS: u64 = 250;
 
 impl Worker {
-    /// Once a second: connections that are silent or slow to CONNECT, sessions that have expired.
-    pub(super) fn sweep(&mut self) {
-        let now = self.now();
-        if now == self.swept_at {
-            return;
+    /// Four times a second, behind the events of a pass: what must not wait for a second to end.
+    pub(super) fn tick(&mut self) {
+        let now = self.now_millis();
+        if now >= self.listened_at + LISTEN_MILLIS {
+            self.listened_at = now;
+            self.end_silent(now);
+            self.keep_endangered();
         }
-        self.swept_at = now;
-        self.sweep_doors();
-        self.tenants.sweep(Instant::now());
-        let reading = self.committing.len() < TURNS_IN_FLIGHT;
-        let unread = self.doors.unread_seconds();
-        let (mut silent, mut stuck) = (Vec::new(), Vec::new());
+    }
+
+    /// Ends connections that are silent, or slow to CONNECT ([MQTT-3.1.2-22]).
+    fn end_silent(&mut self, now: u64) {
+        let mut silent = Vec::new();
         for (place, (generation, connection)) in &self.connections {
-            let since =
-                connection.stuck_since.filter(|since| unread > 0 && now.saturating_sub(*since) > unread);
-            if since.is_some() {
-                stuck.push(place);
-            }
-            let quiet = now.saturating_sub(connection.heard_at);
+            let quiet = u128::from(now.saturating_sub(connection.heard_at));
             let late = match connection.phase {
                 // It has said who it is, and waits for us.
-                Phase::Opening if connection.pauses() => quiet > RECOGNISE_TIME.as_secs(),
-                Phase::Opening => quiet > CONNECT_TIME.as_secs(),
-                // While we do not read, silence is not the client's fault.
+                Phase::Opening if connection.pauses() => quiet > RECOGNISE_TIME.as_millis(),
+                Phase::Opening => quiet > CONNECT_TIME.as_millis(),
+                // Of what is there and was not read yet, the silence is ours.
                 Phase::Open { .. } => {
-                    reading
-                        && !connection.readable
+                    !connection.readable
                         && connection.keep_alive > 0
-                        && quiet > connection.keep_alive
+                        && quiet
+                            > u128::from(connection.keep_alive + if connection.closing { 1000 } else { 0 })
                 }
             };
             if late {
                 silent.push(ConnectionKey { place, generation: *generation });
             }
-        }
-        for place in stuck {
-            if let Some((_, connection)) = self.connections.get(place) {
-                let (peer, bytes) = (connection.peer, connection.unwritten());
-                tracing::info!(%peer, bytes, "MQTT connection closed: its client does not read what waits for it");
-                self.stats.unread.fetch_add(1, Ordering::Relaxed);
-            }
-            self.close(place);
         }
         for key in silent {
             let opening =
@@ -68,6 +59,34 @@ impl Worker {
             } else {
                 self.refuse(key, ReasonCode::KEEP_ALIVE_TIMEOUT);
             }
+        }
+    }
+
+    /// Once a second: who takes nothing of what waits for it, sessions that have expired, what is due. However long the
+    /// loop took: a load that lasts puts nothing off.
+    pub(super) fn sweep(&mut self) {
+        let now = self.now();
+        if now == self.swept_at {
+            return;
+        }
+        self.swept_at = now;
+        self.sweep_doors();
+        self.tenants.sweep(Instant::now());
+        let unread = self.doors.unread_seconds();
+        let is_stuck = |since: u64| unread > 0 && now.saturating_sub(since) > unread;
+        let stuck: Vec<usize> = self
+            .connections
+            .iter()
+            .filter(|(_, (_, connection))| connection.stuck_since.is_some_and(is_stuck))
+            .map(|(place, _)| place)
+            .collect();
+        for place in stuck {
+            if let Some((_, connection)) = self.connections.get(place) {
+                let (peer, bytes) = (connection.peer, connection.unwritten());
+                tracing::info!(%peer, bytes, "MQTT connection closed: its client does not read what waits for it");
+                self.stats.unread.fetch_add(1, Ordering::Relaxed);
+            }
+            self.close(place);
         }
         self.end_expired();
         let expired = |session: &Session| {

@@ -3,10 +3,13 @@
 //! # Invariants
 //! - A tail is a session without a socket: the same router, the same order, QoS 0.
 //! - It holds a bounded number of messages; a reader that does not keep up is told how many it missed, and where.
+//! - It reads under the rights of whoever began it, as they are now: once they do not cover its filter it ends, and what
+//!   waits is not given out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use sonde_access::{Action, Principal, allows};
 use sonde_engine::{SeqNo, Timestamp};
 use sonde_proto::mqtt::{DecodeError, QoS, is_shared, validate_filter};
 use tokio::sync::{mpsc, oneshot};
@@ -39,6 +42,31 @@ pub enum TailEvent {
     Message(TailMessage),
     /// So many messages were dropped here, because the reader did not keep up.
     Dropped(u64),
+    /// It is over, and this is why; nothing follows.
+    Ended(TailEnd),
+}
+
+/// Why a tail ended that its reader had not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TailEnd {
+    /// Its reader is nobody any more: the token was revoked or has expired, the user or its roles are gone.
+    Unknown,
+    /// Its reader may not subscribe to the filter any more.
+    NotAllowed,
+}
+
+impl TailEnd {
+    /// Why, in words.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unknown => {
+                "the credentials of this request are not valid any more: a token was revoked or has \
+                              expired, or a user or role was dropped"
+            }
+            Self::NotAllowed => "the right to subscribe to this filter was withdrawn",
+        }
+    }
 }
 
 /// The event loop's end of a tail.
@@ -50,6 +78,10 @@ pub(super) struct TailSink {
     dropped: Arc<AtomicU64>,
     /// Whether the event loop is to be woken once the reader has taken what there is.
     waits: Arc<AtomicBool>,
+    ended: Arc<OnceLock<TailEnd>>,
+    /// Whose rights it reads under.
+    principal: Arc<Principal>,
+    filter: Arc<str>,
 }
 
 /// A subscription of a reader that is no MQTT client; ends with its drop.
@@ -60,6 +92,9 @@ pub struct Tail {
     waits: Arc<AtomicBool>,
     /// A message that came behind those that were dropped.
     held: Option<TailMessage>,
+    ended: Arc<OnceLock<TailEnd>>,
+    /// Whether its end was said.
+    is_over: bool,
     key: SessionKey,
     inbox: Arc<Inbox>,
 }
@@ -67,7 +102,6 @@ pub struct Tail {
 /// What a tail is to begin with.
 #[derive(Debug)]
 pub(crate) struct Begin {
-    filter: String,
     sink: TailSink,
     reply: oneshot::Sender<Option<SessionKey>>,
 }
@@ -92,8 +126,9 @@ pub enum TailError {
 }
 
 impl Mqtt {
-    /// Follows what is published to a filter, from the retained messages on.
-    pub async fn tail(&self, filter: &str) -> Result<Tail, TailError> {
+    /// Follows what is published to a filter, from the retained messages on, as long as this one may; it has to be asked
+    /// before whether it may begin.
+    pub async fn tail(&self, filter: &str, principal: &Arc<Principal>) -> Result<Tail, TailError> {
         let valid = match is_shared(filter) {
             true => Err(DecodeError::Protocol("a tail has no share of others' messages")),
             false => validate_filter(filter),
@@ -103,11 +138,19 @@ impl Mqtt {
         let dropped = Arc::new(AtomicU64::new(0));
         let (reply, answer) = oneshot::channel();
         let waits = Arc::new(AtomicBool::new(false));
-        let sink = TailSink { messages: sender, dropped: Arc::clone(&dropped), waits: Arc::clone(&waits) };
+        let ended = Arc::<OnceLock<TailEnd>>::default();
+        let sink = TailSink {
+            messages: sender,
+            dropped: Arc::clone(&dropped),
+            waits: Arc::clone(&waits),
+            ended: Arc::clone(&ended),
+            principal: Arc::clone(principal),
+            filter: filter.into(),
+        };
         let inbox = Arc::clone(self.inbox());
-        inbox.send(Command::Tail(Begin { filter: filter.to_owned(), sink, reply }));
+        inbox.send(Command::Tail(Begin { sink, reply }));
         let key = answer.await.map_err(|_| TailError::Stopped)?.ok_or(TailError::TooMany)?;
-        Ok(Tail { messages, dropped, waits, held: None, key, inbox })
+        Ok(Tail { messages, dropped, waits, held: None, ended, is_over: false, key, inbox })
     }
 }
 
@@ -121,8 +164,23 @@ impl TailSink {
 }
 
 impl Tail {
-    /// The next event; none once the listener has stopped.
+    /// The next event; none once the listener has stopped, or its end was said.
     pub async fn next(&mut self) -> Option<TailEvent> {
+        if self.is_over {
+            return None;
+        }
+        let event = self.next_message().await;
+        // Looked at behind the wait: what may not be read any more is not said.
+        match self.ended.get() {
+            Some(end) => {
+                self.is_over = true;
+                Some(TailEvent::Ended(*end))
+            }
+            None => event,
+        }
+    }
+
+    async fn next_message(&mut self) -> Option<TailEvent> {
         if let Some(message) = self.held.take() {
             return Some(TailEvent::Message(message));
         }
@@ -146,14 +204,15 @@ impl Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        self.inbox.send(Command::EndTail(self.key));
+        self.inbox.send(Command::EndTail(self.key, Arc::clone(&self.ended)));
     }
 }
 
 impl Worker {
     /// Begins a tail: a session that nobody can connect to.
     pub(super) fn begin_tail(&mut self, begin: Begin) {
-        let Begin { filter, sink, reply } = begin;
+        let Begin { sink, reply } = begin;
+        let filter = Arc::clone(&sink.filter);
         if self.tails >= TAILS {
             // Whoever asked may have gone.
             let _ = reply.send(None);
@@ -163,7 +222,7 @@ impl Worker {
         let mut session = Session::new(&format!("tail {number:x}"), number);
         session.tail = Some(sink);
         let subscription = Subscription::plain(QoS::AtMostOnce);
-        session.subscriptions.insert(filter.as_str().into(), subscription);
+        session.subscriptions.insert((&*filter).into(), subscription);
         let key = self.sessions.insert(session);
         self.tails += 1;
         self.router.subscribe(&filter, interest(key, subscription));
@@ -173,12 +232,45 @@ impl Worker {
         self.begin_search(key, &filter);
     }
 
+    /// Ends the tail of a reader that has gone, unless it was ended before and its place is another's.
+    pub(super) fn leave_tail(&mut self, key: SessionKey, ended: &Arc<OnceLock<TailEnd>>) {
+        let tail = self.sessions.get(key).and_then(|session| session.tail.as_ref());
+        if tail.is_some_and(|tail| Arc::ptr_eq(&tail.ended, ended)) {
+            self.end_tail(key);
+        }
+    }
+
     /// Ends a tail.
-    pub(super) fn end_tail(&mut self, key: SessionKey) {
+    fn end_tail(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.try_remove(key) else { return };
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
         self.withdraw(key);
         self.tails -= 1;
+    }
+
+    /// Ends the tails whose readers may not read them any more; `renew` says who they are now.
+    pub(super) fn recheck_tails(&mut self, renew: impl Fn(&Arc<Principal>) -> Option<Arc<Principal>>) {
+        if self.tails == 0 {
+            return;
+        }
+        let mut over = Vec::new();
+        for (key, session) in &mut self.sessions {
+            let Some(tail) = &mut session.tail else { continue };
+            let end = match renew(&tail.principal) {
+                Some(now) if allows(&now, Action::Subscribe(&tail.filter)) => {
+                    tail.principal = now;
+                    continue;
+                }
+                Some(_) => TailEnd::NotAllowed,
+                None => TailEnd::Unknown,
+            };
+            tracing::info!(principal = tail.principal.name, filter = &*tail.filter, ?end, "a tail was ended");
+            // Once: its session goes with it.
+            let _ = tail.ended.set(end);
+            over.push(key);
+        }
+        self.stats.denied.fetch_add(over.len() as u64, Ordering::Relaxed);
+        over.into_iter().for_each(|key| self.end_tail(key));
     }
 
     /// Hands a delivery to a tail.

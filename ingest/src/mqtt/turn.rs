@@ -12,6 +12,7 @@ use sonde_engine::{Engine, Origin, Receipt, SeqNo, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
 use super::backlog::Block;
+use super::offline::Drops;
 use super::packets::NOT_STORED;
 use super::reasons::Why;
 use super::router::SessionKey;
@@ -59,6 +60,8 @@ pub(super) enum Undo {
     Settled(State),
     /// The record of a block of what waits for a session was to be written, or removed.
     Backlog(SessionKey, u64),
+    /// The record of what a session did not get was to be written.
+    Drops(SessionKey),
     /// What a member of a group left behind was given to another one.
     HandedOn(Delivery),
 }
@@ -70,7 +73,8 @@ impl Undo {
             Self::Received(session, _)
             | Self::Released(session, _)
             | Self::Subscribed(session, _)
-            | Self::Backlog(session, _) => Some(*session),
+            | Self::Backlog(session, _)
+            | Self::Drops(session) => Some(*session),
             Self::Retained(_) | Self::Settled(_) | Self::HandedOn(_) => None,
         }
     }
@@ -247,6 +251,12 @@ impl Worker {
                 }
                 self.note_backlog(session);
             }
+            Undo::Drops(session) => {
+                if let Some(session) = self.sessions.get_mut(session) {
+                    session.drops_recorded = Drops::default();
+                }
+                self.note_backlog(session);
+            }
             Undo::HandedOn(delivery) => self.hand_on(vec![delivery]),
         }
     }
@@ -271,6 +281,25 @@ impl Worker {
             *deliveries = others;
             let mine: Vec<(SessionKey, Delivery)> = mine;
             withdrawn.extend(mine.into_iter().map(|(_, delivery)| delivery));
+        }
+        withdrawn
+    }
+
+    /// Takes out those of the deliveries to a session that are meant. Returns them.
+    pub(super) fn withdraw_where(
+        &mut self,
+        key: SessionKey,
+        is_meant: impl Fn(&Delivery) -> bool,
+    ) -> Vec<Delivery> {
+        let turns = self.committing.iter_mut().map(|turn| &mut turn.deliveries);
+        let mut withdrawn = Vec::new();
+        for deliveries in turns.chain([&mut self.turn.deliveries]) {
+            let (meant, others) = std::mem::take(deliveries)
+                .into_iter()
+                .partition(|(session, delivery)| *session == key && is_meant(delivery));
+            *deliveries = others;
+            let meant: Vec<(SessionKey, Delivery)> = meant;
+            withdrawn.extend(meant.into_iter().map(|(_, delivery)| delivery));
         }
         withdrawn
     }
@@ -308,7 +337,6 @@ impl Worker {
                 self.stats.connack(ReasonCode::SUCCESS);
                 if let Some(session) = connection.session() {
                     self.resend(session);
-                    self.pump(session);
                 }
             }
             Answer::Close(reason, _) => {

@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use foldhash::HashMap;
 use mio::{Events, Poll, Token};
 use slab::Slab;
-use sonde_engine::{Engine, MessageReader, Origin, SeqNo, Table, Timestamp};
+use sonde_engine::{Engine, LogBudget, MessageReader, Origin, SeqNo, Table, Timestamp};
 use sonde_proto::mqtt::{PropertiesBuilder, filter_matches};
 
 use super::accept::{Doors, INBOX};
 use super::budget::{Budget, MemoryLimits};
+use super::commands::Publishing;
 use super::connection::Connection;
 use super::offline::{self, QueueLimits};
+use super::past::Past;
 use super::records;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
@@ -27,13 +29,15 @@ use super::sys::Sys;
 use super::tenant::Tenants;
 use super::turn::{Committing, Turn};
 use super::{Authenticate, Inbox, MqttStats, Offers};
-use crate::limits::{READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
+use crate::limits::{CONNECTIONS, READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
 
-/// How long the loop sleeps when nothing happens.
-const TICK: Duration = Duration::from_secs(1);
+/// How long the loop sleeps when nothing happens, and how late a keep alive may end.
+const TICK: Duration = Duration::from_millis(250);
+/// Events that are taken at once.
+const EVENTS: usize = 1024;
 
 /// What the loop shares with the rest of the process.
 pub(super) struct Shared {
@@ -44,6 +48,7 @@ pub(super) struct Shared {
     pub(super) queue_limits: QueueLimits,
     pub(super) memory: MemoryLimits,
     pub(super) raw_retention: Duration,
+    pub(super) log: LogBudget,
     pub(super) early: Vec<String>,
     pub(super) offers: Offers,
 }
@@ -73,10 +78,14 @@ pub(super) struct Worker {
     pub(super) held: BTreeSet<SessionKey>,
     /// How long messages that no source but `default` takes stay in the log.
     pub(super) raw_retention: Duration,
+    /// How much log the engine keeps.
+    pub(super) log: LogBudget,
     /// Filters of topics whose messages are delivered before they are stored.
     early: Vec<String>,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
+    /// Rows on their way to them.
+    pub(super) past: Past,
     /// Whether one of them can go on.
     replaying: bool,
     /// The sessions that something retained is looked for; whose turn it is first.
@@ -117,7 +126,7 @@ pub(super) struct Worker {
     pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
-    sources: Sources,
+    pub(super) sources: Sources,
     /// Connections that may have something to read.
     pub(super) ready: VecDeque<usize>,
     /// Connections that may have something to write.
@@ -130,6 +139,12 @@ pub(super) struct Worker {
     started: Instant,
     /// The second in which the last sweep was.
     pub(super) swept_at: u64,
+    /// When it was last looked who is silent, in milliseconds.
+    pub(super) listened_at: u64,
+    /// What sessions need of the log up to here is kept beside it.
+    pub(super) kept_to: SeqNo,
+    /// What rules have said and is not published yet.
+    pub(super) publishing: VecDeque<Publishing>,
     generation: u64,
     next_number: u64,
     pub(super) stopping: bool,
@@ -159,8 +174,10 @@ impl Worker {
             budget: Budget::new(shared.memory),
             held: BTreeSet::new(),
             raw_retention: shared.raw_retention,
+            log: shared.log,
             early: shared.early,
             replays: Vec::new(),
+            past: Past::default(),
             replaying: false,
             searching: VecDeque::new(),
             searches_on: false,
@@ -173,7 +190,8 @@ impl Worker {
             offers: shared.offers,
             clock: engine.now(),
             properties: PropertiesBuilder::new(),
-            rights_version: authenticate.version(),
+            // Of none: what changed before the last end of the server may not be done yet.
+            rights_version: u64::MAX,
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -192,6 +210,9 @@ impl Worker {
             buffer: vec![0; READ_BUFFER],
             started: Instant::now(),
             swept_at: 0,
+            listened_at: 0,
+            kept_to: SeqNo(0),
+            publishing: VecDeque::new(),
             generation: 0,
             stopping: false,
             engine,
@@ -202,6 +223,7 @@ impl Worker {
         for session in recovered.sessions {
             worker.add_session(session);
         }
+        worker.publish_left_wills(recovered.wills);
         worker.engine.keep_log_for(worker.raw_retention.max(worker.sources.raw_retention()));
         worker
     }
@@ -225,6 +247,11 @@ impl Worker {
         self.started.elapsed().as_secs()
     }
 
+    /// Milliseconds since then.
+    pub(super) fn now_millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// A number that ascends with the deliveries.
     pub(super) fn next_number(&mut self) -> u64 {
         self.next_number += 1;
@@ -232,7 +259,7 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
-        let mut events = Events::with_capacity(1024);
+        let mut events = Events::with_capacity(EVENTS);
         while !self.stopping {
             let timeout = self.patience();
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
@@ -241,28 +268,17 @@ impl Worker {
                 tracing::error!(%error, "the MQTT event loop cannot wait for events");
                 return;
             }
-            let began = Instant::now();
             self.clock = self.engine.now();
             self.accept_again();
             self.serve_due();
             self.give_turns();
-            for event in &events {
-                match event.token() {
-                    INBOX => {}
-                    token if let Some(door) = self.doors.of_token(token) => self.accept(door),
-                    Token(place) => {
-                        if event.is_writable() {
-                            self.dirty.push(place);
-                        }
-                        if event.is_readable() || event.is_read_closed() {
-                            self.mark_ready(place);
-                        }
-                    }
-                }
-            }
+            self.take_events(&mut events);
+            // IMPORTANT: behind the events: whoever has sent something, however long ago, is marked as readable now.
+            self.tick();
             self.renew_rights();
             self.serve_inbox();
             self.release_turns();
+            self.publish_on();
             if self.committing.len() < TURNS_IN_FLIGHT {
                 self.read_ready();
             }
@@ -276,16 +292,41 @@ impl Worker {
             }
             self.write_dirty();
             self.pump_held();
-            if began.elapsed() < TICK {
-                self.sweep();
-            } // Else what clients sent meanwhile is not read yet, and their silence is ours.
+            self.sweep();
         }
         self.close_all();
     }
 
+    /// Takes note of everything that has happened to sockets.
+    fn take_events(&mut self, events: &mut Events) {
+        // Each connection has one event at most, until what it says is done.
+        for _ in 0..=CONNECTIONS / EVENTS {
+            let mut count = 0;
+            for event in &*events {
+                count += 1;
+                match event.token() {
+                    INBOX => {}
+                    token if let Some(door) = self.doors.of_token(token) => self.accept(door),
+                    Token(place) => {
+                        if event.is_writable() {
+                            self.dirty.push(place);
+                        }
+                        if event.is_readable() || event.is_read_closed() {
+                            self.mark_ready(place);
+                        }
+                    }
+                }
+            }
+            if count < EVENTS || self.poll.poll(events, Some(Duration::ZERO)).is_err() {
+                return;
+            }
+        }
+    }
+
     /// How long the loop may sleep.
     fn patience(&self) -> Duration {
-        let busy = !self.ready.is_empty() && self.committing.len() < TURNS_IN_FLIGHT;
+        let has_more = !self.ready.is_empty() || !self.publishing.is_empty();
+        let busy = has_more && self.committing.len() < TURNS_IN_FLIGHT;
         if busy || self.replaying || self.searches_on || !self.dirty.is_empty() {
             return Duration::ZERO;
         }

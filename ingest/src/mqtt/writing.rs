@@ -53,6 +53,17 @@ impl Worker {
         }
     }
 
+    /// Tells a client of 5.0 why its connection is about to be closed, with what waits for it.
+    pub(super) fn tell_end(&mut self, place: usize, reason: ReasonCode) {
+        let Some((_, connection)) = self.connections.get_mut(place) else { return };
+        // A packet that the client does not take is left out.
+        if connection.greeted && !connection.sealed {
+            connection.write_answer(&Answer::Close(reason, explain(reason)));
+            self.stats.disconnect(reason);
+        }
+        connection.flush();
+    }
+
     /// Closes a connection behind everything that is still to be answered, with a reason where the version has one.
     pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode) {
         self.refuse_because(key, reason, explain(reason));

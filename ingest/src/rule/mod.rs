@@ -395,7 +395,12 @@ impl Runner {
                 letters.write(builder, payload, &format!("PUBLISH TO '{topic}': {error}"))?;
                 continue;
             }
-            messages.push(Message { topic: topic.into(), payload: payload.into(), ..like.clone() });
+            let message = Message { topic: topic.into(), payload: payload.into(), ..like.clone() };
+            if let Some(why) = message.too_large() {
+                letters.write(builder, payload, &format!("PUBLISH TO '{}': {why}", message.topic))?;
+                continue;
+            }
+            messages.push(message);
         }
         Ok(self.runtime.block_on(mqtt.publish(messages))?)
     }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 )
@@ -170,7 +171,8 @@ func within() context.Context {
 
 func (c *five) connect(resume bool, will string, qos byte) bool {
 	c.client = paho.NewClient(paho.ClientConfig{
-		Conn: c.dial(),
+		// It writes a packet piece by piece and PINGREQ from elsewhere: over TLS and WebSocket only a lock keeps them apart.
+		Conn: packets.NewThreadSafeConn(c.dial()),
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			arrived(p.Packet.QoS, p.Packet.Retain, p.Packet.Payload)
 			return true, nil
