@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::filter::{Identity, Place};
 use crate::limits::{NAME_BYTES, ROLES_OF_USER, RULES};
-use crate::rights::{Origin, Principal, Privileges, Rights, check_filter};
+use crate::rights::{By, Origin, Principal, Privileges, Proof, Rights, check_filter};
 use crate::scram::ScramKeys;
-use crate::token::{Grants, StoredToken, digest};
+use crate::token::{Grants, StoredToken, digest, fingerprint};
 
 /// What the catalog keeps of a role.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,12 @@ pub struct StoredUser {
     /// The password's keys for SCRAM.
     #[serde(default)]
     pub scram: Option<ScramKeys>,
+    /// Tells the user from others who had the name before; any number.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// Tells the password from those before; the hash can be another one of the same password.
+    #[serde(default)]
+    pub password_number: u64,
     /// The name in the client certificate: its common name, or one of its alternative names.
     #[serde(default)]
     pub certificate: Option<String>,
@@ -76,6 +82,17 @@ impl StoredUser {
             return Err(format!("{} roles; expected {ROLES_OF_USER} at most", self.roles.len()));
         }
         self.privileges.check()
+    }
+
+    /// What someone has in hand who was recognised by its credential of this kind.
+    fn proof(&self, by: By, of_key: u64) -> Proof {
+        let credential = match by {
+            By::Other => 0,
+            By::Password => self.password_number,
+            By::Certificate => self.certificate.as_deref().map_or(0, |name| fingerprint(name.as_bytes())),
+            By::Key => of_key,
+        };
+        Proof { by, user: self.incarnation, credential }
     }
 
     /// Whether the user may connect with this client id.
@@ -187,18 +204,20 @@ impl Directory {
             identity,
             rights,
             expires: None,
+            proof: Proof::default(),
         })
     }
 
-    /// A user who was recognised.
+    /// A user who was recognised by this kind of credential.
     #[must_use]
-    pub fn principal(&self, user: &User, claim: Claim<'_>) -> Principal {
+    pub fn principal(&self, user: &User, by: By, claim: Claim<'_>) -> Principal {
         Principal {
             name: user.name.clone(),
             origin: Origin::User,
             identity: of_user(identity(claim), user),
             rights: Arc::clone(&user.rights),
             expires: None,
+            proof: user.stored.proof(by, 0),
         }
     }
 
@@ -208,14 +227,23 @@ impl Directory {
     pub fn bearer(&self, claims: crate::jwt::Claims, claim: Claim<'_>) -> Option<Principal> {
         let expires = Some(claims.expires);
         if let Some(user) = self.user(&claims.subject) {
-            return Some(Principal { expires, ..self.principal(user, claim) });
+            let proof = user.stored.proof(By::Key, claims.key);
+            return Some(Principal { expires, proof, ..self.principal(user, By::Key, claim) });
         }
         let roles: Vec<String> = claims.roles.into_iter().take(ROLES_OF_USER).collect();
         let rights = Arc::new(self.rights_of_roles(&roles)?);
         let identity = identity(claim)
             .with(Place::Username, Some(&claims.subject))
             .with(Place::Tenant, claims.tenant.as_deref());
-        Some(Principal { name: claims.subject, origin: Origin::Bearer(roles), identity, rights, expires })
+        let proof = Proof { by: By::Key, user: 0, credential: claims.key };
+        Some(Principal {
+            name: claims.subject,
+            origin: Origin::Bearer(roles),
+            identity,
+            rights,
+            expires,
+            proof,
+        })
     }
 
     /// What roles give together; `None` where there is none of them.
@@ -229,16 +257,33 @@ impl Directory {
         known.then_some(rights)
     }
 
-    /// The same one with the rights it has now; `None` where it is gone.
+    /// The same one with the rights it has now; `None` where it could not come in any more with the credential and the
+    /// client id that it came with, if any. Whether the key of a JSON Web Token is still one is not asked here.
     #[must_use]
-    pub fn renew(&self, principal: &Principal) -> Option<Principal> {
+    pub fn renew(&self, principal: &Principal, client_id: Option<&str>) -> Option<Principal> {
+        let Proof { by, credential, .. } = principal.proof;
+        if principal.origin == Origin::User {
+            let user = self.user(&principal.name)?;
+            if user.stored.proof(by, credential) != principal.proof
+                || client_id.is_some_and(|client| !user.stored.may_be(&user.name, client))
+            {
+                return None;
+            }
+        }
+        self.rights_of(principal)
+    }
+
+    /// The same one with the rights it has now, whatever has become of its credential; `None` where it is gone.
+    #[must_use]
+    pub fn rights_of(&self, principal: &Principal) -> Option<Principal> {
         let mut renewed = principal.clone();
         match &principal.origin {
             Origin::Admin | Origin::Anonymous => {}
             // By its digest: one that was replaced is gone, whatever has its name now.
             Origin::Token(digest) => renewed.rights = Arc::clone(&self.tokens.get(&**digest)?.rights),
             Origin::User => {
-                let user = self.user(&principal.name)?;
+                let same = |user: &&Arc<User>| user.stored.incarnation == principal.proof.user;
+                let user = self.user(&principal.name).filter(same)?;
                 renewed.rights = Arc::clone(&user.rights);
                 renewed.identity = of_user(renewed.identity, user);
             }
@@ -314,7 +359,7 @@ mod tests {
         let directory = directory(&Directory::default(), "plant/#");
         let names = ["x", "pump.acme"].into_iter();
         let user = directory.user_of_certificate(names).unwrap();
-        let pump = directory.principal(user, Claim::default());
+        let pump = directory.principal(user, By::Certificate, Claim::default());
         assert!(allows(&pump, Action::Subscribe("own/d1")) && allows(&pump, Action::Subscribe("plant/#")));
         assert!(!allows(&pump, Action::Subscribe("own/d2")) && !allows(&pump, Action::Query));
         assert_eq!(pump.owner().as_deref(), Some("user:pump"));
@@ -323,15 +368,15 @@ mod tests {
     #[test]
     fn rights_change_with_the_directory_and_only_then() {
         let before = directory(&Directory::default(), "plant/#");
-        let pump = before.principal(before.user("pump").unwrap(), Claim::default());
+        let pump = before.principal(before.user("pump").unwrap(), By::Password, Claim::default());
         let same = directory(&before, "plant/#");
-        assert!(same.renew(&pump).unwrap().has_rights_of(&pump));
+        assert!(same.renew(&pump, None).unwrap().has_rights_of(&pump));
         let after = directory(&same, "other/#");
-        let renewed = after.renew(&pump).unwrap();
+        let renewed = after.renew(&pump, None).unwrap();
         assert!(!renewed.has_rights_of(&pump) && !allows(&renewed, Action::Subscribe("plant/#")));
-        assert!(Directory::default().renew(&pump).is_none());
+        assert!(Directory::default().renew(&pump, None).is_none());
         let token = same.token("secret", Claim::default()).unwrap();
-        assert!(allows(&token, Action::Query) && after.renew(&token).unwrap().has_rights_of(&token));
+        assert!(allows(&token, Action::Query) && after.renew(&token, None).unwrap().has_rights_of(&token));
         assert!(same.token("Secret", Claim::default()).is_none());
     }
 
@@ -343,6 +388,7 @@ mod tests {
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
             tenant: Some("acme".into()),
             expires: 9,
+            key: 3,
         };
         let who = directory.bearer(claims("guest", &["readers"]), Claim::default()).unwrap();
         assert!(allows(&who, Action::Subscribe("plant/guest")) && who.expires() == Some(9));
@@ -351,6 +397,78 @@ mod tests {
         // What a user is, its user says.
         let pump = directory.bearer(claims("pump", &[]), Claim::default()).unwrap();
         assert_eq!((pump.origin(), pump.tenant()), (&Origin::User, None));
+    }
+
+    fn of_user(stored: StoredUser) -> Directory {
+        let users = [("pump".to_owned(), stored)].into_iter();
+        Directory::new(&Directory::default(), std::iter::empty(), users, std::iter::empty())
+    }
+
+    #[test]
+    fn whoever_came_with_a_credential_of_before_is_gone() {
+        let stored = StoredUser {
+            incarnation: 1,
+            password_number: 5,
+            certificate: Some("pump.acme".into()),
+            ..StoredUser::default()
+        };
+        let now = of_user(stored.clone());
+        let of = |by| now.principal(now.user("pump").unwrap(), by, Claim::default());
+        let (password, certificate) = (of(By::Password), of(By::Certificate));
+        let claims =
+            crate::jwt::Claims { subject: "pump".into(), roles: vec![], tenant: None, expires: 9, key: 3 };
+        let token = now.bearer(claims, Claim::default()).unwrap();
+        assert_eq!((token.signing_key(), password.signing_key()), (Some(3), None));
+        // Who is still in: by password, by certificate, by JSON Web Token; and whether the user is the same.
+        let cases = [
+            (
+                StoredUser { password: Some("a new hash of it".into()), ..stored.clone() },
+                [true, true, true],
+                true,
+            ),
+            (StoredUser { password_number: 6, ..stored.clone() }, [false, true, true], true),
+            (StoredUser { certificate: Some("b".into()), ..stored.clone() }, [true, false, true], true),
+            (StoredUser { certificate: None, ..stored.clone() }, [true, false, true], true),
+            (StoredUser { client_id: Some("c/1".into()), ..stored.clone() }, [true, true, true], true),
+            (StoredUser { client_id: Some("c/2".into()), ..stored.clone() }, [false, false, false], true),
+            (StoredUser { incarnation: 2, ..stored.clone() }, [false, false, false], false),
+        ];
+        for (stored, expected, is_same) in cases {
+            let after = of_user(stored);
+            let is_in = |who: &Principal| after.renew(who, Some("c/1")).is_some();
+            assert_eq!([is_in(&password), is_in(&certificate), is_in(&token)], expected, "{after:?}");
+            assert_eq!(after.rights_of(&password).is_some(), is_same);
+        }
+    }
+
+    #[test]
+    fn a_principal_reads_back_and_has_the_rights_of_then() {
+        let now = directory(&Directory::default(), "plant/${username}");
+        let user = now.principal(now.user("pump").unwrap(), By::Password, Claim::default());
+        let token = now.token("secret", Claim::default()).unwrap();
+        let claims = crate::jwt::Claims {
+            subject: "x".into(),
+            roles: vec!["readers".into()],
+            tenant: Some("acme".into()),
+            expires: 9,
+            key: 3,
+        };
+        let bearer = now.bearer(claims, Claim::default()).unwrap();
+        for who in [&user, &token, &bearer] {
+            let again = Principal::from_record(&who.to_record()).unwrap();
+            assert!(!allows(&again, Action::Query) && !allows(&again, Action::Subscribe("plant/pump")));
+            let again = now.rights_of(&again).unwrap();
+            assert_eq!((&again.name, &again.origin, &again.rights), (&who.name, &who.origin, &who.rights));
+            assert_eq!(again.identity, who.identity);
+        }
+        assert!(
+            Directory::default().rights_of(&Principal::from_record(&user.to_record()).unwrap()).is_none()
+        );
+        let admin = Principal::from_record(&Principal::admin("root").to_record()).unwrap();
+        assert!(allows(&admin, Action::Admin));
+        let nobody = Principal::from_record(&Principal::anonymous_device().to_record()).unwrap();
+        assert!(allows(&nobody, Action::Subscribe("a")) && nobody.owner().is_none());
+        assert!(Principal::from_record(b"x").is_none());
     }
 
     #[test]

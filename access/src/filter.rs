@@ -4,6 +4,8 @@
 //! - A place matches one level or a part of one, as it was written; no value can make it match anything wider.
 //! - A place without a value allows nothing, and what is denied stays denied.
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::{FILTER_BYTES, FILTER_LEVELS};
 
 /// What a `${name}` place of a filter stands for.
@@ -30,7 +32,7 @@ const PLACES: [(&str, Place); 5] = [
 ];
 
 /// What is known of someone, for the places of filters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     values: [Option<Box<str>>; 5],
 }

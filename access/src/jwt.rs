@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::limits::{JWT_BYTES, JWT_KEYS, JWT_LEEWAY};
+use crate::token::fingerprint;
 
 enum Public {
     Rs256 {
@@ -28,6 +29,14 @@ impl Public {
             Self::Rs256 { .. } => "RS256",
             Self::Es256(_) => "ES256",
             Self::EdDsa(_) => "EdDSA",
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Rs256 { n, e } => fingerprint(&[&(n.len() as u64).to_le_bytes(), &n[..], e].concat()),
+            Self::Es256(point) => fingerprint(point),
+            Self::EdDsa(key) => fingerprint(key),
         }
     }
 
@@ -106,6 +115,8 @@ pub struct Claims {
     pub tenant: Option<String>,
     /// When it ends, in seconds since the epoch.
     pub expires: u64,
+    /// Which key has signed it: see `JwtKeys::has`.
+    pub key: u64,
 }
 
 /// Whether a secret has the form of a token: three parts, of which the first begins as a JSON object does.
@@ -150,12 +161,17 @@ impl JwtKeys {
         let mut fitting = self.0.iter().filter(|(kid, key)| {
             key.algorithm() == header.alg && (header.kid.is_none() || *kid == header.kid)
         });
-        if !fitting.any(|(_, key)| key.verifies(signed.as_bytes(), &signature)) {
-            return Err("no key of auth.jwks has signed it");
-        }
+        let key = fitting.find(|(_, key)| key.verifies(signed.as_bytes(), &signature));
+        let (_, key) = key.ok_or("no key of auth.jwks has signed it")?;
         let claims: Value =
             decoded(claims).and_then(|json| serde_json::from_slice(&json).ok()).ok_or("malformed")?;
-        check(&claims, now, expected)
+        check(&claims, now, expected).map(|claims| Claims { key: key.fingerprint(), ..claims })
+    }
+
+    /// Whether the key is one of these that has signed a token once.
+    #[must_use]
+    pub fn has(&self, key: u64) -> bool {
+        self.0.iter().any(|(_, known)| known.fingerprint() == key)
     }
 }
 
@@ -215,7 +231,7 @@ fn check(claims: &Value, now: u64, expected: &Expected) -> Result<Claims, &'stat
         _ => Vec::new(),
     };
     let tenant = expected.tenant.as_deref().and_then(|name| claims.get(name)?.as_str());
-    Ok(Claims { subject, roles, tenant: tenant.map(str::to_owned), expires })
+    Ok(Claims { subject, roles, tenant: tenant.map(str::to_owned), expires, key: 0 })
 }
 
 #[cfg(test)]
@@ -260,6 +276,7 @@ mod tests {
         let claims = r#"{"sub":"pump","exp":1001.5,"nbf":1030,"iss":"us","aud":["x","sonde"],"roles":["a","b"],"org":"acme"}"#;
         let claims = told(HEADER, claims).unwrap();
         assert_eq!((claims.subject.as_str(), claims.expires), ("pump", 1001));
+        assert!(keys().has(claims.key) && !keys().has(claims.key + 1));
         assert_eq!((claims.roles, claims.tenant.as_deref()), (vec!["a".into(), "b".into()], Some("acme")));
     }
 

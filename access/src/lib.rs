@@ -19,7 +19,7 @@ pub use directory::{Claim, Directory, StoredRole, StoredUser, User, check_name};
 pub use filter::{Identity, Place};
 pub use jwt::{Claims, Expected, JwtKeys, looks_like_jwt};
 pub use rights::{
-    Action, Origin, Principal, Privileges, Retain, Rights, TopicAction, TopicRule, allows, check_filter,
+    Action, By, Origin, Principal, Privileges, Retain, Rights, TopicAction, TopicRule, allows, check_filter,
 };
 pub use scram::{First, SCRAM, Scram, ScramKeys};
 pub use token::{Grants, StoredToken, digest, hex, same};

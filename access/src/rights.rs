@@ -158,7 +158,7 @@ impl Rights {
 }
 
 /// By what someone was recognised.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// The administrator's token, or no authentication at all.
     Admin,
@@ -172,6 +172,30 @@ pub enum Origin {
     Bearer(Vec<String>),
 }
 
+/// The kind of a credential.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum By {
+    /// One that cannot change: a token is found by its digest.
+    #[default]
+    Other,
+    /// A user's password, by SCRAM too.
+    Password,
+    /// A client certificate.
+    Certificate,
+    /// A key that signs JSON Web Tokens.
+    Key,
+}
+
+/// Which credential someone was recognised by, so that it is seen when it is not good any more. Has nothing secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Proof {
+    pub(crate) by: By,
+    /// Which of the users of this name; 0 where there was none.
+    pub(crate) user: u64,
+    /// Which password, certificate or key.
+    pub(crate) credential: u64,
+}
+
 /// Someone who was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
@@ -182,6 +206,16 @@ pub struct Principal {
     pub(crate) rights: Arc<Rights>,
     /// Until when it was recognised, in seconds since the epoch.
     pub(crate) expires: Option<u64>,
+    pub(crate) proof: Proof,
+}
+
+/// A principal as it is kept where it outlives the process: everything but its rights.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    name: String,
+    origin: Origin,
+    identity: Identity,
+    proof: Proof,
 }
 
 impl Principal {
@@ -213,6 +247,7 @@ impl Principal {
             identity: Identity::default().with(Place::Device, Some(name)),
             rights: Arc::new(Rights::of_token(&grants)),
             expires: None,
+            proof: Proof::default(),
         }
     }
 
@@ -233,6 +268,38 @@ impl Principal {
     #[must_use]
     pub fn expires(&self) -> Option<u64> {
         self.expires
+    }
+
+    /// The key that has signed its JSON Web Token, if it was recognised by one.
+    #[must_use]
+    pub fn signing_key(&self) -> Option<u64> {
+        (self.proof.by == By::Key).then_some(self.proof.credential)
+    }
+
+    /// Everything but its rights, to be read back by `from_record`.
+    #[must_use]
+    pub fn to_record(&self) -> Vec<u8> {
+        let Self { name, origin, identity, proof, .. } = self.clone();
+        serde_json::to_vec(&Kept { name, origin, identity, proof }).unwrap_or_default()
+    }
+
+    /// Whether another one's record says the same.
+    #[must_use]
+    pub fn is_recorded_as(&self, other: &Self) -> bool {
+        let of = |who: &Self| (who.name.clone(), who.origin.clone(), who.identity.clone(), who.proof);
+        of(self) == of(other)
+    }
+
+    /// Reads what `to_record` wrote. Users and bearers of tokens have no rights until these are asked for again.
+    #[must_use]
+    pub fn from_record(record: &[u8]) -> Option<Self> {
+        let Kept { name, origin, identity, proof } = serde_json::from_slice(record).ok()?;
+        let someone = match origin {
+            Origin::Admin => Self::admin(&name),
+            Origin::Anonymous => Self::anonymous_device(),
+            Origin::Token(_) | Origin::User | Origin::Bearer(_) => Self::default(),
+        };
+        Some(Self { name, origin, identity, proof, ..someone })
     }
 
     /// The tenant, `${tenant}` of the rights, whose limits it shares.

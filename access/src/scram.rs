@@ -158,6 +158,12 @@ impl Scram {
         &self.name
     }
 
+    /// Whether it was begun with these keys.
+    #[must_use]
+    pub fn is_of(&self, keys: &ScramKeys) -> bool {
+        self.keys == *keys
+    }
+
     /// Checks the client's last message; returns the server's, by which the client knows it.
     #[must_use]
     pub fn finish(&self, message: &[u8]) -> Option<Vec<u8>> {

@@ -46,6 +46,11 @@ pub fn digest(token: &str) -> String {
     hex(&Sha512::digest(token.as_bytes()))
 }
 
+/// A number that tells public things apart, such as names and public keys.
+pub(crate) fn fingerprint(bytes: &[u8]) -> u64 {
+    Sha512::digest(bytes).iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
 /// Whether two secrets are the same, in a time that does not tell where they differ.
 #[must_use]
 pub fn same(a: &[u8], b: &[u8]) -> bool {

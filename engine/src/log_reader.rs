@@ -16,7 +16,7 @@ use crate::storage::Storage;
 use crate::wal::{Segment, Segments};
 
 /// Follows the committed rows of some tables, from a position on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LogReader {
     /// Everything up to here was read.
     position: SeqNo,

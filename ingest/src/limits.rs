@@ -108,6 +108,12 @@ pub const REPLAYS: usize = 256;
 pub const SESSION_REPLAYS: usize = 16;
 /// Sequence numbers of the log that one turn of a replay looks at.
 pub const REPLAY_SEQS: u64 = 16_384;
+/// Rows that a replay reads at once of tables, to become messages; fewer where they have `FETCH_BYTES`.
+pub const REPLAY_ROWS: usize = 4096;
+/// Rows that a replay looks at for those.
+pub const REPLAY_SCANNED: usize = 1 << 18;
+/// Bytes of log about which a replay remembers as much as a time from and to: whether they have messages of its filter.
+pub const REPLAY_STRETCH: u64 = 4 << 20;
 /// MQTT listeners.
 pub const LISTENERS: usize = 64;
 /// Bytes of a PROXY header behind its first 16.

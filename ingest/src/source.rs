@@ -40,6 +40,15 @@ enum Kind {
     Json { spec: Box<SourceSpec>, filter: String },
 }
 
+/// How a source makes rows of messages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mapping<'s> {
+    /// The first level is the table, and the topic a tag.
+    Default,
+    /// As the statement says.
+    Json(&'s SourceSpec),
+}
+
 /// The sources of the catalog at one version.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
@@ -66,6 +75,11 @@ impl Sources {
     #[must_use]
     pub(crate) fn is_stale(&self, engine: &Engine) -> bool {
         self.version != engine.catalog().version(ObjectKind::Source)
+    }
+
+    /// All of them, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().map(AsRef::as_ref)
     }
 
     /// The longest time that one of them keeps its messages in the log.
@@ -169,6 +183,14 @@ impl Sink<'_> {
 }
 
 impl Source {
+    /// How it makes rows of messages.
+    pub(crate) fn mapping(&self) -> Mapping<'_> {
+        match &self.kind {
+            Kind::Default => Mapping::Default,
+            Kind::Json { spec, .. } => Mapping::Json(spec),
+        }
+    }
+
     /// Adds the rows of a message to the builder's current message. Returns how many.
     pub(crate) fn decode(&self, mut sink: Sink<'_>, message: &Incoming<'_>) -> Result<usize, Refusal> {
         let mut rows = sink.buffer.rows();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
@@ -21,9 +22,15 @@ pub(crate) struct JwtOptions {
     pub(crate) expected: Expected,
 }
 
-/// The keys as the file has them.
+/// The keys as the file has them, and how often they were read.
+struct Held {
+    keys: RwLock<JwtKeys>,
+    version: AtomicU64,
+}
+
+/// The keys.
 pub(super) struct Keys {
-    keys: Arc<RwLock<JwtKeys>>,
+    held: Arc<Held>,
     expected: Expected,
 }
 
@@ -41,15 +48,15 @@ impl Keys {
         let wrong =
             |why: String| Failure::new(Exit::Config, format!("auth.jwks {}: {why}", options.jwks.display()));
         let (keys, read_at) = read(options).map_err(wrong)?;
-        let keys = Arc::new(RwLock::new(keys));
-        let watched = Arc::downgrade(&keys);
+        let held = Arc::new(Held { keys: RwLock::new(keys), version: AtomicU64::new(0) });
+        let watched = Arc::downgrade(&held);
         let options = options.clone();
         let expected = options.expected.clone();
         let watch = move || {
             let mut known = read_at;
             loop {
                 std::thread::sleep(LOOK);
-                let Some(keys) = watched.upgrade() else { return };
+                let Some(held) = watched.upgrade() else { return };
                 let changed = std::fs::metadata(&options.jwks).and_then(|meta| meta.modified()).ok();
                 if changed == known {
                     continue;
@@ -58,7 +65,8 @@ impl Keys {
                 match read(&options) {
                     Ok((new, at)) => {
                         known = at;
-                        *keys.write() = new;
+                        *held.keys.write() = new;
+                        held.version.fetch_add(1, Ordering::Release);
                         tracing::info!(path = %options.jwks.display(), "auth.jwks was read again");
                     }
                     Err(why) => {
@@ -69,10 +77,20 @@ impl Keys {
         };
         let thread = std::thread::Builder::new().name("sonde-jwks".into()).spawn(watch);
         thread.map_err(|error| Failure::new(Exit::Io, format!("watch auth.jwks: {error}")))?;
-        Ok(Self { keys, expected })
+        Ok(Self { held, expected })
     }
 
     pub(super) fn verify(&self, token: &str, now: u64) -> std::result::Result<Claims, &'static str> {
-        self.keys.read().verify(token, now, &self.expected)
+        self.held.keys.read().verify(token, now, &self.expected)
+    }
+
+    /// Whether a key that has signed a token is still one.
+    pub(super) fn has(&self, key: u64) -> bool {
+        self.held.keys.read().has(key)
+    }
+
+    /// Another number whenever the file was read.
+    pub(super) fn version(&self) -> u64 {
+        self.held.version.load(Ordering::Acquire)
     }
 }

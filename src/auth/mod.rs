@@ -16,7 +16,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
-use sonde_access::{Claim, Directory, First, Principal, Scram, User, digest, looks_like_jwt, password, same};
+use sonde_access::{
+    By, Claim, Directory, First, Origin, Principal, Scram, User, digest, looks_like_jwt, password, same,
+};
 use sonde_engine::{Catalog, Engine, ObjectKind};
 use sonde_ingest::mqtt::{Authenticate, Credentials, Ended, Later, Refusal};
 
@@ -152,9 +154,9 @@ impl Authenticator {
         if let (Some(user), Some(hash)) = (user, hash)
             && self.passwords.is_verified(name, hash, sent.secret)
         {
-            return Look::Done(bound(&directory, user, sent.claim));
+            return Look::Done(bound(&directory, user, By::Password, sent.claim));
         }
-        if self.failures.is_slowed(sent.peer) {
+        if self.failures.is_slowed(sent.peer, name) {
             return Look::Done(Err(Refusal::Busy));
         }
         Look::Hash(Unverified {
@@ -174,7 +176,7 @@ impl Authenticator {
             Refusal::Unknown
         })?;
         if let Some(user) = directory.user(&claims.subject) {
-            bound(directory, user, sent.claim)?;
+            bound(directory, user, By::Key, sent.claim)?;
         }
         let name = claims.subject.clone();
         directory.bearer(claims, sent.claim).map(Arc::new).ok_or_else(|| {
@@ -203,7 +205,7 @@ impl Authenticator {
     /// Hashes a password; runs in the pool.
     fn verify(&self, sent: &Unverified) -> Known {
         if !password::verify(&sent.hash, sent.secret.as_bytes()) {
-            self.failures.failed(sent.peer);
+            self.failures.failed(sent.peer, &sent.name);
             return Err(Refusal::Unknown);
         }
         // The user may have changed meanwhile.
@@ -212,13 +214,13 @@ impl Authenticator {
         if user.stored.password.as_deref() != Some(&sent.hash) {
             return Err(Refusal::Unknown);
         }
-        self.failures.succeeded(sent.peer);
+        self.failures.succeeded(sent.peer, &sent.name);
         self.passwords.verified(&sent.name, &sent.hash, &sent.secret);
         if !password::is_ours(&sent.hash) {
             passwords::rehash(&self.engine, &sent.name, &sent.hash, &sent.secret);
         }
         let claim = Claim { client_id: sent.client_id.as_deref(), common_name: sent.common_name.as_deref() };
-        bound(&directory, user, claim)
+        bound(&directory, user, By::Password, claim)
     }
 
     fn counted(&self, peer: Option<IpAddr>, name: Option<&str>, known: Known) -> Known {
@@ -279,7 +281,7 @@ impl Authenticator {
             let names = certificate.common_name.iter().chain(&certificate.names).map(String::as_str);
             let directory = self.directory();
             if let Some(user) = directory.user_of_certificate(names) {
-                return bound(&directory, user, claim);
+                return bound(&directory, user, By::Certificate, claim);
             }
         }
         if !self.lets_in(credentials.peer) {
@@ -298,11 +300,11 @@ fn claim<'a>(credentials: &Credentials<'a>) -> Claim<'a> {
 }
 
 /// The user, if it may use this client id; the doors without client ids ask for none.
-fn bound(directory: &Directory, user: &User, claim: Claim<'_>) -> Known {
+fn bound(directory: &Directory, user: &User, by: By, claim: Claim<'_>) -> Known {
     if claim.client_id.is_some_and(|id| !user.stored.may_be(&user.name, id)) {
         return Err(Refusal::ClientId);
     }
-    Ok(Arc::new(directory.principal(user, claim)))
+    Ok(Arc::new(directory.principal(user, by, claim)))
 }
 
 /// What the catalog has of a kind, by name.
@@ -344,11 +346,11 @@ impl Authenticate for MqttDoor {
 
     fn begin_scram(&self, peer: IpAddr, first: &[u8]) -> Result<(Scram, Vec<u8>), Refusal> {
         let who = &self.0;
-        if who.failures.is_slowed(Some(peer)) {
+        let first = First::parse(first).ok_or(Refusal::Unknown)?;
+        if who.failures.is_slowed(Some(peer), &first.name) {
             who.logins.put_off.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::Busy);
         }
-        let first = First::parse(first).ok_or(Refusal::Unknown)?;
         let keys = who.directory().user(&first.name).and_then(|user| user.stored.scram.clone());
         let mut random = [0; 18];
         getrandom::fill(&mut random).map_err(|error| {
@@ -364,12 +366,16 @@ impl Authenticate for MqttDoor {
         let ended = scram.finish(last).ok_or(Refusal::Unknown).and_then(|told| {
             let directory = who.directory();
             let user = directory.user(scram.name()).ok_or(Refusal::Unknown)?;
-            Ok((bound(&directory, user, claim(credentials))?, told))
+            // The password may have changed meanwhile.
+            if !user.stored.scram.as_ref().is_some_and(|keys| scram.is_of(keys)) {
+                return Err(Refusal::Unknown);
+            }
+            Ok((bound(&directory, user, By::Password, claim(credentials))?, told))
         });
         match &ended {
-            Ok(_) => who.failures.succeeded(Some(credentials.peer)),
+            Ok(_) => who.failures.succeeded(Some(credentials.peer), scram.name()),
             Err(why) => {
-                who.failures.failed(Some(credentials.peer));
+                who.failures.failed(Some(credentials.peer), scram.name());
                 drop(who.counted(Some(credentials.peer), Some(scram.name()), Err(*why)));
             }
         }
@@ -377,10 +383,24 @@ impl Authenticate for MqttDoor {
     }
 
     fn version(&self) -> u64 {
-        Authenticator::version_of(&self.0.engine.catalog())
+        // Both only grow.
+        let keys = self.0.keys.as_ref().map_or(0, Keys::version);
+        Authenticator::version_of(&self.0.engine.catalog()) + keys
     }
 
-    fn renew(&self, principal: &Principal) -> Option<Arc<Principal>> {
-        self.0.directory().renew(principal).map(Arc::new)
+    fn renew(&self, principal: &Principal, client_id: Option<&str>) -> Option<Arc<Principal>> {
+        let is_key = |key| self.0.keys.as_ref().is_some_and(|keys| keys.has(key));
+        if principal.signing_key().is_some_and(|key| !is_key(key)) {
+            return None;
+        }
+        self.0.directory().renew(principal, client_id).map(Arc::new)
+    }
+
+    fn rights_of(&self, principal: &Principal) -> Option<Arc<Principal>> {
+        let lets_nobody_in = self.0.anonymous == Anonymous::Never && !self.0.insecure;
+        if *principal.origin() == Origin::Anonymous && lets_nobody_in {
+            return None;
+        }
+        self.0.directory().rights_of(principal).map(Arc::new)
     }
 }

@@ -37,6 +37,7 @@ pub(super) fn run(command: &ImportCommand) -> Result<()> {
     let text = |path: &Option<PathBuf>| path.as_deref().map(read).transpose().map(Option::unwrap_or_default);
     let translation = Translation::of(&text(&args.passwd)?, &text(&args.acl)?);
     if args.apply {
+        refuse_unsafe(&translation)?;
         let client = Client::find(&args.server)?;
         for statement in &translation.statements {
             client.sql_text(statement)?;
@@ -59,6 +60,25 @@ pub(super) fn run(command: &ImportCommand) -> Result<()> {
     }
     let count = translation.notes.len();
     Err(Failure::new(Exit::Partial, format!("{count} lines could not be translated; they are listed above")))
+}
+
+/// Runs nothing where somebody would get more than he had.
+fn refuse_unsafe(translation: &Translation) -> Result<()> {
+    if translation.unsafe_lines.is_empty() {
+        return Ok(());
+    }
+    for note in &translation.notes {
+        eprintln!("not translated: {note}");
+    }
+    let lines: Vec<String> = translation.unsafe_lines.iter().map(ToString::to_string).collect();
+    Err(Failure::new(
+        Exit::Partial,
+        format!(
+            "nothing was run: without what stands in line {} of the ACL file, which cannot be translated, the other lines \
+             would give more than they did; change these lines, or print the statements without --apply and complete them",
+            lines.join(", ")
+        ),
+    ))
 }
 
 fn read(path: &Path) -> Result<String> {

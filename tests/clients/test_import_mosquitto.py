@@ -99,6 +99,24 @@ def test_what_cannot_be_translated_is_listed(binary, tmp_path):
     assert "user old has no password" in notes[2] and "secret-in-clear" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("acl", "line"),
+    [
+        ("user alice\ntopic readwrite #\ntopic deny secret/${x}\n", 3),
+        ("user alice\ntopic read a/#\nuser\ntopic readwrite #\n", 3),
+        ("user alice\ntopic read a/#\nUser bob\ntopic readwrite #\n", 3),
+    ],
+    ids=["deny", "nameless", "misspelt"],
+)
+def test_nothing_is_applied_that_gives_more_than_it_did(make_server, tmp_path, acl, line):
+    server, file = make_server(), tmp_path / "acl"
+    file.write_text(acl)
+    command = [server.binary, "import", "mosquitto", "--acl", file, "--apply", "--data-dir", server.data_dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=server.environment())
+    assert done.returncode == PARTIAL and f"in line {line} of the ACL file" in done.stderr, done
+    assert server.sql("SHOW USERS") == []
+
+
 def test_a_file_of_the_real_program(make_server, tmp_path):
     if shutil.which("mosquitto_passwd") is None:
         pytest.skip("mosquitto_passwd is not installed (apt-get install mosquitto)")

@@ -192,11 +192,20 @@ def test_a_connection_ends_with_its_token(server):
 def test_new_keys_are_taken_without_a_restart(server, jwks):
     old = jwks.read_text()
     before = jwks.stat().st_mtime
+    address = server.address("mqtt")
     try:
-        jwks.write_text(json.dumps({"keys": [EC_KEY]}))
-        os.utime(jwks, (before + 10, before + 10))
-        wait_until(lambda: connack(server, token(sub="pump")) != 0, "the refusal of the old key")
-        assert connack(server, token(es256, sub="pump")) == 0
+        with (
+            connected(address, password=token(sub="pump")) as user,
+            connected(address, password=token(sub="guest", roles=["readers"])) as bearer,
+            connected(address, password=token(es256, sub="pump")) as other,
+        ):
+            jwks.write_text(json.dumps({"keys": [EC_KEY]}))
+            os.utime(jwks, (before + 10, before + 10))
+            wait_until(lambda: connack(server, token(sub="pump")) != 0, "the refusal of the old key")
+            assert connack(server, token(es256, sub="pump")) == 0
+            # Connections end with the key that has signed their token.
+            assert user.ended().reason == bearer.ended().reason == NOT_AUTHORIZED
+            assert other.publish("own/pump", "1", 1).reason == 0
     finally:
         jwks.write_text(old)
 

@@ -1,5 +1,6 @@
 """`$replay/<from>/<filter>`: messages of the past from the log, then those that come, without a gap or a duplicate."""
 
+import json
 import threading
 import time
 
@@ -113,8 +114,10 @@ def test_history_survives_kill9(make_server):
     with Client(server) as client:
         client.subscribe(f"$replay/-1h/{table}/#")
         assert [client.next().payload for _ in range(100)] == [b'{"n": %d}' % n for n in range(100)]
-        # What no one asked to keep is not in the log.
+        # What no one asked to keep is not in the log as it came: its rows are sent.
         client.subscribe(f"$replay/-1h/not_{table}/#")
+        rows = [json.loads(client.next().payload) for _ in range(100)]
+        assert [row["n"] for row in rows] == list(range(100)) and all(row["time"] for row in rows)
         client.publish(f"not_{table}/end", "end")
         client.next_is(f"not_{table}/end", "end")
 
@@ -157,3 +160,36 @@ def test_subscribers_that_ask_are_told_the_sequence_number(server):
             other.subscribe(topic)
             other.publish(topic, "3")
             assert not hasattr(other.next().properties, "UserProperty")
+
+
+def test_sequence_numbers_are_told_after_a_restart(make_server):
+    server, topic = make_server(), unique()
+
+    def told(client):
+        return [int(dict(client.next().properties.UserProperty)["sonde-seq"]) for _ in range(3)]
+
+    def ask(client, topic_filter, identifier=None):
+        properties = Properties(PacketTypes.SUBSCRIBE)
+        properties.UserProperty = ("sonde-seq", "1")
+        if identifier:
+            properties.SubscriptionIdentifier = identifier
+        client.paho.subscribe(topic_filter, 1, properties=properties)
+        client._answers.get(timeout=ANSWER_SECONDS)
+
+    # What waits in the log, what waits as a copy, and what comes by a group.
+    kinds = {"log": (topic, None), "copy": (topic, 7), "group": (f"$share/g/{topic}", None)}
+    for name, how in kinds.items():
+        with Client(server, name=name, durable=True) as client:
+            ask(client, *how)
+    with Client(server) as other:
+        ask(other, topic)
+        for n in range(3):
+            other.publish(topic, str(n))
+        expected = told(other)
+    assert 0 < expected[0] < expected[1] < expected[2]
+    server.kill9()
+    server.restart()
+    for name in kinds:
+        with Client(server, name=name, durable=True) as client:
+            assert client.session_present
+            assert told(client) == expected, name

@@ -15,8 +15,11 @@ use sonde_proto::mqtt::{
 };
 
 use super::connection::Phase;
+use super::packets::explain;
 use super::router::SessionKey;
+use super::session::Session;
 use super::turn::ConnectionKey;
+use super::will::WILLS;
 use super::worker::Worker;
 use super::{Command, Inbox};
 use crate::limits::{CLIENT_ID_BYTES, CONNECT_BYTES};
@@ -84,8 +87,11 @@ pub trait Authenticate: Send + Sync {
     fn end_scram(&self, credentials: &Credentials<'_>, scram: &Scram, last: &[u8]) -> Result<Ended, Refusal>;
     /// Another number whenever someone's rights may have changed.
     fn version(&self) -> u64;
-    /// Someone with the rights of now; `None` where it is gone.
-    fn renew(&self, principal: &Principal) -> Option<Arc<Principal>>;
+    /// Someone whose connection is open, with the rights of now; `None` where it could not come in any more with the
+    /// credential and the client id that it came with; a tail has none.
+    fn renew(&self, principal: &Principal, client_id: Option<&str>) -> Option<Arc<Principal>>;
+    /// Someone whose connection is gone, with the rights of now; `None` where it is gone.
+    fn rights_of(&self, principal: &Principal) -> Option<Arc<Principal>>;
 }
 
 /// Where the answer goes that takes long. A client that gets none is closed after `RECOGNISE_TIME`.
@@ -114,16 +120,35 @@ pub(super) enum Waiting {
     Again(Scram),
 }
 
-/// Why a client is not let in: the reason of 5.0 and the return code of 3.1.1.
-pub(super) type Unwelcome = (ReasonCode, u8);
+/// Why a client is not let in: the reason of 5.0, the return code of 3.1.1, and the Reason String.
+pub(super) type Unwelcome = (ReasonCode, u8, &'static str);
+
+/// Whoever came with a credential that is none any more is told.
+const OUTDATED: &str =
+    "the user, password, token, key, certificate or client id of this connection is not accepted any more";
 
 fn unwelcome(refusal: Refusal, has_secret: bool) -> Unwelcome {
     match refusal {
-        Refusal::Unknown if has_secret => (ReasonCode::BAD_USER_NAME_OR_PASSWORD, 4),
-        Refusal::Unknown => (ReasonCode::NOT_AUTHORIZED, 5),
-        Refusal::ClientId => (ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2),
-        Refusal::Busy => (ReasonCode::SERVER_UNAVAILABLE, 3),
+        Refusal::Unknown if has_secret => as_it_is(ReasonCode::BAD_USER_NAME_OR_PASSWORD, 4),
+        Refusal::Unknown => (
+            ReasonCode::NOT_AUTHORIZED,
+            5,
+            "nobody is let in without a user and password, a token, or a certificate that is a user's",
+        ),
+        Refusal::ClientId => {
+            (ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2, "the user is bound to another client id")
+        }
+        Refusal::Busy => (
+            ReasonCode::SERVER_BUSY,
+            3,
+            "too many logins wait, or too many passwords from this address were wrong: try again in a minute",
+        ),
     }
+}
+
+/// A refusal whose code says what is wrong.
+fn as_it_is(reason: ReasonCode, code_311: u8) -> Unwelcome {
+    (reason, code_311, explain(reason))
 }
 
 fn method<'a>(properties: &Properties<'a>) -> Option<&'a str> {
@@ -151,17 +176,20 @@ impl Worker {
         let peer = connection.peer;
         if let Err(error) = self.engine.health() {
             tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
-            return Some(Err((ReasonCode::SERVER_UNAVAILABLE, 3)));
+            return Some(Err(as_it_is(ReasonCode::SERVER_UNAVAILABLE, 3)));
         }
         let id = connect.client_id;
         let nameless =
             id.is_empty() && connect.version != Version::V5 && (!connect.clean_start || connect.is_3_1);
         if nameless || id.contains('\0') || id.len() > CLIENT_ID_BYTES {
-            return Some(Err((ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2)));
+            return Some(Err(as_it_is(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2)));
         }
         match (method(&connect.properties), data(&connect.properties)) {
             (None, None) => {}
-            (None, Some(_)) => return Some(Err((ReasonCode::PROTOCOL_ERROR, 5))),
+            (None, Some(_)) => {
+                let why = "authentication data without an authentication method";
+                return Some(Err((ReasonCode::PROTOCOL_ERROR, 5, why)));
+            }
             (Some(SCRAM), first) => {
                 return match self.authenticate.begin_scram(peer.ip(), first.unwrap_or_default()) {
                     Ok((scram, told)) => {
@@ -173,7 +201,7 @@ impl Worker {
                     Err(refusal) => Some(Err(self.count_refused(key, refusal, true))),
                 };
             }
-            (Some(_), _) => return Some(Err((ReasonCode::BAD_AUTHENTICATION_METHOD, 5))),
+            (Some(_), _) => return Some(Err(as_it_is(ReasonCode::BAD_AUTHENTICATION_METHOD, 5))),
         }
         let certificate = connection.transport.client_certificate();
         let credentials = Credentials {
@@ -212,10 +240,17 @@ impl Worker {
         };
         let Some(connect) = connect_of(&bytes) else { return self.close(key.place) };
         match answer {
-            Ok(principal) => self.welcome(key, &connect, principal, None),
+            // The user may have changed while the answer was on its way.
+            Ok(principal) => match self.authenticate.renew(&principal, Some(connect.client_id)) {
+                Some(principal) => self.welcome(key, &connect, principal, None),
+                None => {
+                    let unwelcome = self.count_refused(key, Refusal::Unknown, connect.password.is_some());
+                    self.turn_back(key, unwelcome);
+                }
+            },
             Err(refusal) => {
-                let (reason, code) = self.count_refused(key, refusal, connect.password.is_some());
-                self.refuse_connect(key, reason, code);
+                let unwelcome = self.count_refused(key, refusal, connect.password.is_some());
+                self.turn_back(key, unwelcome);
             }
         }
         self.read_on(key.place);
@@ -238,13 +273,14 @@ impl Worker {
     fn end_exchange(&mut self, key: ConnectionKey, bytes: &[u8], scram: &Scram, auth: &Auth<'_>) {
         let Some(connect) = connect_of(bytes) else { return self.close(key.place) };
         if auth.reason != CONTINUE || method(&auth.properties) != Some(SCRAM) {
-            return self.refuse_connect(key, ReasonCode::PROTOCOL_ERROR, 5);
+            let why = "an AUTH that does not go on with the exchange that was begun";
+            return self.turn_back(key, (ReasonCode::PROTOCOL_ERROR, 5, why));
         }
         match self.end_scram(key, connect.client_id, scram, auth) {
             Ok((principal, told)) => self.welcome(key, &connect, principal, Some(&told)),
             Err(refusal) => {
-                let (reason, code) = self.count_refused(key, refusal, true);
-                self.refuse_connect(key, reason, code);
+                let unwelcome = self.count_refused(key, refusal, true);
+                self.turn_back(key, unwelcome);
             }
         }
     }
@@ -304,6 +340,9 @@ impl Worker {
             // A session stays with its owner.
             Ok((now, told)) if now.owner() == principal.owner() => {
                 *principal = Arc::clone(&now);
+                if let Some(session) = self.sessions.get_mut(session) {
+                    session.principal = Some(Arc::clone(&now));
+                }
                 write_auth(&mut connection.out, ReasonCode::SUCCESS, &told);
                 self.touch(key.place);
                 self.recheck(session, &now);
@@ -327,16 +366,21 @@ impl Worker {
         let mut gone = Vec::new();
         for (place, (generation, connection)) in &mut self.connections {
             let Phase::Open { session, principal } = &mut connection.phase else { continue };
-            match self.authenticate.renew(principal) {
+            let Some(state) = self.sessions.get_mut(*session) else { continue };
+            match self.authenticate.renew(principal, Some(&state.client_id)) {
                 Some(now) if now.has_rights_of(principal) => {}
                 Some(now) => {
                     *principal = Arc::clone(&now);
+                    state.principal = Some(Arc::clone(&now));
                     changed.push((ConnectionKey { place, generation: *generation }, *session, now));
                 }
                 None => {
-                    // Nobody is left under whose rights it would be published.
-                    connection.will = None;
-                    gone.push(ConnectionKey { place, generation: *generation });
+                    // It is that of someone who could not connect any more, and not to come back with the next start.
+                    if connection.will.take().is_some() {
+                        self.turn.settle(state.gone(WILLS, &[]));
+                    }
+                    let now = self.authenticate.rights_of(principal);
+                    gone.push((ConnectionKey { place, generation: *generation }, *session, now));
                 }
             }
         }
@@ -344,7 +388,32 @@ impl Worker {
             self.join_tenant(key, session, principal.tenant());
             self.recheck(session, &principal);
         }
-        gone.into_iter().for_each(|key| self.refuse(key, ReasonCode::NOT_AUTHORIZED));
+        for (key, session, owner) in gone {
+            self.refuse_because(key, ReasonCode::NOT_AUTHORIZED, OUTDATED);
+            self.leave_groups(session, owner.as_deref());
+        }
+        self.renew_away();
+        let authenticate = Arc::clone(&self.authenticate);
+        self.recheck_tails(|principal| authenticate.renew(principal, None));
+    }
+
+    /// The same for the owners of sessions without a connection: of what these share they may keep nothing from others.
+    fn renew_away(&mut self) {
+        let away = |session: &Session| session.connection.is_none() && session.shares();
+        let owners = self.sessions.iter().filter(|(_, session)| away(session));
+        let owners: Vec<(SessionKey, Arc<Principal>)> = owners
+            .filter_map(|(key, session)| Some((key, Arc::clone(session.principal.as_ref()?))))
+            .collect();
+        for (key, before) in owners {
+            let now = self.authenticate.rights_of(&before);
+            if now.as_ref().is_some_and(|now| now.has_rights_of(&before)) {
+                continue;
+            }
+            self.leave_groups(key, now.as_deref());
+            if let (Some(now), Some(session)) = (now, self.sessions.get_mut(key)) {
+                session.principal = Some(now);
+            }
+        }
     }
 
     /// Ends what the owner of a session may not read: subscriptions, replays, and messages that wait; those in the log when
@@ -397,7 +466,12 @@ impl Worker {
             .filter(|(_, (_, connection))| !connection.closing && is_over(&connection.phase))
             .map(|(place, (generation, _))| ConnectionKey { place, generation: *generation })
             .collect();
-        over.into_iter().for_each(|key| self.refuse(key, ReasonCode::NOT_AUTHORIZED));
+        let why = "the time of the token is over";
+        over.into_iter().for_each(|key| self.refuse_because(key, ReasonCode::NOT_AUTHORIZED, why));
+        self.recheck_tails(|principal| {
+            let is_over = principal.expires().is_some_and(|end| end <= now);
+            (!is_over).then(|| Arc::clone(principal))
+        });
     }
 }
 

@@ -38,7 +38,8 @@ impl Worker {
                     self.recognised(ConnectionKey { place, generation }, answer);
                 }
                 Command::Tail(begin) => self.begin_tail(begin),
-                Command::EndTail(key) => self.end_tail(key),
+                Command::EndTail(key, ended) => self.leave_tail(key, &ended),
+                Command::Past(work) => self.take_rows(work),
                 Command::List(reply) => drop(reply.send(self.list())),
                 Command::Subscriptions(reply) => drop(reply.send(self.list_subscriptions())),
                 Command::ReloadCertificates => self.doors.refresh_certificates(true),

@@ -8,8 +8,8 @@ use sonde_proto::mqtt::{
 };
 
 use super::alias::AliasesOut;
+use super::authenticate::Unwelcome;
 use super::connection::Phase;
-use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
 use super::stats::Refused;
@@ -32,7 +32,7 @@ impl Worker {
         connection.explains = !connect.properties.iter().any(|p| p == Property::RequestProblemInformation(0));
         match self.recognise(key, connect) {
             Some(Ok(principal)) => self.welcome(key, connect, principal, None),
-            Some(Err((reason, code))) => self.refuse_connect(key, reason, code),
+            Some(Err(unwelcome)) => self.turn_back(key, unwelcome),
             None => {}
         }
     }
@@ -48,13 +48,15 @@ impl Worker {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let peer = connection.peer.ip();
         if self.connects_too_often(peer, connect.client_id) {
-            return self.refuse_connect(key, ReasonCode::CONNECTION_RATE_EXCEEDED, 3);
+            let why = "this client or its address connects too often: wait before the next time";
+            return self.turn_back(key, (ReasonCode::CONNECTION_RATE_EXCEEDED, 3, why));
         }
         let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", self.next_number()));
         let client_id = assigned.as_deref().unwrap_or(connect.client_id);
         if !self.may_take(client_id, &principal) {
             tracing::info!(client = client_id, principal = principal.name, "the session is someone else's");
-            return self.refuse_connect(key, ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2);
+            let why = "the session of this client id belongs to another user";
+            return self.turn_back(key, (ReasonCode::CLIENT_IDENTIFIER_NOT_VALID, 2, why));
         }
         if !self.has_place_for(client_id, &principal) {
             self.stats.refuse(Refused::Tenant);
@@ -126,7 +128,7 @@ impl Worker {
         session: SessionKey,
         connect: &Connect<'_>,
         will: Option<&Will>,
-        principal: &Principal,
+        principal: &Arc<Principal>,
     ) -> u32 {
         // What the client had subscribed to it may have to give up.
         self.recheck(session, principal);
@@ -151,6 +153,9 @@ impl Worker {
             let owner = principal.owner();
             let owned = session.owner.is_some() || owner.is_some();
             session.owner = owner;
+            let is_same = |known: &Arc<Principal>| known.is_recorded_as(principal);
+            let is_recorded = session.principal.as_ref().is_some_and(is_same) && was_durable;
+            session.principal = Some(Arc::clone(principal));
             session.connection = Some(key.place);
             session.left_at = None;
             session.connected_at = Some(self.engine.now());
@@ -158,13 +163,14 @@ impl Worker {
             session.send_maximum = receive_maximum.map_or(SEND_MAXIMUM, |n| usize::from(n).min(SEND_MAXIMUM));
             if session.is_durable() {
                 self.turn.builder.state(session.record());
-                if let Some(will) = will {
-                    self.turn.builder.state(will.record(session, principal));
-                } else if cancelled {
+                if cancelled && will.is_none() {
                     self.turn.builder.state(session.gone(WILLS, &[]));
                 }
                 if owned {
                     self.turn.builder.state(session.owner_record());
+                    if !is_recorded {
+                        self.turn.builder.state(session.principal_record());
+                    }
                 }
             } else if was_durable {
                 ends_durable = true;
@@ -173,12 +179,15 @@ impl Worker {
         if ends_durable {
             self.forget_records(session);
         }
+        if let (Some(will), Some(session)) = (will, self.sessions.get(session)) {
+            self.turn.builder.state(will.record(session, principal));
+        }
         expiry
     }
 
     /// Answers CONNECT with an error, in 3.1.1 by its return code, and closes.
-    pub(super) fn refuse_connect(&mut self, key: ConnectionKey, reason: ReasonCode, code_311: u8) {
-        self.refuse_connect_because(key, reason, code_311, explain(reason));
+    pub(super) fn turn_back(&mut self, key: ConnectionKey, (reason, code_311, why): Unwelcome) {
+        self.refuse_connect_because(key, reason, code_311, why);
     }
 
     fn refuse_connect_because(
@@ -264,7 +273,7 @@ impl Worker {
         let Some((_, connection)) = self.connections.get_mut(key.place) else { return };
         // Any other reason leaves the will to be published ([MQTT-3.14.4-3]).
         let taken_back = disconnect.reason == ReasonCode::SUCCESS && connection.will.take().is_some();
-        if taken_back && state.is_durable() {
+        if taken_back {
             self.turn.builder.state(state.gone(WILLS, &[]));
         }
         if let Some(asked) = asked.filter(|_| state.is_durable()) {

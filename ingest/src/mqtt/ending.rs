@@ -8,6 +8,7 @@ use super::connection::Phase;
 use super::router::SessionKey;
 use super::session::Stored;
 use super::turn::ConnectionKey;
+use super::will::WILLS;
 use super::worker::Worker;
 
 /// How long the last commits may take when the loop ends.
@@ -26,7 +27,7 @@ impl Worker {
             tracing::debug!(%error, "cannot unwatch an MQTT connection");
         }
         let now = self.now();
-        let mut goes_on = None;
+        let (mut goes_on, mut will_record) = (None, None);
         if let Some(key) = connection.session()
             && let Some(session) = self.sessions.get_mut(key)
             && session.connection == Some(place)
@@ -34,6 +35,7 @@ impl Worker {
             session.connection = None;
             session.left_at = Some(now);
             let is_durable = session.is_durable();
+            will_record = connection.will.is_some().then(|| session.gone(WILLS, &[]));
             if is_durable {
                 // Else others of its groups get what waits.
                 session.put_back();
@@ -48,7 +50,7 @@ impl Worker {
             }
         }
         if let (Some(will), Phase::Open { principal, .. }) = (connection.will.take(), connection.phase) {
-            self.will_of_broken(*will, principal, goes_on);
+            self.will_of_broken(*will, principal, goes_on, will_record);
         }
     }
 

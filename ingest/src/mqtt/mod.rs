@@ -26,6 +26,7 @@ mod offline;
 mod options;
 mod pace;
 mod packets;
+mod past;
 mod publish;
 mod reading;
 mod reasons;
@@ -72,7 +73,7 @@ pub use options::{
     TenantLimits, TlsFiles,
 };
 pub use stats::MqttStats;
-pub use tail::{Tail, TailError, TailEvent, TailMessage};
+pub use tail::{Tail, TailEnd, TailError, TailEvent, TailMessage};
 
 /// What a 5.0 client is told that it did not ask for.
 #[derive(Clone, Debug)]
@@ -110,8 +111,10 @@ pub(crate) enum Command {
     List(std::sync::mpsc::Sender<Vec<SessionInfo>>),
     /// Begin a tail.
     Tail(tail::Begin),
-    /// End it.
-    EndTail(router::SessionKey),
+    /// End it, unless it has ended, which this tells from others.
+    EndTail(router::SessionKey, Arc<std::sync::OnceLock<TailEnd>>),
+    /// Rows that a replay has asked for.
+    Past(past::Work),
     /// What they have subscribed to.
     Subscriptions(std::sync::mpsc::Sender<Vec<SubscriptionInfo>>),
     /// Read the certificate's files again.

@@ -18,9 +18,11 @@ use super::backlog::{BASE_AT, Block, Manner, Waiting};
 use super::connection::Phase;
 use super::exchange::{Done, InFlight};
 use super::message::Message;
+use super::records::SEQ_AT;
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored};
 use super::sharing::Outgoing;
+use super::subscribe::UNNUMBERED;
 use super::turn::{ConnectionKey, Undo};
 use super::via::Via;
 use super::worker::Worker;
@@ -207,8 +209,13 @@ impl Worker {
             self.count_dropped(key, why, 1);
             return false;
         }
-        let record = self.sessions.get(key).map(|session| session.queue_record(delivery));
-        record.into_iter().for_each(|record| self.turn.builder.state(record));
+        let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
+            return false;
+        };
+        match delivery.seq {
+            UNNUMBERED => self.turn.builder.state(record),
+            _ => self.turn.builder.state_of_message(record, SEQ_AT),
+        }
         true
     }
 

@@ -4,7 +4,10 @@
 //! - Everything of a session's own that is kept begins with its client id and incarnation; what has neither a session nor
 //!   a meaning is removed when the server starts.
 
+use std::sync::Arc;
+
 use foldhash::HashMap;
+use sonde_access::Principal;
 use sonde_engine::{Engine, SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
@@ -13,6 +16,7 @@ use super::kept::KEPT;
 use super::message::Message;
 use super::offline::Drops;
 use super::session::{Delivery, Session, Stored};
+use super::subscribe::UNNUMBERED;
 use super::subscription::Subscription;
 use super::via::Via;
 use super::will::{PendingWill, WILLS};
@@ -26,11 +30,19 @@ const BACKLOG: &str = "mqtt.backlog";
 const OWNERS: &str = "mqtt.owner";
 /// How many messages a session did not get, by reason.
 const DROPS: &str = "mqtt.drops";
+/// What the owners were recognised by: asked again whenever rights change.
+const PRINCIPALS: &str = "mqtt.principal";
 /// Tenants of the clients, by client id as the owners are.
 const TENANTS: &str = "mqtt.tenant";
 
 /// In the flags of a delivery's record: a `Via` precedes the message.
 const VIA: u8 = 8;
+/// The same: its sequence number (u64, little endian) follows the flags; until the commit that in its batch.
+const NUMBERED: u8 = 16;
+/// Where it stands.
+pub(super) const SEQ_AT: usize = 1;
+/// In the flags of a subscription's record: the session's client is told sequence numbers.
+const TELLS_SEQ: u8 = 32;
 
 impl Session {
     /// The key of a record of this session: `client id | 0 | incarnation u64 | rest`.
@@ -47,7 +59,11 @@ impl Session {
         let mut value = self.expiry.to_le_bytes().to_vec();
         value.extend_from_slice(&self.incarnation.to_le_bytes());
         for (filter, subscription) in &self.subscriptions {
+            let at = value.len();
             subscription.encode(filter, &mut value);
+            if let Some(flags) = value.get_mut(at).filter(|_| self.tells_seq) {
+                *flags |= TELLS_SEQ;
+            }
         }
         let value = self.is_durable().then_some(value);
         State { namespace: SESSIONS.into(), key: self.client_id.as_bytes().to_vec(), value }
@@ -57,6 +73,13 @@ impl Session {
     pub(super) fn owner_record(&self) -> State {
         let value = self.owner.as_ref().map(|owner| owner.as_bytes().to_vec());
         State { namespace: OWNERS.into(), key: self.client_id.as_bytes().to_vec(), value }
+    }
+
+    /// The record of who its owner was when its client connected.
+    pub(super) fn principal_record(&self) -> State {
+        let known = self.principal.as_ref().filter(|principal| principal.owner().is_some());
+        let value = known.map(|principal| principal.to_record());
+        State { namespace: PRINCIPALS.into(), key: self.client_id.as_bytes().to_vec(), value }
     }
 
     /// The record of its client's tenant.
@@ -70,7 +93,7 @@ impl Session {
         let gone = |namespace: &str, key| State { namespace: namespace.into(), key, value: None };
         let client = self.client_id.as_bytes().to_vec();
         let mut records =
-            vec![gone(SESSIONS, client.clone()), gone(OWNERS, client.clone()), gone(TENANTS, client)];
+            [SESSIONS, OWNERS, PRINCIPALS, TENANTS].map(|namespace| gone(namespace, client.clone())).to_vec();
         records.extend(self.forget_exchanges());
         let sent = self.in_flight.values().filter_map(InFlight::stored);
         let waiting = self.queue.iter().map(|delivery| delivery.stored);
@@ -96,7 +119,11 @@ impl Session {
     /// The record of a delivery that must survive.
     pub(super) fn queue_record(&self, delivery: &Delivery) -> State {
         let via = if delivery.via.is_plain() { 0 } else { VIA };
-        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via];
+        let numbered = if delivery.seq == UNNUMBERED { 0 } else { NUMBERED };
+        let mut value = vec![delivery.qos as u8 | u8::from(delivery.retain) << 2 | via | numbered];
+        if numbered != 0 {
+            value.extend_from_slice(&delivery.seq.0.to_le_bytes());
+        }
         if via != 0 {
             delivery.via.encode(&mut value);
         }
@@ -127,6 +154,8 @@ pub(super) struct Recovered {
     pub(super) sessions: Vec<Session>,
     /// Removals of records whose session is gone.
     pub(super) orphans: Vec<State>,
+    /// Wills of sessions that ended with the server, and what removes their records.
+    pub(super) wills: Vec<(PendingWill, State)>,
 }
 
 /// Reads the durable sessions from the state store.
@@ -160,6 +189,13 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             }
         }
     }
+    for (key, value) in entries(PRINCIPALS) {
+        let session = std::str::from_utf8(&key).ok().and_then(|client| sessions.get_mut(client));
+        match (session, Principal::from_record(value.as_ref())) {
+            (Some(session), Some(principal)) => session.principal = Some(Arc::new(principal)),
+            _ => orphan(PRINCIPALS, key),
+        }
+    }
     // Keys sort by client and number, so each queue comes back in its order. Whether there was room was asked before.
     let readers: [(&str, Reader); 7] = [
         (RECEIVED, |session, id, _, _| {
@@ -191,15 +227,30 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             Some(())
         }),
     ];
+    let mut wills = Vec::new();
     for (namespace, read) in readers {
         for (key, value) in entries(namespace) {
-            let found = owner(&mut sessions, &key);
-            if found.and_then(|(session, rest)| read(session, rest, value.as_ref(), now)).is_none() {
+            let value = value.as_ref();
+            let is_read = match owner(&mut sessions, &key) {
+                Some((session, rest)) => read(session, rest, value, now).is_some(),
+                // Its session ended with the server; earlier builds kept those of durable sessions only.
+                None if namespace == WILLS => {
+                    match PendingWill::decode(value, 0, now).filter(|will| will.principal.is_some()) {
+                        Some(will) => {
+                            wills.push((will, State { namespace: WILLS.into(), key, value: None }));
+                            continue;
+                        }
+                        None => false,
+                    }
+                }
+                None => false,
+            };
+            if !is_read {
                 orphan(namespace, key);
             }
         }
     }
-    Recovered { sessions: sessions.into_values().collect(), orphans }
+    Recovered { sessions: sessions.into_values().collect(), orphans, wills }
 }
 
 /// Gives a session one of its records: the rest of its key, its value, and the time. `None` where it means nothing.
@@ -248,6 +299,7 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
     session.left_at = Some(0);
     while !rest.is_empty() {
         let (filter, subscription, behind) = Subscription::decode(rest)?;
+        session.tells_seq |= rest.first().is_some_and(|flags| flags & TELLS_SEQ != 0);
         session.subscriptions.insert(filter.into(), subscription);
         rest = behind;
     }
@@ -257,9 +309,13 @@ fn read_session(client_id: &str, value: &[u8]) -> Option<Session> {
 fn read_delivery(number: u64, value: &[u8], now: Timestamp) -> Option<Delivery> {
     let (flags, rest) = value.split_first()?;
     let qos = QoS::from_bits(flags & 3).ok()?;
+    let (seq, rest) = match flags & NUMBERED {
+        0 => (SeqNo(0), rest),
+        _ => rest.split_first_chunk::<8>().map(|(seq, rest)| (SeqNo(u64::from_le_bytes(*seq)), rest))?,
+    };
     let (via, message) = if flags & VIA == 0 { (Via::default(), rest) } else { Via::decode(rest)? };
     let (stored, message) = (Stored::Copy(number), Message::decode(message, now)?);
-    Some(Delivery { number, stored, seq: SeqNo(0), message, qos, retain: flags & 4 != 0, via })
+    Some(Delivery { number, stored, seq, message, qos, retain: flags & 4 != 0, via })
 }
 
 #[cfg(test)]
@@ -283,7 +339,10 @@ mod tests {
         session.subscriptions.insert("$share/g/a".into(), Subscription { identifier: 300, ..plain });
         let again = read_session("c", &session.record().value.unwrap()).unwrap();
         assert_eq!((again.incarnation, again.expiry), (1, 60));
-        assert_eq!(again.subscriptions, session.subscriptions);
+        assert_eq!((&again.subscriptions, again.tells_seq), (&session.subscriptions, false));
+        session.tells_seq = true;
+        let again = read_session("c", &session.record().value.unwrap()).unwrap();
+        assert_eq!((again.subscriptions, again.tells_seq), (session.subscriptions, true));
         // As it was written before there were identifiers.
         let old = [&60_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[5, 3, 0], b"a/+"].concat();
         assert_eq!(read_session("c", &old).unwrap().subscriptions["a/+"], plain);
@@ -318,10 +377,14 @@ mod tests {
         let now = Timestamp::from_nanos(0);
         let plain = delivery(7, QoS::AtLeastOnce);
         let shared = Via { group: Some("$share/g/a".into()), ..Via::identifier(3) };
-        for via in [Via::default(), shared] {
-            let delivery = Delivery { via: via.clone(), ..plain.clone() };
+        for (via, seq, read) in [
+            (Via::default(), SeqNo(9), SeqNo(9)),
+            (shared.clone(), SeqNo(9), SeqNo(9)),
+            (shared, UNNUMBERED, SeqNo(0)),
+        ] {
+            let delivery = Delivery { via: via.clone(), seq, ..plain.clone() };
             let again = read_delivery(7, &session.queue_record(&delivery).value.unwrap(), now).unwrap();
-            assert_eq!((again.via, again.message), (via, delivery.message));
+            assert_eq!((again.via, again.message, again.seq), (via, delivery.message, read));
         }
     }
 }

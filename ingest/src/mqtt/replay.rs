@@ -1,12 +1,14 @@
-//! `$replay/<from>/<filter>`: messages of the past from the log, in its order, then those that come, without a gap or a
-//! duplicate.
+//! `$replay/<from>/<filter>`: messages of the past, from the log in its order and where it has them no more as rows of
+//! tables, then those that come, without a gap or a duplicate.
 //!
 //! # Invariants
 //! - A replay is a session without a socket beside the one that asked: while it is there, what matches its filter is logged.
 //! - It reads the log up to the last commit, and all that was routed before it began, before it goes on live; a message that
 //!   was read is not delivered again, by its sequence number. Whatever a commit behind that holds has not been released yet,
 //!   and comes live.
+//! - Rows are merged with the messages of the log by time: a row's own, and when a message came.
 //! - It reads a bounded piece of the log a turn of the event loop, and nothing while its client is behind.
+//! - Until it is live the log is held for it, from where it began while rows are to come: they are compared with it.
 //! - It ends with its connection; nothing of it is durable.
 
 use std::ops::ControlFlow;
@@ -18,6 +20,7 @@ use sonde_proto::mqtt::{QoS, ReasonCode, filter_matches, is_shared};
 use sonde_query::statement::parse_duration;
 
 use super::message::Message;
+use super::past::Work;
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored};
 use super::subscription::Subscription;
@@ -33,6 +36,8 @@ const PREFIX: &str = "$replay/";
 /// A replay, in the session that stands for it.
 #[derive(Clone, Debug)]
 pub(super) struct Replay {
+    /// Tells it from those that had its place.
+    number: u64,
     /// The session that asked.
     target: SessionKey,
     /// What it asked for, as it is to be unsubscribed from.
@@ -45,6 +50,10 @@ pub(super) struct Replay {
     position: SeqNo,
     /// The last turn that may have messages that were routed before the replay began: they come from the log.
     behind_turn: u64,
+    /// Whether its rows are being read, or have been.
+    has_begun: bool,
+    /// When the next message of the log came, where rows come before it.
+    held: Option<Timestamp>,
     /// Whether what is committed from now on is delivered as it comes.
     live: bool,
 }
@@ -98,16 +107,21 @@ impl Worker {
         let number = self.next_number();
         let mut session = Session::new(&format!("replay {number:x}"), number);
         session.subscriptions.insert(inner.into(), subscription);
+        let position = position_of(&self.engine, from);
         session.replay = Some(Replay {
+            number,
             target,
             filter: filter.to_owned(),
             inner: inner.to_owned(),
             from,
             qos: subscription.qos,
-            position: position_of(&self.engine, from),
+            position,
             behind_turn: self.submitted,
+            has_begun: false,
+            held: None,
             live: false,
         });
+        self.engine.hold_log(&session.client_id, position);
         let key = self.sessions.insert(session);
         self.router.subscribe(inner, interest(key, subscription));
         self.replays.push(key);
@@ -149,6 +163,8 @@ impl Worker {
             let Some(session) = self.sessions.try_remove(*key) else { continue };
             session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, *key));
             self.withdraw(*key);
+            self.past.end(*key);
+            self.engine.release_log(&session.client_id);
         }
         !gone.is_empty()
     }
@@ -161,10 +177,7 @@ impl Worker {
             match self.step_replay(key) {
                 Ok(more) => goes_on |= more,
                 Err(error) => {
-                    tracing::error!(%error, "cannot read messages of the past from the log");
-                    if let Some(target) = self.replay_target(key) {
-                        self.send_away(target);
-                    }
+                    self.fail_replay(key, &error);
                 }
             }
         }
@@ -180,27 +193,92 @@ impl Worker {
         has_room && (session.queue.len() as u64) < FETCH_MESSAGES
     }
 
+    /// Nothing can be read for a replay: its client is sent away, and begins it again.
+    fn fail_replay(&mut self, key: SessionKey, error: &dyn std::fmt::Display) {
+        tracing::error!(%error, "cannot read messages of the past");
+        if let Some(target) = self.replay_target(key) {
+            self.send_away(target);
+        }
+    }
+
+    /// What the thread has read of a replay's rows.
+    pub(super) fn take_rows(&mut self, work: Work) {
+        if let Err((key, error)) = self.past.take_in(work) {
+            self.fail_replay(key, &error);
+        }
+    }
+
     fn step_replay(&mut self, key: SessionKey) -> sonde_engine::Result<bool> {
         let published = self.engine.published();
         let Some(target) = self.replay_target(key) else { return Ok(false) };
         let keeps_up = self.keeps_up(target);
+        let Some(session) = self.sessions.get_mut(key) else { return Ok(false) };
+        let name = &session.client_id;
+        let Some(replay) = session.replay.as_mut() else { return Ok(false) };
+        // What was routed before the replay began is in the tables then, or in the log.
+        if replay.live || !keeps_up || self.released < replay.behind_turn {
+            return Ok(false);
+        }
+        if !std::mem::replace(&mut replay.has_begun, true) {
+            let of = (replay.inner.as_str(), replay.from);
+            self.past.begin((key, replay.number), &self.engine, &self.sources, of, replay.position);
+        }
+        let next_row = self.past.of(key).map(|rows| rows.next_time());
+        let is_first = |came: Timestamp| next_row.is_none_or(|row| came < row);
+        let at_end = replay.position >= published;
+        let moved = if replay.held.map_or(at_end && next_row.is_some(), |came| !is_first(came)) {
+            let until = replay.held.unwrap_or(Timestamp::MAX);
+            self.hand_rows(key, target, until)
+        } else if at_end {
+            // Each release comes before this, and after its commit was published.
+            replay.live = true;
+            self.engine.release_log(name);
+            false
+        } else {
+            if next_row.is_none() {
+                self.engine.hold_log(name, replay.position);
+            }
+            self.hand_logged(key, target, published, next_row)?
+        };
+        if let Err(error) = self.past.ask(key, &self.inbox) {
+            self.fail_replay(key, &error);
+        }
+        Ok(moved)
+    }
+
+    /// Hands out rows up to a time.
+    fn hand_rows(&mut self, key: SessionKey, target: SessionKey, until: Timestamp) -> bool {
+        let Some(qos) = self.sessions.get(key).and_then(|s| s.replay.as_ref()).map(|replay| replay.qos)
+        else {
+            return false;
+        };
+        let rows = self.past.of(key).map(|rows| rows.take(until)).unwrap_or_default();
+        let moved = !rows.is_empty();
+        rows.into_iter().for_each(|message| self.hand_replayed(target, SeqNo(0), message, qos));
+        self.pump(target);
+        moved
+    }
+
+    /// Hands out messages of the log that came before the next row.
+    fn hand_logged(
+        &mut self,
+        key: SessionKey,
+        target: SessionKey,
+        published: SeqNo,
+        next_row: Option<Timestamp>,
+    ) -> sonde_engine::Result<bool> {
         let Some(replay) = self.sessions.get_mut(key).and_then(|session| session.replay.as_mut()) else {
             return Ok(false);
         };
-        if replay.live || !keeps_up {
-            return Ok(false);
-        }
-        if replay.position >= published {
-            // Each release comes before this, and after its commit was published.
-            replay.live = self.released >= replay.behind_turn;
-            return Ok(false);
-        }
         let first = replay.position.plus(1);
         let range = SeqRange { first, last: published.min(replay.position.plus(REPLAY_SEQS)) };
-        let mut found = Vec::new();
-        let mut bytes = 0;
+        let (mut found, mut bytes, mut held) = (Vec::new(), 0, None);
         let turn = self.engine.read_messages(&mut self.messages, &[range], &mut |raw| {
             if raw.received >= replay.from && filter_matches(&replay.inner, raw.topic) {
+                if next_row.is_some_and(|row| raw.received >= row) {
+                    held = Some((raw.seq, raw.received));
+                    return ControlFlow::Break(());
+                }
                 let message = Message::of_log(&raw);
                 bytes += message.bytes();
                 found.push((raw.seq, message));
@@ -210,8 +288,13 @@ impl Worker {
                 false => ControlFlow::Continue(()),
             }
         })?;
-        replay.position = turn.position.max(replay.position);
-        let qos = replay.qos;
+        let position = held.map_or(turn.position, |(seq, _)| SeqNo(seq.0 - 1));
+        (replay.position, replay.held) = (position.max(replay.position), held.map(|(_, came)| came));
+        let (qos, filter) = (replay.qos, replay.filter.as_str());
+        if let (Some(first), Some(last)) = (turn.lost.first(), turn.lost.last()) {
+            let (first, last) = (first.first, last.last);
+            tracing::warn!(filter, %first, %last, "the log's budget ended before a replay had read it");
+        }
         for (seq, message) in found {
             self.hand_replayed(target, seq, message, qos);
         }
@@ -248,6 +331,10 @@ impl Worker {
         if !keeps_up {
             // The log has the message, and what comes after it.
             replay.live = false;
+            let position = replay.position;
+            if let Some(session) = self.sessions.get(key) {
+                self.engine.hold_log(&session.client_id, position);
+            }
             return;
         }
         replay.position = delivery.seq;

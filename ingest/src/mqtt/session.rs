@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use foldhash::HashMap;
+use sonde_access::Principal;
 use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
@@ -17,6 +18,7 @@ use super::kept::Kept;
 use super::message::Message;
 use super::offline::{Dropped, Drops};
 use super::replay::Replay;
+use super::shared::shared_filter;
 use super::subscription::Subscription;
 use super::tail::TailSink;
 use super::via::Via;
@@ -72,6 +74,8 @@ pub(super) struct Session {
     pub(super) incarnation: u64,
     /// As whom its client was recognised; nobody else can have it. `None` where nobody knows.
     pub(super) owner: Option<String>,
+    /// The same with the rights it had last; `None` where nobody has connected yet, or an earlier build kept the session.
+    pub(super) principal: Option<Arc<Principal>>,
     /// The tenant of its client, as it was last recognised.
     pub(super) tenant: Option<Arc<str>>,
     /// Bytes that its tenant knows to wait for it.
@@ -124,6 +128,7 @@ impl Session {
             client_id: client_id.to_owned(),
             incarnation,
             owner: None,
+            principal: None,
             tenant: None,
             tenant_bytes: 0,
             expiry: 0,
@@ -250,6 +255,24 @@ impl Session {
             sent.chain(&self.queue).filter(|delivery| is_shared(delivery)).cloned().collect();
         shared.sort_unstable_by_key(|delivery| delivery.number);
         shared
+    }
+
+    /// Whether it is a member of a group.
+    pub(super) fn shares(&self) -> bool {
+        self.subscriptions.keys().any(|filter| shared_filter(filter).is_some())
+    }
+
+    /// Takes out the messages of shared subscriptions that are meant and that other members may get.
+    pub(super) fn take_shared(&mut self, is_meant: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
+        let mut taken = self.take_where(&is_meant);
+        self.in_flight.retain(|_, in_flight| match in_flight {
+            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce && is_meant(delivery) => {
+                taken.push(delivery.clone());
+                false
+            }
+            _ => true,
+        });
+        taken
     }
 
     /// Whether nothing waits, and another message could be sent.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sonde_access::{Action, Principal, allows};
 use sonde_engine::SeqNo;
 use sonde_proto::mqtt::QoS;
 
@@ -11,7 +12,7 @@ use super::message::Message;
 use super::offline::{Dropped, QueueLimits};
 use super::router::{Interest, SessionKey};
 use super::session::{Delivery, Session, Stored};
-use super::shared::{GroupKey, Standing};
+use super::shared::{GroupKey, Standing, shared_filter};
 use super::subscribe::UNNUMBERED;
 use super::turn::Undo;
 use super::via::Via;
@@ -116,6 +117,44 @@ impl Worker {
         let via = Via { group: Some(Arc::clone(&group.filter)), ..Via::identifier(identifier) };
         let to = Handing { session, qos: granted.min(qos), retain: retain && retain_as_published, via };
         self.hand_over(to, out);
+    }
+
+    /// A session that has nobody behind it leaves the groups whose messages its owner may not read any more, `None` where
+    /// there is no such owner: what waits for it goes to others. Its own subscriptions are judged when its client is back.
+    pub(super) fn leave_groups(&mut self, key: SessionKey, owner: Option<&Principal>) {
+        let may_read = |filter: &str| owner.is_some_and(|owner| allows(owner, Action::Subscribe(filter)));
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_left = |filter: &str| shared_filter(filter).is_some() && !may_read(filter);
+        let left: Vec<Box<str>> =
+            session.subscriptions.keys().filter(|filter| is_left(filter)).cloned().collect();
+        if left.is_empty() {
+            return;
+        }
+        for filter in &left {
+            session.subscriptions.remove(filter);
+            self.router.unsubscribe(filter, key);
+        }
+        let is_of_them = |delivery: &Delivery| {
+            delivery.via.group.as_deref().is_some_and(|group| left.iter().any(|filter| **filter == *group))
+        };
+        let mut withdrawn = session.take_shared(is_of_them);
+        tracing::info!(
+            client = session.client_id,
+            subscriptions = left.len(),
+            messages = withdrawn.len(),
+            "an MQTT session leaves groups whose messages its owner may not read any more"
+        );
+        if session.is_durable() {
+            self.turn.builder.state(session.record());
+        }
+        withdrawn.extend(self.withdraw_where(key, is_of_them));
+        withdrawn.sort_unstable_by_key(|delivery| delivery.number);
+        self.stats.denied.fetch_add(left.len() as u64, Ordering::Relaxed);
+        // Before the records go: a crash between two batches may double a message, not lose one.
+        self.hand_on(withdrawn.clone());
+        for delivery in &withdrawn {
+            self.done_with(key, delivery.stored);
+        }
     }
 
     /// Gives what a session leaves behind of its groups to other members; again, where the commit fails.

@@ -3,10 +3,13 @@
 //! # Invariants
 //! - A tail is a session without a socket: the same router, the same order, QoS 0.
 //! - It holds a bounded number of messages; a reader that does not keep up is told how many it missed, and where.
+//! - It reads under the rights of whoever began it, as they are now: once they do not cover its filter it ends, and what
+//!   waits is not given out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use sonde_access::{Action, Principal, allows};
 use sonde_engine::{SeqNo, Timestamp};
 use sonde_proto::mqtt::{DecodeError, QoS, is_shared, validate_filter};
 use tokio::sync::{mpsc, oneshot};
@@ -39,6 +42,31 @@ pub enum TailEvent {
     Message(TailMessage),
     /// So many messages were dropped here, because the reader did not keep up.
     Dropped(u64),
+    /// It is over, and this is why; nothing follows.
+    Ended(TailEnd),
+}
+
+/// Why a tail ended that its reader had not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TailEnd {
+    /// Its reader is nobody any more: the token was revoked or has expired, the user or its roles are gone.
+    Unknown,
+    /// Its reader may not subscribe to the filter any more.
+    NotAllowed,
+}
+
+impl TailEnd {
+    /// Why, in words.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unknown => {
+                "the credentials of this request are not valid any more: a token was revoked or has \
+                              expired, or a user or role was dropped"
+            }
+            Self::NotAllowed => "the right to subscribe to this filter was withdrawn",
+        }
+    }
 }
 
 /// The event loop's end of a tail.
@@ -48,6 +76,10 @@ pub(super) struct TailSink {
     messages: mpsc::Sender<(u64, TailMessage)>,
     /// Messages that were dropped behind the last one that was sent.
     dropped: Arc<AtomicU64>,
+    ended: Arc<OnceLock<TailEnd>>,
+    /// Whose rights it reads under.
+    principal: Arc<Principal>,
+    filter: Arc<str>,
 }
 
 /// A subscription of a reader that is no MQTT client; ends with its drop.
@@ -57,6 +89,9 @@ pub struct Tail {
     dropped: Arc<AtomicU64>,
     /// A message that came behind those that were dropped.
     held: Option<TailMessage>,
+    ended: Arc<OnceLock<TailEnd>>,
+    /// Whether its end was said.
+    is_over: bool,
     key: SessionKey,
     inbox: Arc<Inbox>,
 }
@@ -64,7 +99,6 @@ pub struct Tail {
 /// What a tail is to begin with.
 #[derive(Debug)]
 pub(crate) struct Begin {
-    filter: String,
     sink: TailSink,
     reply: oneshot::Sender<Option<SessionKey>>,
 }
@@ -89,8 +123,9 @@ pub enum TailError {
 }
 
 impl Mqtt {
-    /// Follows what is published to a filter, from the retained messages on.
-    pub async fn tail(&self, filter: &str) -> Result<Tail, TailError> {
+    /// Follows what is published to a filter, from the retained messages on, as long as this one may; it has to be asked
+    /// before whether it may begin.
+    pub async fn tail(&self, filter: &str, principal: &Arc<Principal>) -> Result<Tail, TailError> {
         let valid = match is_shared(filter) {
             true => Err(DecodeError::Protocol("a tail has no share of others' messages")),
             false => validate_filter(filter),
@@ -99,17 +134,39 @@ impl Mqtt {
         let (sender, messages) = mpsc::channel(TAIL_MESSAGES);
         let dropped = Arc::new(AtomicU64::new(0));
         let (reply, answer) = oneshot::channel();
-        let sink = TailSink { messages: sender, dropped: Arc::clone(&dropped) };
+        let ended = Arc::<OnceLock<TailEnd>>::default();
+        let sink = TailSink {
+            messages: sender,
+            dropped: Arc::clone(&dropped),
+            ended: Arc::clone(&ended),
+            principal: Arc::clone(principal),
+            filter: filter.into(),
+        };
         let inbox = Arc::clone(self.inbox());
-        inbox.send(Command::Tail(Begin { filter: filter.to_owned(), sink, reply }));
+        inbox.send(Command::Tail(Begin { sink, reply }));
         let key = answer.await.map_err(|_| TailError::Stopped)?.ok_or(TailError::TooMany)?;
-        Ok(Tail { messages, dropped, held: None, key, inbox })
+        Ok(Tail { messages, dropped, held: None, ended, is_over: false, key, inbox })
     }
 }
 
 impl Tail {
-    /// The next event; none once the listener has stopped.
+    /// The next event; none once the listener has stopped, or its end was said.
     pub async fn next(&mut self) -> Option<TailEvent> {
+        if self.is_over {
+            return None;
+        }
+        let event = self.next_message().await;
+        // Looked at behind the wait: what may not be read any more is not said.
+        match self.ended.get() {
+            Some(end) => {
+                self.is_over = true;
+                Some(TailEvent::Ended(*end))
+            }
+            None => event,
+        }
+    }
+
+    async fn next_message(&mut self) -> Option<TailEvent> {
         if let Some(message) = self.held.take() {
             return Some(TailEvent::Message(message));
         }
@@ -130,14 +187,15 @@ impl Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        self.inbox.send(Command::EndTail(self.key));
+        self.inbox.send(Command::EndTail(self.key, Arc::clone(&self.ended)));
     }
 }
 
 impl Worker {
     /// Begins a tail: a session that nobody can connect to.
     pub(super) fn begin_tail(&mut self, begin: Begin) {
-        let Begin { filter, sink, reply } = begin;
+        let Begin { sink, reply } = begin;
+        let filter = Arc::clone(&sink.filter);
         if self.tails >= TAILS {
             // Whoever asked may have gone.
             let _ = reply.send(None);
@@ -147,7 +205,7 @@ impl Worker {
         let mut session = Session::new(&format!("tail {number:x}"), number);
         session.tail = Some(sink);
         let subscription = Subscription::plain(QoS::AtMostOnce);
-        session.subscriptions.insert(filter.as_str().into(), subscription);
+        session.subscriptions.insert((&*filter).into(), subscription);
         let key = self.sessions.insert(session);
         self.tails += 1;
         self.router.subscribe(&filter, interest(key, subscription));
@@ -159,12 +217,45 @@ impl Worker {
         self.deliver_retained(key, retained.into_iter().map(|message| (subscription, message)).collect());
     }
 
+    /// Ends the tail of a reader that has gone, unless it was ended before and its place is another's.
+    pub(super) fn leave_tail(&mut self, key: SessionKey, ended: &Arc<OnceLock<TailEnd>>) {
+        let tail = self.sessions.get(key).and_then(|session| session.tail.as_ref());
+        if tail.is_some_and(|tail| Arc::ptr_eq(&tail.ended, ended)) {
+            self.end_tail(key);
+        }
+    }
+
     /// Ends a tail.
-    pub(super) fn end_tail(&mut self, key: SessionKey) {
+    fn end_tail(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.try_remove(key) else { return };
         session.subscriptions.keys().for_each(|filter| self.router.unsubscribe(filter, key));
         self.withdraw(key);
         self.tails -= 1;
+    }
+
+    /// Ends the tails whose readers may not read them any more; `renew` says who they are now.
+    pub(super) fn recheck_tails(&mut self, renew: impl Fn(&Arc<Principal>) -> Option<Arc<Principal>>) {
+        if self.tails == 0 {
+            return;
+        }
+        let mut over = Vec::new();
+        for (key, session) in &mut self.sessions {
+            let Some(tail) = &mut session.tail else { continue };
+            let end = match renew(&tail.principal) {
+                Some(now) if allows(&now, Action::Subscribe(&tail.filter)) => {
+                    tail.principal = now;
+                    continue;
+                }
+                Some(_) => TailEnd::NotAllowed,
+                None => TailEnd::Unknown,
+            };
+            tracing::info!(principal = tail.principal.name, filter = &*tail.filter, ?end, "a tail was ended");
+            // Once: its session goes with it.
+            let _ = tail.ended.set(end);
+            over.push(key);
+        }
+        self.stats.denied.fetch_add(over.len() as u64, Ordering::Relaxed);
+        over.into_iter().for_each(|key| self.end_tail(key));
     }
 
     /// Hands a delivery to a tail.

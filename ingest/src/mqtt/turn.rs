@@ -281,6 +281,25 @@ impl Worker {
         withdrawn
     }
 
+    /// Takes out those of the deliveries to a session that are meant. Returns them.
+    pub(super) fn withdraw_where(
+        &mut self,
+        key: SessionKey,
+        is_meant: impl Fn(&Delivery) -> bool,
+    ) -> Vec<Delivery> {
+        let turns = self.committing.iter_mut().map(|turn| &mut turn.deliveries);
+        let mut withdrawn = Vec::new();
+        for deliveries in turns.chain([&mut self.turn.deliveries]) {
+            let (meant, others) = std::mem::take(deliveries)
+                .into_iter()
+                .partition(|(session, delivery)| *session == key && is_meant(delivery));
+            *deliveries = others;
+            let meant: Vec<(SessionKey, Delivery)> = meant;
+            withdrawn.extend(meant.into_iter().map(|(_, delivery)| delivery));
+        }
+        withdrawn
+    }
+
     /// Whether no answer to the connection waits for a commit.
     pub(super) fn is_answered(&self, place: usize) -> bool {
         let generation = self.connections.get(place).map(|(generation, _)| *generation);

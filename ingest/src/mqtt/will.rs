@@ -1,8 +1,9 @@
 //! Wills (section 3.1.2.5): what is published for a client whose connection broke, at once or after its delay.
 //!
 //! # Invariants
-//! - The will of a durable session is a record of CONNECT's commit, and stays one until it is published or taken back:
-//!   the end of the server is the end of every connection.
+//! - A will is a record of CONNECT's commit, and stays one until it is published or taken back: the end of the server is the
+//!   end of every connection, and of every session that is not durable, and their wills are published at the next start.
+//! - A will is published under the rights of that moment.
 //! - A will is published before its record goes: a crash in between publishes it again rather than never.
 
 use std::sync::Arc;
@@ -16,9 +17,12 @@ use super::message::Message;
 use super::router::SessionKey;
 use super::session::Session;
 use super::worker::Worker;
+use crate::limits::TURN_BYTES;
 
-/// Namespace of the wills of durable sessions.
+/// Namespace of the wills.
 pub(super) const WILLS: &str = "mqtt.will";
+/// In the length of a record's principal: all of it is there, and not only its name, as earlier builds have it.
+const WHOLE: u16 = 1 << 15;
 
 /// The will of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +36,7 @@ pub(super) struct Will {
 #[derive(Clone, Debug)]
 pub(super) struct PendingWill {
     pub(super) message: Message,
-    /// Under whose rights it is published; what comes back from the state store had them when its client connected.
+    /// Under whose rights it is published; where an earlier build has recorded it, it was allowed when its client connected.
     pub(super) principal: Option<Arc<Principal>>,
     /// When it is published, in seconds of the worker's clock, unless the session ends before.
     pub(super) due: u64,
@@ -57,17 +61,18 @@ impl Will {
         Some(Box::new(Self { message, delay: delay.unwrap_or_default() }))
     }
 
-    /// The record of it: `delay u32 | principal length u16 | principal | message`, little endian. Nothing is kept
+    /// The record of it: `delay u32 | WHOLE, and principal length u16 | principal | message`, little endian. Nothing is kept
     /// where its publication was not allowed.
     pub(super) fn record(&self, session: &Session, principal: &Principal) -> State {
         let Message { topic, qos, retain, .. } = &self.message;
         let publish = Action::Publish { topic, qos: *qos as u8, retain: *retain };
-        let value = allows(principal, publish).then(|| {
-            let name = principal.name.as_bytes();
-            let name = name.get(..usize::from(u16::MAX)).unwrap_or(name);
+        let kept = allows(principal, publish).then(|| principal.to_record());
+        // Names and roles are far below it.
+        let kept = kept.filter(|kept| kept.len() < usize::from(WHOLE));
+        let value = kept.map(|principal| {
             let mut value = self.delay.to_le_bytes().to_vec();
-            value.extend_from_slice(&(name.len() as u16).to_le_bytes());
-            value.extend_from_slice(name);
+            value.extend_from_slice(&(principal.len() as u16 | WHOLE).to_le_bytes());
+            value.extend_from_slice(&principal);
             value.extend_from_slice(&self.message.encode());
             value
         });
@@ -80,21 +85,27 @@ impl PendingWill {
     pub(super) fn decode(value: &[u8], session_expiry: u32, now: Timestamp) -> Option<Self> {
         let (delay, rest) = value.split_first_chunk::<4>()?;
         let (len, rest) = rest.split_first_chunk::<2>()?;
-        let (_, message) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+        let len = u16::from_le_bytes(*len);
+        let (principal, message) = rest.split_at_checked((len & !WHOLE).into())?;
+        let principal = match len & WHOLE {
+            0 => None,
+            _ => Some(Arc::new(Principal::from_record(principal)?)),
+        };
         let message = Message::decode(message, now)?;
         let due = u32::from_le_bytes(*delay).min(session_expiry).into();
-        Some(Self { message, principal: None, due })
+        Some(Self { message, principal, due })
     }
 }
 
 impl Worker {
     /// The connection of a will is gone without a DISCONNECT that takes it back. `session` is its session, if that goes
-    /// on.
+    /// on; `gone` removes its record.
     pub(super) fn will_of_broken(
         &mut self,
         will: Will,
         principal: Arc<Principal>,
         session: Option<SessionKey>,
+        gone: Option<State>,
     ) {
         let now = self.now();
         let Will { message, delay } = will;
@@ -104,17 +115,13 @@ impl Worker {
                 let due = now + u64::from(delay.min(state.expiry));
                 state.will = Some(Box::new(PendingWill { message, principal: Some(principal), due }));
             }
-            state => {
-                let gone = state.map(|state| state.gone(WILLS, &[]));
-                self.publish_will(&PendingWill { message, principal: Some(principal), due: now }, gone);
-            }
+            _ => self.publish_will(&PendingWill { message, principal: Some(principal), due: now }, gone),
         }
     }
 
     /// Publishes a will, and removes its record.
     pub(super) fn publish_will(&mut self, will: &PendingWill, gone: Option<State>) {
-        // Under the rights of now; one that was kept over a restart was allowed when its client connected.
-        let rights = will.principal.as_ref().map(|principal| self.authenticate.renew(principal));
+        let rights = will.principal.as_ref().map(|principal| self.authenticate.rights_of(principal));
         match rights {
             Some(None) => drop(self.stats.denied.fetch_add(1, Ordering::Relaxed)),
             rights => {
@@ -126,6 +133,16 @@ impl Worker {
             }
         }
         gone.into_iter().for_each(|record| self.turn.builder.state(record));
+    }
+
+    /// Publishes the wills of sessions that ended with the server.
+    pub(super) fn publish_left_wills(&mut self, wills: Vec<(PendingWill, State)>) {
+        for (will, gone) in wills {
+            self.publish_will(&will, Some(gone));
+            if self.turn.builder.bytes() >= TURN_BYTES {
+                self.submit_turn();
+            }
+        }
     }
 
     /// Publishes the wills whose delay is over.
@@ -159,9 +176,14 @@ mod tests {
         let now = Timestamp::from_secs(100);
         let value = will.record(&session, &Principal::admin("root")).value.unwrap();
         let again = PendingWill::decode(&value, 60, now).unwrap();
-        assert_eq!((again.message, again.due), (message, 9));
+        assert_eq!((again.message, again.due), (message.clone(), 9));
+        assert_eq!(again.principal.unwrap().owner().as_deref(), Some("admin"));
+        // As it was written before the principal was: its name.
+        let old = [&9_u32.to_le_bytes()[..], &[4, 0], b"root", &message.encode()].concat();
+        let old = PendingWill::decode(&old, 60, now).unwrap();
+        assert!(old.message == message && old.principal.is_none());
         assert_eq!(PendingWill::decode(&value, 3, now).unwrap().due, 3, "the session ends first");
-        assert!((0..20).all(|end| PendingWill::decode(value.get(..end).unwrap(), 60, now).is_none()));
+        assert!((0..40).all(|end| PendingWill::decode(value.get(..end).unwrap(), 60, now).is_none()));
         assert_eq!(will.record(&session, &Principal::new("nobody", Grants::default())).value, None);
     }
 }

@@ -18,6 +18,7 @@ use super::accept::{Doors, INBOX};
 use super::commands::Publishing;
 use super::connection::Connection;
 use super::offline::{self, QueueLimits};
+use super::past::Past;
 use super::records;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
@@ -77,6 +78,8 @@ pub(super) struct Worker {
     early: Vec<String>,
     /// The sessions that stand for replays.
     pub(super) replays: Vec<SessionKey>,
+    /// Rows on their way to them.
+    pub(super) past: Past,
     /// Whether one of them can go on.
     replaying: bool,
     /// Turns that were handed to the engine, and those of them that have ended.
@@ -113,7 +116,7 @@ pub(super) struct Worker {
     pub(super) waker: Waker,
     topics: Arc<Topics>,
     topic_cache: HashMap<Box<str>, Rc<TopicInfo>>,
-    sources: Sources,
+    pub(super) sources: Sources,
     /// Connections that may have something to read.
     pub(super) ready: VecDeque<usize>,
     /// Connections that may have something to write.
@@ -162,6 +165,7 @@ impl Worker {
             log: shared.log,
             early: shared.early,
             replays: Vec::new(),
+            past: Past::default(),
             replaying: false,
             submitted: 0,
             released: 0,
@@ -172,7 +176,8 @@ impl Worker {
             offers: shared.offers,
             clock: engine.now(),
             properties: PropertiesBuilder::new(),
-            rights_version: authenticate.version(),
+            // Of none: what changed before the last end of the server may not be done yet.
+            rights_version: u64::MAX,
             authenticate,
             connections: Slab::new(),
             sessions: Slab::new(),
@@ -203,6 +208,7 @@ impl Worker {
         for session in recovered.sessions {
             worker.add_session(session);
         }
+        worker.publish_left_wills(recovered.wills);
         worker.engine.keep_log_for(worker.raw_retention.max(worker.sources.raw_retention()));
         worker
     }

@@ -11,7 +11,7 @@ use sonde_proto::v1::{Published, SubscribeRequest, SubscribeResponse};
 use sonde_query::door::grpc::principal;
 use tonic::{Request, Response, Status};
 
-use crate::mqtt::{Mqtt, TailError, TailEvent, TailMessage};
+use crate::mqtt::{Mqtt, TailEnd, TailError, TailEvent, TailMessage};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl Subscribe for SubscribeService {
             let text = format!("{} may not subscribe to '{filter}'", principal.name);
             return Err(Status::permission_denied(text));
         }
-        let tail = self.0.tail(&filter).await.map_err(|error| match error {
+        let tail = self.0.tail(&filter, &principal).await.map_err(|error| match error {
             TailError::Filter { .. } => Status::invalid_argument(error.to_string()),
             TailError::TooMany => Status::resource_exhausted(error.to_string()),
             TailError::Stopped => Status::unavailable(error.to_string()),
@@ -46,10 +46,18 @@ impl Subscribe for SubscribeService {
             let event = match tail.next().await? {
                 TailEvent::Message(message) => Event::Message(published(message)),
                 TailEvent::Dropped(count) => Event::Dropped(count),
+                TailEvent::Ended(end) => return Some((Err(status(end)), tail)),
             };
             Some((Ok(SubscribeResponse { event: Some(event) }), tail))
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+fn status(end: TailEnd) -> Status {
+    match end {
+        TailEnd::Unknown => Status::unauthenticated(end.reason()),
+        TailEnd::NotAllowed => Status::permission_denied(end.reason()),
     }
 }
 

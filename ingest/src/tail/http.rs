@@ -45,7 +45,7 @@ async fn tail(
         let text = format!("{} may not subscribe to '{filter}'", principal.name);
         return failure(StatusCode::FORBIDDEN, text);
     }
-    match mqtt.tail(filter).await {
+    match mqtt.tail(filter, &principal).await {
         Ok(tail) => Sse::new(events(tail)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response(),
         Err(error @ TailError::Filter { .. }) => failure(StatusCode::BAD_REQUEST, error.to_string()),
         Err(error @ (TailError::TooMany | TailError::Stopped)) => {
@@ -61,6 +61,9 @@ fn events(tail: Tail) -> impl Stream<Item = Result<Event, Infallible>> {
             TailEvent::Message(message) => Event::default().event("message").data(data(&message)),
             TailEvent::Dropped(count) => {
                 Event::default().event("dropped").data(json!({ "dropped": count }).to_string())
+            }
+            TailEvent::Ended(end) => {
+                Event::default().event("ended").data(json!({ "reason": end.reason() }).to_string())
             }
         };
         Some((Ok(event), tail))

@@ -29,6 +29,13 @@ fn salt() -> Result<[u8; 16]> {
     Ok(salt)
 }
 
+/// A number that was not used before.
+fn number() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| internal(format!("no random numbers: {error}")))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
 fn get<T: serde::de::DeserializeOwned>(engine: &Engine, kind: ObjectKind, name: &str) -> Result<Option<T>> {
     match engine.catalog().object(kind, DEFAULT_DATABASE, name) {
         Some(object) => serde_json::from_str(&object.text).map(Some).map_err(internal),
@@ -76,7 +83,7 @@ pub fn change_user(engine: &Engine, name: &str, change: ChangeUser<'_>) -> Resul
 pub(super) fn run(engine: &Engine, statement: AccessStatement) -> Result<String> {
     match statement {
         AccessStatement::CreateUser { name, logins, options, replace, if_not_exists } => {
-            let mut user = StoredUser::default();
+            let mut user = StoredUser { incarnation: number()?, ..StoredUser::default() };
             let note = set(&mut user, logins, options)?;
             check_certificate(engine, &name, &user)?;
             create(engine, ObjectKind::User, &name, &user, Existing { replace, if_not_exists })
@@ -91,7 +98,7 @@ pub(super) fn run(engine: &Engine, statement: AccessStatement) -> Result<String>
             check_certificate(engine, &name, &user)?;
             let mut change = |stored: &mut StoredUser| {
                 let (roles, privileges) = (stored.roles.clone(), stored.privileges.clone());
-                *stored = StoredUser { roles, privileges, ..user.clone() };
+                *stored = StoredUser { incarnation: stored.incarnation, roles, privileges, ..user.clone() };
                 true
             };
             if !change_user(engine, &name, &mut change)? {
@@ -129,6 +136,9 @@ fn set(user: &mut StoredUser, logins: Vec<Login>, options: UserOptions) -> Resul
         user.scram = None;
     }
     for login in logins {
+        if matches!(login, Login::Password(_) | Login::Hash(_)) {
+            user.password_number = number()?;
+        }
         match login {
             Login::Password(secret) => {
                 password::check_new(&secret.0).map_err(Error::Invalid)?;

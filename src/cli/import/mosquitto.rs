@@ -17,13 +17,26 @@ pub(super) struct Translation {
     pub(super) statements: Vec<String>,
     /// What could not be translated, with its line; never with a hash.
     pub(super) notes: Vec<String>,
+    /// Lines of the ACL file without which the others would give someone more than he had: they deny, or may, or they say
+    /// whose the lines behind them are.
+    pub(super) unsafe_lines: Vec<usize>,
 }
 
 /// A rule of the ACL file.
 struct Rule {
-    /// GRANT or DENY, and the action.
+    deny: bool,
+    /// The action.
     right: &'static str,
     filter: String,
+}
+
+/// Whose the `topic` lines are.
+enum Whose {
+    /// Clients without a user.
+    Nobody,
+    User(String),
+    /// That of this line, which cannot be translated.
+    Unknown(usize),
 }
 
 impl Translation {
@@ -39,36 +52,54 @@ impl Translation {
         let mut named: BTreeSet<String> = users.iter().map(|(name, _)| name.clone()).collect();
         let mut rules: Vec<(String, Rule)> = Vec::new();
         let mut patterns: Vec<Rule> = Vec::new();
-        let mut current: Option<String> = None;
+        let mut whose = Whose::Nobody;
         for (number, line) in lines(acl) {
             let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
             let rest = rest.trim();
             let mut note = |why: &str| this.notes.push(format!("ACL file, line {number}: {why}: {line}"));
-            match (word, &current) {
+            match (word, &whose) {
                 ("user", _) => match check_name(rest) {
                     Ok(()) => {
                         if named.insert(rest.to_owned()) {
                             users.push((rest.to_owned(), None));
                         }
-                        current = Some(rest.to_owned());
+                        whose = Whose::User(rest.to_owned());
                     }
-                    Err(why) => note(&why),
+                    Err(why) => {
+                        note(&why);
+                        this.unsafe_lines.push(number);
+                        whose = Whose::Unknown(number);
+                    }
                 },
-                ("topic", None) => note(
-                    "rights of clients without a user; here mqtt.anonymous says whether these come in, with all rights to \
-                     topics",
-                ),
-                ("topic", Some(user)) => match topic(rest, false) {
-                    Ok(rule) => rules.push((user.clone(), rule)),
-                    Err(why) => note(&why),
+                ("topic" | "pattern", _) => match (topic(rest, word == "pattern"), word, &whose) {
+                    (Ok(rule), "pattern", _) => patterns.push(rule),
+                    (Ok(rule), _, Whose::User(user)) => rules.push((user.clone(), rule)),
+                    (Ok(rule), _, Whose::Nobody) => {
+                        note(
+                            "rights of clients without a user; here mqtt.anonymous says whether these come in, with all \
+                             rights to topics",
+                        );
+                        this.unsafe_lines.extend(rule.deny.then_some(number));
+                    }
+                    (Ok(rule), _, Whose::Unknown(line)) => {
+                        note(&format!("rights of the user of line {line}, which cannot be translated"));
+                        this.unsafe_lines.extend(rule.deny.then_some(number));
+                    }
+                    (Err(wrong), ..) => {
+                        note(&wrong.why);
+                        this.unsafe_lines.extend(wrong.may_deny.then_some(number));
+                    }
                 },
-                ("pattern", _) => match topic(rest, true) {
-                    Ok(rule) => patterns.push(rule),
-                    Err(why) => note(&why),
-                },
-                _ => note("expected user, topic or pattern"),
+                // It may have been meant as `user`: what follows is not that of the user before.
+                _ => {
+                    note("expected user, topic or pattern");
+                    this.unsafe_lines.push(number);
+                    whose = Whose::Unknown(number);
+                }
             }
         }
+        // Should a statement fail, whoever has the rights so far has what is denied of them, too.
+        patterns.sort_by_key(|rule| !rule.deny);
         if !patterns.is_empty() {
             this.statements.push(format!("CREATE ROLE IF NOT EXISTS {PATTERNS}"));
             patterns.iter().for_each(|rule| this.push(rule, PATTERNS));
@@ -85,16 +116,19 @@ impl Translation {
                 }
             };
             this.statements.push(format!("CREATE USER IF NOT EXISTS {}{login}", identifier(name)));
-            if !patterns.is_empty() {
-                this.statements.push(format!("GRANT {PATTERNS} TO {}", identifier(name)));
-            }
         }
-        rules.iter().for_each(|(user, rule)| this.push(rule, &identifier(user)));
+        let (denials, grants): (Vec<_>, Vec<_>) = rules.iter().partition(|(_, rule)| rule.deny);
+        denials.into_iter().for_each(|(user, rule)| this.push(rule, &identifier(user)));
+        for (name, _) in users.iter().filter(|_| !patterns.is_empty()) {
+            this.statements.push(format!("GRANT {PATTERNS} TO {}", identifier(name)));
+        }
+        grants.into_iter().for_each(|(user, rule)| this.push(rule, &identifier(user)));
         this
     }
 
     fn push(&mut self, rule: &Rule, to: &str) {
-        self.statements.push(format!("{} ON {} TO {to}", rule.right, quoted(&rule.filter)));
+        let verb = if rule.deny { "DENY" } else { "GRANT" };
+        self.statements.push(format!("{verb} {} ON {} TO {to}", rule.right, quoted(&rule.filter)));
     }
 }
 
@@ -114,26 +148,37 @@ fn user(line: &str) -> Result<(String, Option<String>), String> {
     Ok((name.to_owned(), known))
 }
 
-fn topic(rest: &str, is_pattern: bool) -> Result<Rule, String> {
-    let (word, behind) = rest.split_once(char::is_whitespace).unwrap_or(("", rest));
-    let (right, filter) = match word {
-        "read" => ("GRANT SUBSCRIBE", behind),
-        "write" => ("GRANT PUBLISH", behind),
-        "readwrite" => ("GRANT ALL", behind),
-        "deny" => ("DENY ALL", behind),
-        // A filter may have blanks in it; without a word before it, it is for both.
-        _ => ("GRANT ALL", rest),
+/// Why a rule cannot be translated.
+struct Wrong {
+    why: String,
+    /// Whether it denies, or cannot be understood and may.
+    may_deny: bool,
+}
+
+fn topic(rest: &str, is_pattern: bool) -> Result<Rule, Wrong> {
+    // A filter may have blanks in it, but only behind an access.
+    let (access, filter) = rest.split_once(char::is_whitespace).unwrap_or(("readwrite", rest));
+    let right = match access {
+        "read" => "SUBSCRIBE",
+        "write" => "PUBLISH",
+        "readwrite" | "deny" => "ALL",
+        _ => {
+            let why = format!("the access {access:?}; expected read, write, readwrite or deny");
+            return Err(Wrong { why, may_deny: true });
+        }
     };
+    let deny = access == "deny";
     let filter = filter.trim();
+    let wrong = |why: String| Wrong { why, may_deny: deny };
     if filter.contains("${") {
-        return Err("${ means something else here".into());
+        return Err(wrong("${ means something else here".into()));
     }
     let filter = match is_pattern {
         true => filter.replace("%c", "${clientid}").replace("%u", "${username}"),
         false => filter.to_owned(),
     };
-    check_filter(&filter)?;
-    Ok(Rule { right, filter })
+    check_filter(&filter).map_err(wrong)?;
+    Ok(Rule { deny, right, filter })
 }
 
 fn quoted(text: &str) -> String {
@@ -152,7 +197,7 @@ mod tests {
 
     const PASSWD: &str =
         "pump:$7$101$MTIzNDU2Nzg5MDEy$AAAAAAAAAAAAAAAAAAAAAAAAAAA=\n# nobody\nold:{SHA}x\nbad line\n";
-    const ACL: &str = "topic read open/#\n\nuser pump\ntopic write acme/pump/#\ntopic deny acme/secret\ntopic a b/c\n\
+    const ACL: &str = "topic read open/#\n\nuser pump\ntopic write acme/pump/#\ntopic deny acme/secret\ntopic readwrite a b/c\n\
         user o'\"neil\ntopic readwrite it's/mine\npattern read cmd/%u/%c/#\npattern write x/%u%c\nuser pump\n\
         topic read more/${x}\nallow all\n";
 
@@ -163,13 +208,13 @@ mod tests {
             "CREATE ROLE IF NOT EXISTS mosquitto_patterns",
             "GRANT SUBSCRIBE ON 'cmd/${username}/${clientid}/#' TO mosquitto_patterns",
             "CREATE USER IF NOT EXISTS \"pump\" PASSWORD HASH '$pbkdf2-sha512$i=101$MTIzNDU2Nzg5MDEy$AAAAAAAAAAAAAAAAAAAAAAAAAAA'",
-            "GRANT mosquitto_patterns TO \"pump\"",
             "CREATE USER IF NOT EXISTS \"old\"",
-            "GRANT mosquitto_patterns TO \"old\"",
             "CREATE USER IF NOT EXISTS \"o'\"\"neil\"",
+            "DENY ALL ON 'acme/secret' TO \"pump\"",
+            "GRANT mosquitto_patterns TO \"pump\"",
+            "GRANT mosquitto_patterns TO \"old\"",
             "GRANT mosquitto_patterns TO \"o'\"\"neil\"",
             "GRANT PUBLISH ON 'acme/pump/#' TO \"pump\"",
-            "DENY ALL ON 'acme/secret' TO \"pump\"",
             "GRANT ALL ON 'a b/c' TO \"pump\"",
             "GRANT ALL ON 'it''s/mine' TO \"o'\"\"neil\"",
         ];
@@ -195,5 +240,40 @@ mod tests {
         for (note, start) in notes.iter().zip(starts) {
             assert!(note.starts_with(start) && !note.contains("{SHA}"), "{note}");
         }
+    }
+
+    #[test]
+    fn nobody_gets_the_rights_of_another_and_no_denial_is_lost() {
+        let long = "x".repeat(256);
+        for line in ["user", "User bob", "user\tb\u{1}ob", &format!("user {long}"), "usr bob"] {
+            let acl =
+                format!("user alice\ntopic read a/#\n{line}\ntopic readwrite #\nuser carl\ntopic read c\n");
+            let translation = Translation::of("", &acl);
+            let rights: Vec<_> = translation.statements.iter().filter(|it| it.starts_with("GRANT")).collect();
+            assert_eq!(
+                rights,
+                ["GRANT SUBSCRIBE ON 'a/#' TO \"alice\"", "GRANT SUBSCRIBE ON 'c' TO \"carl\""],
+                "{line}"
+            );
+            assert_eq!(translation.unsafe_lines, [3], "{line}");
+            assert!(
+                translation
+                    .notes
+                    .iter()
+                    .any(|note| note.starts_with("ACL file, line 4: rights of the user of line 3"))
+            );
+        }
+        for line in ["topic deny a/${x}", "pattern deny a/#/b", "topic Deny a", "topic deny a/#/b"] {
+            let translation = Translation::of("", &format!("user alice\ntopic readwrite #\n{line}\n"));
+            assert_eq!(translation.unsafe_lines, [3], "{line}");
+        }
+        assert_eq!(Translation::of("", "topic deny a\n").unsafe_lines, [1]);
+        let fewer = Translation::of("bad line\n", "user alice\ntopic read a/${x}\ntopic read a/#/b\n");
+        assert_eq!(
+            (fewer.unsafe_lines.len(), fewer.notes.len()),
+            (0, 4),
+            "without these she may do less: {:?}",
+            fewer.notes
+        );
     }
 }

@@ -102,6 +102,20 @@ fn the_same_however_it_is_cut(bytes: &[u8], make: impl Fn() -> Layers) {
     }
 }
 
+/// The rest of a handshake message is waited for, and something else comes. What the server answers must not depend on
+/// bytes that are gone: this ended the event loop once.
+#[test]
+fn a_hello_that_breaks_off_in_its_middle_is_refused() {
+    let server = server();
+    let mut bytes = client_hello();
+    // The last byte of the message's length: it goes on in another record.
+    bytes[8] += 1;
+    bytes.extend([0x17, 0, 0, 0, 0]);
+    let found = read(layers(false, Some(&server), false), &bytes, bytes.len());
+    assert!(found.broke && found.wire.first() == Some(&0x15), "no alert: {found:?}");
+    the_same_however_it_is_cut(&bytes, || layers(false, Some(&server), false));
+}
+
 #[test]
 fn fuzz_transport_websocket_behind_a_proxy() {
     let begun = [HEADER, REQUEST].concat();

@@ -2,6 +2,8 @@
 //!
 //! # Invariants
 //! - Between reads a connection keeps its keys and the record that came in part, nothing else.
+//! - rustls remembers places in the bytes that it was given, and panics where others come: it is asked again only with
+//!   those that it has not discarded, and after an error for what is to be written alone.
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
@@ -43,6 +45,7 @@ pub(super) struct Tls {
     connection: UnbufferedServerConnection,
     /// The record, or the handshake message, whose end has not come.
     pending: Vec<u8>,
+    failed: bool,
 }
 
 impl std::fmt::Debug for Tls {
@@ -53,12 +56,12 @@ impl std::fmt::Debug for Tls {
 
 impl Tls {
     pub(super) fn new(config: Arc<rustls::ServerConfig>) -> Result<Self, rustls::Error> {
-        Ok(Self { connection: UnbufferedServerConnection::new(config)?, pending: Vec::new() })
+        Ok(Self { connection: UnbufferedServerConnection::new(config)?, pending: Vec::new(), failed: false })
     }
 
     /// Whether data may be sent.
     pub(super) fn is_open(&self) -> bool {
-        !self.connection.is_handshaking()
+        !self.failed && !self.connection.is_handshaking()
     }
 
     /// Bytes of the record that came in part.
@@ -74,6 +77,17 @@ impl Tls {
     /// Decrypts what came, which begins with what was pending, into `plain`; `plain` has as many bytes as came at
     /// least. What the handshake answers is appended to `wire`, where it fails too.
     pub(super) fn receive(
+        &mut self,
+        came: &mut [u8],
+        plain: &mut [u8],
+        wire: &mut Vec<u8>,
+    ) -> Result<Received, TlsError> {
+        let received = self.decrypt(came, plain, wire);
+        self.failed |= received.is_err();
+        received
+    }
+
+    fn decrypt(
         &mut self,
         came: &mut [u8],
         plain: &mut [u8],
@@ -118,11 +132,13 @@ impl Tls {
         Ok(Received { plain: filled, ended })
     }
 
-    /// Appends the alert of an error.
+    /// Appends the alert of an error, and what was to be written before it.
     fn say_why(&mut self, wire: &mut Vec<u8>) {
-        while let Ok(ConnectionState::EncodeTlsData(data)) =
-            self.connection.process_tls_records(&mut []).state
-        {
+        // IMPORTANT: while something is to be written, rustls does not look at bytes that came. Asked once more, it would
+        // look at those that it has refused.
+        while self.connection.wants_write() {
+            let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
+            let Ok(ConnectionState::EncodeTlsData(data)) = state else { return };
             if encode(data, wire).is_err() {
                 return;
             }
