@@ -7,12 +7,10 @@ import shutil
 import threading
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
+from documents import blocks
 from support import TIME_S, Server, run, tool
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture
@@ -116,7 +114,9 @@ def test_the_restore_drill(backed_up, tmp_path):
             assert len(found) >= before
             assert found == expected[: len(found)]
             assert len(found) % 100 == 0 or len(found) == 1
-            mqtt = [n for _, _, n in rows(copy, "drill2")] if copy.post_sql("SELECT 1 FROM drill2").status == 200 else []
+            mqtt = (
+                [n for _, _, n in rows(copy, "drill2")] if copy.post_sql("SELECT 1 FROM drill2").status == 200 else []
+            )
             assert mqtt == [1_000_000 + i for i in range(len(mqtt))]
     # And it is a server like any other: tokens of before are known, it takes rows, and can be backed up.
     restore(server, destination, tmp_path / "r")
@@ -216,8 +216,7 @@ def test_what_fails_and_how(backed_up, tmp_path):
 def test_the_commands_of_the_document(backed_up, tmp_path):
     """docs/backup.md from its first command to its last, with the paths and the time of this test."""
     server, destination = backed_up
-    text = (DOCS / "backup.md").read_text()
-    commands = [line for block in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for line in block.splitlines()]
+    commands = [line for _, text in blocks("backup.md", "sh") for line in text.splitlines()]
     assert len(commands) >= 9
     server.write("drill", f"drill,device=d n=0i {TIME_S * 10**9}\n")
     server.cli("backup", str(destination))

@@ -4,9 +4,9 @@ import json
 import shutil
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
+from documents import block
 from support import run, unique, wait_until
 
 READING = '{"device":"d{client}","ts":{time},"value":{random:0.00:9.00}}'
@@ -26,7 +26,9 @@ def broker(request, server, tmp_path):
         port = probe.getsockname()[1]
     config = tmp_path / "mosquitto.conf"
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 0\n")
-    with subprocess.Popen([program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "mosquitto listens")
             yield port, process.pid
@@ -81,10 +83,23 @@ def test_messages_become_rows_of_their_own(binary, server):
 
 def test_quiet_connections_and_subscriptions_take_memory(binary, broker):
     prefix = unique("quiet")
-    found = json.loads(bench(binary, broker, "--connections", 0, "--quiet", 500, "--duration", 0, "--client-prefix", prefix))
+    found = json.loads(
+        bench(binary, broker, "--connections", 0, "--quiet", 500, "--duration", 0, "--client-prefix", prefix)
+    )
     assert found["quiet"]["count"] == 500 and found["quiet"]["per_second"] > 0
     assert 0 <= found["process"]["bytes_per_quiet_connection"] < 100_000
-    flags = ["--connections", 2, "--subscribers", 3, "--subscriptions", 900, "--client-prefix", prefix, "--messages", 20]
+    flags = [
+        "--connections",
+        2,
+        "--subscribers",
+        3,
+        "--subscriptions",
+        900,
+        "--client-prefix",
+        prefix,
+        "--messages",
+        20,
+    ]
     flags += ["--filter", prefix + "/{n}/v", "--filter", prefix + "/+/w{n}", "--topic", prefix + "/0/v"]
     found = json.loads(bench(binary, broker, *flags))
     # One of the subscriptions matches: the first one.
@@ -93,7 +108,17 @@ def test_quiet_connections_and_subscriptions_take_memory(binary, broker):
 
 def test_a_kept_session_gets_what_came_meanwhile(binary, broker):
     prefix = unique("away")
-    away = ["--connections", 0, "--subscribers", 1, "--keep-session", "--filter", f"{prefix}/#", "--client-prefix", prefix]
+    away = [
+        "--connections",
+        0,
+        "--subscribers",
+        1,
+        "--keep-session",
+        "--filter",
+        f"{prefix}/#",
+        "--client-prefix",
+        prefix,
+    ]
     bench(binary, broker, *away, "--duration", 0)
     payload = '{"value":{seq},"stamp":"{stamp}"}'
     flags = ["--messages", 300, "--topic", f"{prefix}/{{client}}", "--payload", payload]
@@ -120,9 +145,7 @@ def test_what_cannot_be_is_said(binary, server):
 
 
 def test_the_documented_commands_run(binary, server):
-    document = (Path(__file__).parents[2] / "docs/cli.md").read_text()
-    block = document.split("## bench mqtt")[1].split("```sh\n")[1].split("```")[0]
-    commands = [line.split() for line in block.splitlines()]
+    commands = [line.split() for line in block("cli.md", "sh", "sonde bench mqtt").splitlines()]
     assert len(commands) == 2 and all(words[:3] == ["sonde", "bench", "mqtt"] for words in commands)
     for _, *words in commands:
         run(binary, *words, "--port", str(server.address("mqtt")[1]))

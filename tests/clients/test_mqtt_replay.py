@@ -101,9 +101,7 @@ def test_no_gap_and_no_duplicate_while_others_publish(server):
 def test_history_survives_kill9(make_server):
     server = make_server()
     table = unique()
-    server.sql(
-        f"CREATE SOURCE s ON MQTT '{table}/+' FORMAT JSON INTO {table} WITH (raw_retention = '1 hour')"
-    )
+    server.sql(f"CREATE SOURCE s ON MQTT '{table}/+' FORMAT JSON INTO {table} WITH (raw_retention = '1 hour')")
     with Client(server) as client:
         for n in range(100):
             client.publish(f"{table}/{n % 5}", {"n": n})

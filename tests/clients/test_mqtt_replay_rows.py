@@ -243,6 +243,22 @@ def test_an_instant_with_many_rows(server):
         assert sorted(found) == list(range(count))
 
 
+def test_days_that_are_cold_come_too(server):
+    table = unique()
+    source(server, table)
+    with Client(server) as client:
+        for n in range(10):
+            client.publish(f"{table}/{n % 2}", {"ts": TIME_S + n, "n": n})
+        server.sql(f"FLUSH TABLE {table}")
+        server.sql(f"COOL TABLE {table}")
+        assert server.sql(f"SELECT sum(rows) FROM system.tiers WHERE \"table\" = 'public.{table}'") == [[10]]
+        client.publish(f"{table}/0", {"ts": TIME_S + 2, "n": 22})
+        client.subscribe(f"$replay/0/{table}/#")
+        assert [payload["n"] for _, payload in replayed(client, end_of(client, f"{table}/end"))] == [
+            0, 1, 22, 3, 4, 5, 6, 7, 8, 9,
+        ]  # fmt: skip
+
+
 def test_a_slow_reader_holds_up_itself_only_and_can_end_it(server):
     table = unique()
     source(server, table)

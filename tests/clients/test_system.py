@@ -6,7 +6,9 @@ from support import unique
 
 
 def lines(table, count=600):
-    return "".join(f"{table},device=d{i % 3} v={i / 10},n={i}i {1_708_700_000_000_000_000 + i * 10**9}\n" for i in range(count))
+    return "".join(
+        f"{table},device=d{i % 3} v={i / 10},n={i}i {1_708_700_000_000_000_000 + i * 10**9}\n" for i in range(count)
+    )
 
 
 def named(server, query):
@@ -38,7 +40,9 @@ def test_jobs_say_what_ended(server):
 def test_chunks_and_columns_say_how_dense_they_are(server):
     table = unique("dense")
     server.write(table, lines(table))
-    columns = f"""SELECT "column", "values", bytes, bytes_per_value FROM system.columns WHERE "table" = 'public.{table}'"""
+    columns = (
+        f"""SELECT "column", "values", bytes, bytes_per_value FROM system.columns WHERE "table" = 'public.{table}'"""
+    )
     assert all(column["bytes_per_value"] is None for column in named(server, columns)), "nothing is in a chunk yet"
     server.sql(f"FLUSH TABLE {table}")
     found = {column["column"]: column for column in named(server, columns)}
@@ -62,7 +66,9 @@ def test_the_log_says_why_it_is_there(server):
 
 def test_a_buffered_table_survives_a_kill(make_server):
     server = make_server()
-    server.sql("CREATE TABLE fast (time TIMESTAMP, device STRING TAG, v DOUBLE, n BIGINT) WITH (durability = 'buffered')")
+    server.sql(
+        "CREATE TABLE fast (time TIMESTAMP, device STRING TAG, v DOUBLE, n BIGINT) WITH (durability = 'buffered')"
+    )
     server.write("fast", lines("fast"))
     assert named(server, "SELECT durability FROM system.tables WHERE name = 'fast'") == [{"durability": "buffered"}]
     server.kill9()
