@@ -105,10 +105,10 @@ fn same(scan: &Scan, parts: &[&Totals], rows: &[&Rec], what: &str) {
         };
         if column.kind == PhysicalType::Float64 {
             let mut numbers: Vec<f64> = values.iter().map(|value| value.number().unwrap()).collect();
-            numbers.sort_by(f64::total_cmp);
+            numbers.sort_by(sql_order);
             let ordered = |found: Vec<Number>| {
                 let mut found: Vec<f64> = found.into_iter().map(float).collect();
-                found.sort_by(f64::total_cmp);
+                found.sort_by(sql_order);
                 found
             };
             let low = ordered(fields().filter_map(|field| field.min()).collect());
@@ -143,6 +143,11 @@ fn int(number: Number) -> i128 {
         Number::Int(number) => number,
         Number::Float(number) => panic!("{number} is of no column of integers"),
     }
+}
+
+/// Every NaN, whatever its sign, is above all numbers.
+fn sql_order(a: &f64, b: &f64) -> std::cmp::Ordering {
+    a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
 /// The same float; any NaN is like any other, and the zeros are one.
