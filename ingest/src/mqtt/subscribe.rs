@@ -46,10 +46,11 @@ impl Worker {
             Property::UserProperty(SEQ_PROPERTY, value) => Some(value != "0"),
             _ => None,
         };
-        if let (Some(asks), Some(state)) = (subscribe.properties.find(asks), self.sessions.get_mut(session)) {
-            if std::mem::replace(&mut state.tells_seq, asks) != asks && state.is_durable() {
-                self.turn.builder.state(state.record());
-            }
+        if let (Some(asks), Some(state)) = (subscribe.properties.find(asks), self.sessions.get_mut(session))
+            && std::mem::replace(&mut state.tells_seq, asks) != asks
+            && state.is_durable()
+        {
+            self.turn.builder.state(state.record());
         }
         self.settle_order(session);
         let known = self.sessions.get(session).map(|state| state.subscriptions.keys());
