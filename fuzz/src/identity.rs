@@ -79,7 +79,8 @@ pub fn jwt(data: &[u8]) {
         (JwtKeys::parse(&jwks).expect("a JWKS"), pair)
     });
     alloc::bounded(|| {
-        let expected = Expected { issuer: None, audience: Some("us".into()), roles: Some("roles".into()) };
+        let (audience, roles, tenant) = (Some("us".into()), Some("roles".into()), Some("tenant".into()));
+        let expected = Expected { issuer: None, audience, roles, tenant };
         if let Ok(text) = std::str::from_utf8(data) {
             let _ = looks_like_jwt(text);
             assert!(keys.verify(text, NOW, &expected).is_err(), "nobody has signed this");
