@@ -58,7 +58,8 @@ class Watch(threading.Thread):
 def grouped(binary, tmp_path):
     """A server in a control group, and the group."""
     with memory_group(GROUP) as group:
-        server = Server(group.wrap(binary, tmp_path), tmp_path)
+        # The join has more pairs than anybody can wait for: where memory does not end it, the timeout does.
+        server = Server(group.wrap(binary, tmp_path), tmp_path, ["query.timeout=20 s"])
         try:
             yield server.start(), group
         finally:
@@ -127,9 +128,10 @@ def test_promise_7_the_process_stays_within_its_memory(grouped):
     [[count]] = server.sql("SELECT count(*) FROM cpu")
     assert 0 < count <= sum(written)
     assert 200 in answers
-    # One row that is as large as all of the memory of queries: refused, and everything goes on.
+    # One row that is as large as all of the memory of queries: refused by their limit, or ended by that of the server where
+    # the load before has left it little; and everything goes on.
     large = server.post_sql("SELECT array_agg(f0), array_agg(f1), array_agg(f2), array_agg(time) FROM cpu")
-    assert large.status == 507 and "query.memory" in large.error, large
+    assert large.status == 507 and ("query.memory" in large.error or "memory.limit" in large.error), large
     assert server.sql("SELECT count(*) FROM cpu") == [[count]]
     assert group.killed == 0
     # An operator may allocate so much at once, between two looks at the process.
