@@ -13,7 +13,7 @@ use super::alias::Written;
 use super::budget::Room;
 use super::connection::Connection;
 use super::exchange::{InFlight, Next};
-use super::offline::{Dropped, Drops};
+use super::quota::{Dropped, Drops};
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
 use super::subscribe::SEQ_PROPERTY;

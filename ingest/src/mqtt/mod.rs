@@ -19,6 +19,7 @@ mod exchange;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod exchange_model;
+mod fetching;
 mod guard;
 mod kept;
 mod listener;
@@ -29,6 +30,7 @@ mod pace;
 mod packets;
 mod past;
 mod publish;
+mod quota;
 mod reading;
 mod reasons;
 mod records;
@@ -71,11 +73,11 @@ pub use authenticate::{Authenticate, ClientCertificate, Credentials, Ended, Late
 pub use budget::MemoryLimits;
 pub use listener::{Mqtt, start};
 pub use message::Message;
-pub use offline::{Overflow, QueueLimits};
 pub use options::{
     AddressRange, ClientCertificates, ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions,
     TenantLimits, TlsFiles,
 };
+pub use quota::{Overflow, QueueLimits};
 pub use stats::MqttStats;
 pub use tail::{Tail, TailEnd, TailError, TailEvent, TailMessage};
 

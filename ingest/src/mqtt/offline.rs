@@ -6,118 +6,30 @@
 //! - The log's cursor of the sessions is never behind a message that waits.
 //! - What cannot be kept, or is gone from the log, is counted with its reason.
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sonde_access::{Action, Principal, allows};
-use sonde_engine::{Engine, LOG_CURSORS, MessageRef, SeqNo, SeqRange, State};
+use sonde_engine::{Engine, LOG_CURSORS, MessageRef, SeqNo, State};
 use sonde_proto::mqtt::ReasonCode;
 
-use super::backlog::{BASE_AT, Block, Manner, Waiting};
+use super::backlog::{BASE_AT, Block, Manner};
 use super::budget::Room;
-use super::connection::Phase;
 use super::exchange::{Done, InFlight};
 use super::message::Message;
+use super::quota::{Dropped, Overflow, QueueLimits};
 use super::records::SEQ_AT;
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored};
 use super::sharing::Outgoing;
 use super::subscribe::UNNUMBERED;
 use super::turn::{ConnectionKey, Undo};
-use super::via::Via;
 use super::worker::Worker;
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, QUEUED_BYTES, QUEUED_BYTES_OF_ALL, QUEUED_MESSAGES};
+use crate::limits::QUEUED_BYTES_OF_ALL;
 
 /// The sessions' cursor in the log.
 const CURSOR: &[u8] = b"mqtt sessions";
 
 /// Why a client is sent away for which too much waits.
 const TOO_MUCH_WAITS: &str = "more waits for this client, or for its tenant, than may";
-
-/// Why a message did not get to its client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dropped {
-    /// Too much waited for the session.
-    QueueFull,
-    /// Too much waited for the sessions of its tenant.
-    TenantFull,
-    /// It is larger than the client takes.
-    TooLarge,
-    /// QoS 0, and the client did not read.
-    Slow,
-    /// The log's budget ended before the client came for it.
-    Gone,
-}
-
-/// Messages that a session did not get, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Drops {
-    pub(crate) queue_full: u64,
-    pub(crate) tenant_full: u64,
-    pub(crate) too_large: u64,
-    pub(crate) slow: u64,
-    pub(crate) gone: u64,
-}
-
-impl Drops {
-    pub(super) fn count(&mut self, why: Dropped, count: u64) {
-        *match why {
-            Dropped::QueueFull => &mut self.queue_full,
-            Dropped::TenantFull => &mut self.tenant_full,
-            Dropped::TooLarge => &mut self.too_large,
-            Dropped::Slow => &mut self.slow,
-            Dropped::Gone => &mut self.gone,
-        } += count;
-    }
-
-    pub(crate) fn total(&self) -> u64 {
-        self.queue_full + self.tenant_full + self.too_large + self.slow + self.gone
-    }
-
-    /// `queue full u64 | tenant full u64 | too large u64 | slow u64 | gone u64`, little endian.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let Self { queue_full, tenant_full, too_large, slow, gone } = *self;
-        [queue_full, tenant_full, too_large, slow, gone].iter().flat_map(|n| n.to_le_bytes()).collect()
-    }
-
-    /// Reads what `encode` wrote.
-    pub(super) fn decode(value: &[u8]) -> Option<Self> {
-        let (numbers, rest) = value.as_chunks::<8>();
-        let numbers: &[[u8; 8]; 5] = numbers.try_into().ok()?;
-        let [queue_full, tenant_full, too_large, slow, gone] = numbers.map(u64::from_le_bytes);
-        rest.is_empty().then_some(Self { queue_full, tenant_full, too_large, slow, gone })
-    }
-}
-
-/// What happens to a message for a session for which as much waits as may.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Overflow {
-    /// The new one is dropped.
-    #[default]
-    DropNew,
-    /// The oldest that is not in flight is dropped.
-    DropOldest,
-    /// The new one is dropped, and a client that is connected is sent away with 0x97 (MQTT 5, 4.13).
-    Disconnect,
-}
-
-/// How much waits for a session.
-#[derive(Clone, Copy, Debug)]
-pub struct QueueLimits {
-    /// Messages. Default 10,000.
-    pub messages: usize,
-    /// Their bytes. Default 64 MiB.
-    pub bytes: usize,
-    /// What happens beyond.
-    pub overflow: Overflow,
-}
-
-impl Default for QueueLimits {
-    fn default() -> Self {
-        Self { messages: QUEUED_MESSAGES, bytes: QUEUED_BYTES, overflow: Overflow::DropNew }
-    }
-}
 
 /// Where the log says that sessions stand.
 pub(super) fn log_cursor(engine: &Engine) -> Option<SeqNo> {
@@ -160,7 +72,7 @@ impl Session {
     }
 
     /// Puts a message of the log into the queue: before what came behind it, which waited as a copy.
-    fn hand_out(&mut self, delivery: Delivery) {
+    pub(super) fn hand_out(&mut self, delivery: Delivery) {
         self.joins(&delivery);
         let at = self.queue.partition_point(|other| other.number <= delivery.number);
         self.queue.insert(at, delivery);
@@ -437,174 +349,9 @@ impl Worker {
         }
     }
 
-    /// Reads what waits for a session in the log, where little of it is in memory; whether there is more to send now.
-    pub(super) fn fetch(&mut self, key: SessionKey) -> bool {
-        loop {
-            let Some(session) = self.sessions.get(key) else { return false };
-            let has_some = match self.room() {
-                Room::Plenty => {
-                    session.queue.len() as u64 >= FETCH_MESSAGES / 2
-                        || session.queue_bytes() >= FETCH_BYTES / 2
-                }
-                Room::Scarce | Room::Short | Room::Gone => !session.queue.is_empty(),
-            };
-            if !session.backlog.has_unfetched() || (has_some && !session.is_overtaking()) {
-                return false;
-            }
-            let wanted = session.backlog.unfetched(FETCH_MESSAGES);
-            let Some(principal) = self.reader(key) else { return false };
-            match self.read_backlog(key, &principal, &wanted) {
-                // All of it was gone, or may not be read: there may be more.
-                Ok(0) => {}
-                Ok(_) => return true,
-                Err(error) => {
-                    tracing::error!(%error, "cannot read from the log what waits for an MQTT client");
-                    self.send_away(key);
-                    return false;
-                }
-            }
-        }
-    }
-
-    /// Hands messages of the log to their session; returns how many.
-    fn read_backlog(
-        &mut self,
-        key: SessionKey,
-        principal: &Principal,
-        wanted: &[Waiting],
-    ) -> sonde_engine::Result<usize> {
-        let ranges: Vec<SeqRange> = wanted.iter().map(|waiting| waiting.range).collect();
-        let (found, position) = self.read_ranges(&ranges)?;
-        let mut found = found.into_iter().peekable();
-        let (mut gone, mut denied) = (Vec::new(), Vec::new());
-        let mut count = 0;
-        for Waiting { range, manner, block } in wanted {
-            for seq in (range.first.0..=range.last.0.min(position.0)).map(SeqNo) {
-                let message = found.next_if(|(known, _)| *known == seq).map(|(_, message)| message);
-                let Some(message) = message.or_else(|| self.kept_message(key, seq)) else {
-                    gone.push(seq);
-                    continue;
-                };
-                if !allows(principal, Action::Subscribe(&message.topic)) {
-                    denied.push(seq);
-                    continue;
-                }
-                count += 1;
-                if let Some(session) = self.sessions.get_mut(key) {
-                    let (Manner { qos, retain, identifiers }, stored) = (manner.clone(), Stored::Log(seq));
-                    let via = Via { group: None, identifiers };
-                    session.hand_out(Delivery { number: *block, stored, seq, message, qos, retain, via });
-                }
-            }
-        }
-        self.lose(key, &gone);
-        if !denied.is_empty() {
-            self.stats.denied.fetch_add(denied.len() as u64, Ordering::Relaxed);
-            denied.into_iter().for_each(|seq| self.done_with(key, Stored::Log(seq)));
-        }
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.backlog.fetched_to(position);
-        }
-        Ok(count)
-    }
-
-    /// Messages of the log, as many as are read at once, and up to where that is all of them.
-    pub(super) fn read_ranges(
-        &mut self,
-        ranges: &[SeqRange],
-    ) -> sonde_engine::Result<(Vec<(SeqNo, Message)>, SeqNo)> {
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        let most = if self.room() == Room::Plenty { FETCH_BYTES } else { 1 };
-        let turn = self.engine.read_messages(&mut self.messages, ranges, &mut |raw| {
-            let message = Message::of_log(&raw);
-            bytes += message.bytes();
-            found.push((raw.seq, message));
-            if bytes >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        Ok((found, turn.position))
-    }
-
-    /// As whom the client of a session reads, once it may be sent something.
-    pub(super) fn reader(&self, key: SessionKey) -> Option<Arc<Principal>> {
-        let place = self.sessions.get(key)?.connection?;
-        let (_, connection) = self.connections.get(place).filter(|(_, c)| c.greeted && !c.sealed)?;
-        match &connection.phase {
-            Phase::Open { principal, .. } => Some(Arc::clone(principal)),
-            Phase::Opening => None,
-        }
-    }
-
-    /// Reads the messages of the exchanges that were under way when the server ended; they go on under their packet ids.
-    pub(super) fn read_resumed(&mut self, key: SessionKey) -> sonde_engine::Result<()> {
-        let Some(principal) = self.reader(key) else { return Ok(()) };
-        let Some(session) = self.sessions.get(key) else { return Ok(()) };
-        let unread = |(id, in_flight): (&u16, &InFlight)| match in_flight {
-            InFlight::Unread { seq, .. } => Some((*seq, *id)),
-            _ => None,
-        };
-        let mut unread: Vec<(SeqNo, u16)> = session.in_flight.iter().filter_map(unread).collect();
-        unread.sort_unstable_by_key(|(seq, _)| *seq);
-        let mut at = SeqNo(0);
-        let (mut gone, mut denied) = (Vec::new(), Vec::new());
-        loop {
-            unread.retain(|(seq, _)| *seq > at);
-            let ranges: Vec<SeqRange> =
-                unread.iter().map(|(seq, _)| SeqRange { first: *seq, last: *seq }).collect();
-            if ranges.is_empty() {
-                break;
-            }
-            let (found, position) = self.read_ranges(&ranges)?;
-            let mut found = found.into_iter().peekable();
-            for (seq, id) in unread.iter().filter(|(seq, _)| *seq <= position) {
-                let message = found.next_if(|(known, _)| known == seq).map(|(_, message)| message);
-                let message = message.or_else(|| self.kept_message(key, *seq));
-                let Some(session) = self.sessions.get_mut(key) else { break };
-                match message {
-                    Some(message) if !allows(&principal, Action::Subscribe(&message.topic)) => {
-                        denied.push(*id)
-                    }
-                    Some(message) => session.read_again(*id, message),
-                    None => gone.push((*seq, *id)),
-                }
-            }
-            at = position;
-        }
-        let numbers: Vec<SeqNo> = gone.iter().map(|(seq, _)| *seq).collect();
-        self.lose(key, &numbers);
-        self.stats.denied.fetch_add(denied.len() as u64, Ordering::Relaxed);
-        for id in gone.into_iter().map(|(_, id)| id).chain(denied) {
-            let done = self.sessions.get_mut(key).and_then(|session| session.finish(id));
-            done.into_iter().for_each(|done| self.finish(key, done));
-        }
-        Ok(())
-    }
-
     /// A delivery has come to an end.
     pub(super) fn finish(&mut self, key: SessionKey, done: Done) {
         done.records.into_iter().for_each(|record| self.turn.settle(record));
         self.done_with(key, done.stored);
-    }
-
-    /// What waited is gone from the log: its extent is said, and its numbers are not asked for again.
-    fn lose(&mut self, key: SessionKey, gone: &[SeqNo]) {
-        let (Some(first), Some(last)) = (gone.first(), gone.last()) else { return };
-        let count = gone.len() as u64;
-        if let Some(session) = self.sessions.get(key) {
-            let client = &session.client_id;
-            tracing::warn!(client, %first, %last, count, "messages that waited for an MQTT client are gone from the log");
-        }
-        self.count_dropped(key, Dropped::Gone, count);
-        gone.iter().for_each(|seq| self.done_with(key, Stored::Log(*seq)));
-    }
-
-    /// Closes the connection of a session for which nothing can be read.
-    pub(super) fn send_away(&mut self, key: SessionKey) {
-        let place = self.sessions.get(key).and_then(|session| session.connection);
-        let place = place.and_then(|place| Some((place, self.connections.get(place)?)));
-        if let Some((place, (generation, _))) = place.filter(|(_, (_, c))| !c.closing) {
-            let key = ConnectionKey { place, generation: *generation };
-            self.refuse(key, ReasonCode::SERVER_UNAVAILABLE);
-        }
     }
 }

@@ -14,7 +14,7 @@ use sonde_proto::mqtt::QoS;
 use super::exchange::{IN_FLIGHT, InFlight, RECEIVED, Recorded};
 use super::kept::KEPT;
 use super::message::Message;
-use super::offline::Drops;
+use super::quota::Drops;
 use super::session::{Delivery, Session, Stored};
 use super::subscribe::UNNUMBERED;
 use super::subscription::Subscription;

@@ -16,7 +16,7 @@ use super::backlog::Backlog;
 use super::exchange::InFlight;
 use super::kept::Kept;
 use super::message::Message;
-use super::offline::{Dropped, Drops};
+use super::quota::{Dropped, Drops};
 use super::replay::Replay;
 use super::search::Search;
 use super::shared::shared_filter;

@@ -9,7 +9,7 @@ use sonde_proto::mqtt::QoS;
 
 use super::backlog::Manner;
 use super::message::Message;
-use super::offline::{Dropped, QueueLimits};
+use super::quota::{Dropped, QueueLimits};
 use super::router::{Interest, SessionKey};
 use super::session::{Delivery, Session, Stored};
 use super::shared::{GroupKey, Standing, shared_filter};

@@ -8,7 +8,7 @@ use sonde_engine::Timestamp;
 use sonde_query::system::{BatchBuilder, Kind};
 
 use super::connection::Phase;
-use super::offline::Drops;
+use super::quota::Drops;
 use super::session::Session;
 use super::shared::share_name;
 use super::subscription::Subscription;

@@ -12,8 +12,8 @@ use sonde_engine::{Engine, Origin, Receipt, SeqNo, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
 use super::backlog::Block;
-use super::offline::Drops;
 use super::packets::NOT_STORED;
+use super::quota::Drops;
 use super::reasons::Why;
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
