@@ -317,15 +317,19 @@ fn the_search_behind_a_torn_tail_does_not_sum_up_its_columns() {
     let seq = SeqRange { first: SeqNo(1), last: SeqNo(1) };
     let mut bytes = vec![0; offset as usize];
     bytes.extend(writer.finish(3, offset, seq, offset));
-    let started = std::time::Instant::now();
-    for last in [1, 8, 64, 4096] {
-        let torn = bytes.len() - last;
-        let mut torn = bytes[..torn].to_vec();
-        torn.resize(bytes.len(), 0);
-        torn[offset as usize + 100] ^= 1;
-        assert!(find_frame_after(3, &torn, offset).is_none());
-    }
-    // Summing up took seconds here, and minutes for larger batches.
-    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    let searched = || {
+        let started = std::time::Instant::now();
+        for last in [1, 8, 64, 4096] {
+            let torn = bytes.len() - last;
+            let mut torn = bytes[..torn].to_vec();
+            torn.resize(bytes.len(), 0);
+            torn[offset as usize + 100] ^= 1;
+            assert!(find_frame_after(3, &torn, offset).is_none());
+        }
+        started.elapsed().as_secs_f64()
+    };
+    // Summing up took seconds here, and minutes for larger batches. Others may want the processor meanwhile.
+    let quickest = std::iter::repeat_with(searched).take(5).find(|seconds| *seconds < 4.0);
+    assert!(quickest.is_some(), "none of five searches ended within four seconds");
     assert!(find_frame_after(3, &bytes, u64::MAX).is_none());
 }
