@@ -14,28 +14,22 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, TimestampNanosecondArray,
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{Result, internal_err};
-use datafusion::error::DataFusionError;
-use datafusion::execution::memory_pool::MemoryConsumer;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{CastExpr, Column, Literal};
-use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::execution_plan::EmissionType;
 use datafusion::physical_plan::repartition::RepartitionExec;
-use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
 use datafusion::physical_plan::udaf::AggregateFunctionExpr;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
-};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use sonde_engine::{AggregateRequest, ColumnId, ColumnRole, Number, PhysicalType, Scan, Total, Totals};
 
-use crate::limits::{SCAN_AHEAD, SERIES_TOTALS};
-use crate::scan::SondeScan;
+use crate::leaf::{Leaf, Reader, Source, external};
+use crate::limits::SERIES_TOTALS;
+use crate::scan::{Rows, SondeScan};
 
 /// About the bytes of memory that a total of one field takes.
 const TOTAL_BYTES: usize = size_of::<Total>() + size_of::<Totals>();
@@ -82,10 +76,10 @@ fn instead_of(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionP
     while let Some(repartition) = input.downcast_ref::<RepartitionExec>() {
         input = repartition.input();
     }
-    let Some(scan) = input.downcast_ref::<SondeScan>() else { return Ok(None) };
-    let Some(question) = Question::of(aggregate, scan.scan()) else { return Ok(None) };
+    let Some(rows) = input.downcast_ref::<SondeScan>() else { return Ok(None) };
+    let Some(question) = Question::of(aggregate, &rows.source().scan) else { return Ok(None) };
     if is_partial {
-        return Ok(Some(Arc::new(SondeAggregate::new(scan, question, plan.schema()))));
+        return Ok(Some(Arc::new(leaf(rows, question, plan.schema()))));
     }
     let (functions, filters) = (aggregate.aggr_expr().to_vec(), aggregate.filter_expr().to_vec());
     let (groups, of_rows) = (aggregate.group_expr().clone(), aggregate.input_schema());
@@ -97,7 +91,7 @@ fn instead_of(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionP
         Arc::clone(input),
         Arc::clone(&of_rows),
     )?;
-    let mut states: Arc<dyn ExecutionPlan> = Arc::new(SondeAggregate::new(scan, question, partial.schema()));
+    let mut states: Arc<dyn ExecutionPlan> = Arc::new(leaf(rows, question, partial.schema()));
     if states.output_partitioning().partition_count() > 1 {
         states = Arc::new(CoalescePartitionsExec::new(states));
     }
@@ -209,37 +203,24 @@ fn asked(column: &Column, scan: &Scan) -> Option<Asked> {
     }
 }
 
-/// Reads the state of an aggregation from an engine scan, each of its partitions on a blocking thread.
+/// The state of an aggregation of an engine scan.
 #[derive(Debug)]
-struct SondeAggregate {
+struct State {
     scan: Arc<Scan>,
     question: Question,
     /// What was asked of the scan, for EXPLAIN.
     description: String,
     schema: SchemaRef,
-    properties: Arc<PlanProperties>,
-    metrics: ExecutionPlanMetricsSet,
 }
 
-impl SondeAggregate {
-    /// `schema` is that of the partial aggregation in whose place it stands.
-    fn new(scan: &SondeScan, question: Question, schema: SchemaRef) -> Self {
-        let equivalences = EquivalenceProperties::new(Arc::clone(&schema));
-        let partitions = scan.properties().partitioning.partition_count();
-        let partitioning = Partitioning::UnknownPartitioning(partitions);
-        let properties =
-            PlanProperties::new(equivalences, partitioning, EmissionType::Final, Boundedness::Bounded)
-                .with_scheduling_type(SchedulingType::Cooperative);
-        Self {
-            scan: Arc::clone(scan.scan()),
-            question,
-            description: scan.description().to_owned(),
-            schema,
-            properties: Arc::new(properties),
-            metrics: ExecutionPlanMetricsSet::new(),
-        }
-    }
+/// Reads the state of an aggregation; `schema` is that of the partial aggregation in whose place it stands.
+fn leaf(rows: &SondeScan, question: Question, schema: SchemaRef) -> Leaf<State> {
+    let Rows { scan, description } = rows.source();
+    let (scan, description) = (Arc::clone(scan), description.clone());
+    Leaf::new(State { scan, question, description, schema }, rows.partitions())
+}
 
+impl State {
     /// About the bytes that the totals of one partition take.
     fn bytes(&self) -> usize {
         let totals = if self.question.request.by_series { self.scan.series() } else { 1 };
@@ -247,69 +228,32 @@ impl SondeAggregate {
     }
 }
 
-impl DisplayAs for SondeAggregate {
-    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SondeAggregate: {}, groups={}", self.description, self.scan.groups())
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, groups={}", self.description, self.scan.groups())
     }
 }
 
-impl ExecutionPlan for SondeAggregate {
-    fn name(&self) -> &str {
-        "SondeAggregate"
+impl Source for State {
+    const NAME: &'static str = "SondeAggregate";
+    const EMISSION: EmissionType = EmissionType::Final;
+
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
-    }
-
-    fn apply_expressions(
-        &self,
-        _visit: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        _children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let memory =
-            MemoryConsumer::new(format!("SondeAggregate[{partition}]")).register(context.memory_pool());
-        let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.schema), SCAN_AHEAD);
-        let sender = stream.tx();
-        let (scan, question, schema) =
-            (Arc::clone(&self.scan), self.question.clone(), Arc::clone(&self.schema));
-        let (partitions, bytes) = (self.properties.partitioning.partition_count(), self.bytes());
-        stream.spawn_blocking(move || {
-            memory.try_grow(bytes)?;
-            // A reader that went away ends the scan.
-            let goes_on = || !sender.is_closed();
-            let aggregate = scan.aggregate(partition, partitions, &question.request, &goes_on);
-            let aggregate = aggregate.map_err(|error| DataFusionError::External(Box::new(error)))?;
-            let mut columns = aggregate.tags(&question.tags);
-            for measure in &question.measures {
-                columns.extend(states(*measure, &aggregate.totals, &schema, columns.len())?);
-            }
-            let batch = RecordBatch::try_new(schema, columns)?;
-            metrics.record_output(batch.num_rows());
-            // Whether anybody still waits for it does not matter here.
-            let _ = sender.blocking_send(Ok(batch));
-            Ok(())
-        });
-        Ok(stream.build())
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.clone_inner())
+    fn read(&self, partition: usize, partitions: usize, reader: &Reader) -> Result<()> {
+        reader.memory.try_grow(self.bytes())?;
+        let request = &self.question.request;
+        let aggregate = self.scan.aggregate(partition, partitions, request, &|| reader.waits());
+        let aggregate = aggregate.map_err(external)?;
+        let mut columns = aggregate.tags(&self.question.tags);
+        for measure in &self.question.measures {
+            columns.extend(states(*measure, &aggregate.totals, &self.schema, columns.len())?);
+        }
+        // Whether anybody still waits for it does not matter here.
+        let _ = reader.take(RecordBatch::try_new(self.schema(), columns)?);
+        Ok(())
     }
 }
 

@@ -12,23 +12,16 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, plan_err};
-use datafusion::error::DataFusionError;
-use datafusion::execution::memory_pool::MemoryConsumer;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
-use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
-use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::execution_plan::EmissionType;
 use datafusion::sql::sqlparser::ast::{
     self, FunctionArg, FunctionArgExpr, Ident, ObjectName, TableFactor, Value,
 };
 use sonde_engine::{ColumnId, Engine, LatestRequest, Snapshot, Table, arrow_schema};
 
-use crate::limits::SCAN_AHEAD;
+use crate::leaf::{Leaf, Reader, Source, external};
 use crate::table::Pushed;
 
 /// Series from which on a table's are looked for in parts, one to each partition of the plan.
@@ -86,7 +79,7 @@ impl TableFunctionImpl for LatestFunction {
             return plan_err!("latest takes a table, for example SELECT * FROM latest(readings)");
         };
         let table = self.snapshot.catalog().require_table(database, name);
-        let table = table.map_err(|error| DataFusionError::External(Box::new(error)))?;
+        let table = table.map_err(external)?;
         let columns: Vec<ColumnId> = table.def().columns.iter().map(|column| column.id).collect();
         Ok(Arc::new(LatestTable {
             engine: self.engine.clone(),
@@ -146,105 +139,49 @@ impl TableProvider for LatestTable {
         // A few series are found sooner than a second thread starts.
         let is_large = self.engine.series_count(self.table.id()) >= SERIES_OF_ONE_PART;
         let parts = if is_large { state.config().target_partitions() } else { 1 };
-        Ok(Arc::new(LatestScan::new(self.engine.clone(), self.snapshot.clone(), request, limit, parts)))
+        let (engine, snapshot) = (self.engine.clone(), self.snapshot.clone());
+        Ok(Arc::new(Leaf::new(Latest { engine, snapshot, request, limit }, parts)))
     }
 }
 
-/// Finds the newest points, each of its partitions on a blocking thread.
+/// The newest points that are asked for.
 #[derive(Debug)]
-struct LatestScan {
+struct Latest {
     engine: Engine,
     snapshot: Snapshot,
     request: LatestRequest,
     limit: Option<usize>,
-    schema: SchemaRef,
-    properties: Arc<PlanProperties>,
-    metrics: ExecutionPlanMetricsSet,
 }
 
-impl LatestScan {
-    fn new(
-        engine: Engine,
-        snapshot: Snapshot,
-        request: LatestRequest,
-        limit: Option<usize>,
-        parts: usize,
-    ) -> Self {
-        let schema = arrow_schema(&request.table, &request.columns);
-        let equivalences = EquivalenceProperties::new(Arc::clone(&schema));
-        let partitioning = Partitioning::UnknownPartitioning(parts.max(1));
-        let properties =
-            PlanProperties::new(equivalences, partitioning, EmissionType::Final, Boundedness::Bounded)
-                .with_scheduling_type(SchedulingType::Cooperative);
-        let metrics = ExecutionPlanMetricsSet::new();
-        Self { engine, snapshot, request, limit, schema, properties: Arc::new(properties), metrics }
-    }
-}
-
-impl DisplayAs for LatestScan {
-    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl fmt::Display for Latest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (table, tags) = (self.request.table.full_name(), self.request.tags.len());
-        write!(f, "LatestScan: table={table}, tags={tags}, limit={:?}", self.limit)
+        write!(f, "table={table}, tags={tags}, limit={:?}", self.limit)
     }
 }
 
-impl ExecutionPlan for LatestScan {
-    fn name(&self) -> &str {
-        "LatestScan"
+impl Source for Latest {
+    const NAME: &'static str = "LatestScan";
+    const EMISSION: EmissionType = EmissionType::Final;
+
+    fn schema(&self) -> SchemaRef {
+        arrow_schema(&self.request.table, &self.request.columns)
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
-    }
-
-    fn apply_expressions(
-        &self,
-        _visit: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        _children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let memory = MemoryConsumer::new(format!("LatestScan[{partition}]")).register(context.memory_pool());
-        let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&self.schema), SCAN_AHEAD);
-        let sender = stream.tx();
-        let (engine, snapshot, mut request) =
-            (self.engine.clone(), self.snapshot.clone(), self.request.clone());
-        request.part = (partition, self.properties.partitioning.partition_count());
+    fn read(&self, partition: usize, partitions: usize, reader: &Reader) -> Result<()> {
+        let request = LatestRequest { part: (partition, partitions), ..self.request.clone() };
+        let latest = self.engine.latest(&self.snapshot, &request).map_err(external)?;
+        // They are in memory already, and nobody can spill them.
+        reader.memory.try_grow(latest.bytes())?;
         let mut left = self.limit.unwrap_or(usize::MAX);
-        stream.spawn_blocking(move || {
-            let external = |error: sonde_engine::Error| DataFusionError::External(Box::new(error));
-            let latest = engine.latest(&snapshot, &request).map_err(external)?;
-            // They are in memory already, and nobody can spill them.
-            memory.try_grow(latest.bytes())?;
-            for batch in latest {
-                let batch = batch.map_err(external)?;
-                let batch = batch.slice(0, batch.num_rows().min(left));
-                left -= batch.num_rows();
-                metrics.record_output(batch.num_rows());
-                // A reader that went away ends the scan.
-                if sender.blocking_send(Ok(batch)).is_err() || left == 0 {
-                    break;
-                }
+        for batch in latest {
+            let batch = batch.map_err(external)?;
+            let batch = batch.slice(0, batch.num_rows().min(left));
+            left -= batch.num_rows();
+            if !reader.take(batch) || left == 0 {
+                break;
             }
-            Ok(())
-        });
-        Ok(stream.build())
-    }
-
-    fn metrics(&self) -> Option<MetricsSet> {
-        Some(self.metrics.clone_inner())
+        }
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ mod error;
 mod guard;
 mod insert;
 mod latest;
+mod leaf;
 mod names;
 mod parse;
 mod permit;

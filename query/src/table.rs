@@ -88,7 +88,7 @@ impl TableProvider for SondeTable {
         );
         let scan = self.engine.scan(&self.snapshot, &request);
         let scan = scan.map_err(|error| DataFusionError::External(Box::new(error)))?;
-        Ok(Arc::new(SondeScan::new(scan, state.config().target_partitions(), description)))
+        Ok(Arc::new(SondeScan::of(scan, state.config().target_partitions(), description)))
     }
 
     async fn insert_into(
