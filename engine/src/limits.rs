@@ -18,8 +18,10 @@ pub const BUFFERED_BYTES: u64 = 1 << 20;
 pub const BATCH_BYTES: usize = 64 << 20;
 /// Bytes of a log segment, unless one frame needs more.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
-/// Bytes of zeroes that are written behind a frame of the log that is smaller than they are.
+/// Bytes of zeroes that are written behind a small frame of the log.
 pub const ZERO_AHEAD: usize = 128 << 10;
+/// Bytes from which on a frame of the log brings no zeroes: writing as many again would take longer than what they save.
+pub const FRAME_WITHOUT_ZEROES: usize = 32 << 10;
 /// Rows up to which small blocks of the memtable are joined.
 pub const COALESCE_ROWS: usize = 1024;
 /// Most bytes of a memtable, whatever the options say: 32-bit offsets must reach over the strings of a partition.

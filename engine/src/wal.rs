@@ -17,7 +17,7 @@ use sonde_storage_format::{
 };
 
 use crate::error::{Error, Result};
-use crate::limits::{BUFFERED_BYTES, ZERO_AHEAD};
+use crate::limits::{BUFFERED_BYTES, FRAME_WITHOUT_ZEROES, ZERO_AHEAD};
 use crate::storage::{LogFile, Mapped, Storage};
 
 /// A segment on disk.
@@ -215,7 +215,7 @@ impl Log {
     /// zeroes, in whose place the next ones go. Returns how many.
     fn zero_ahead(&mut self, frame_bytes: usize, end: u64) -> std::io::Result<u64> {
         let room = (self.len - end).min(ZERO_AHEAD as u64);
-        if frame_bytes >= ZERO_AHEAD || room == 0 {
+        if frame_bytes >= FRAME_WITHOUT_ZEROES || room == 0 {
             return Ok(0);
         }
         self.file.write_at(&vec![0; room as usize], end)?;

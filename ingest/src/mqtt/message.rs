@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use sonde_engine::{MessageRef, Origin, Timestamp};
+use sonde_engine::{MessageRef, Origin, SeqNo, Timestamp};
 use sonde_proto::mqtt::{Properties, PropertiesBuilder, Property, Publish, QoS};
 
 use super::budget::Weight;
@@ -142,7 +142,27 @@ impl Message {
     /// Bytes that it takes, for quotas.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.topic.len() + self.payload.len() + self.properties.len() + 64
+        Self::bytes_of(&self.topic, &self.payload, &self.properties)
+    }
+
+    /// The same of a message that is made of these.
+    pub(super) fn bytes_of(topic: &str, payload: &[u8], properties: &[u8]) -> usize {
+        topic.len() + payload.len() + properties.len() + 64
+    }
+
+    /// The message as the log keeps it, with its `properties_to_keep`.
+    #[must_use]
+    pub fn raw<'a>(&'a self, properties: &'a [u8]) -> MessageRef<'a> {
+        let Self { topic, payload, retain, arrival, .. } = self;
+        MessageRef {
+            seq: SeqNo(0),
+            received: *arrival,
+            qos: self.qos as u8,
+            retain: *retain,
+            topic,
+            properties,
+            payload,
+        }
     }
 
     /// Why no packet carries it: it would be larger than those of clients may be.
@@ -232,16 +252,7 @@ mod tests {
         message.arrival = at(5);
         for expiry in [None, Some(7)] {
             message.expiry = expiry;
-            let raw = MessageRef {
-                seq: sonde_engine::SeqNo(3),
-                received: message.arrival,
-                qos: message.qos as u8,
-                retain: message.retain,
-                topic: &message.topic,
-                properties: &message.properties_to_keep(),
-                payload: &message.payload,
-            };
-            assert_eq!(Message::of_log(&raw), message);
+            assert_eq!(Message::of_log(&message.raw(&message.properties_to_keep())), message);
         }
     }
 

@@ -14,6 +14,7 @@ mod commands;
 mod connect;
 mod connection;
 mod delivery;
+mod draft;
 mod ending;
 mod exchange;
 #[cfg(test)]

@@ -8,13 +8,12 @@
 
 use std::sync::atomic::Ordering;
 
-use sonde_engine::{Engine, LOG_CURSORS, MessageRef, SeqNo, State};
+use sonde_engine::{Engine, LOG_CURSORS, SeqNo, State};
 use sonde_proto::mqtt::ReasonCode;
 
 use super::backlog::{BASE_AT, Block, Manner};
 use super::budget::Room;
 use super::exchange::{Done, InFlight};
-use super::message::Message;
 use super::quota::{Dropped, Overflow, QueueLimits};
 use super::records::SEQ_AT;
 use super::router::SessionKey;
@@ -98,7 +97,7 @@ impl Worker {
         out: &mut Outgoing<'_>,
         manner: Manner,
     ) -> Option<u32> {
-        let bytes = out.message.bytes() as u64;
+        let bytes = out.draft.bytes() as u64;
         if let Err(why) = self.make_room(key, bytes) {
             self.count_dropped(key, why, 1);
             return None;
@@ -106,7 +105,7 @@ impl Worker {
         let number = match self.log_outgoing(out) {
             Ok(number) => number,
             Err(error) => {
-                tracing::warn!(%error, topic = %out.message.topic, "a message could not be logged for who is to get it");
+                tracing::warn!(%error, topic = out.draft.topic(), "a message could not be logged for who is to get it");
                 self.count_dropped(key, Dropped::TooLarge, 1);
                 return None;
             }
@@ -139,20 +138,6 @@ impl Worker {
             _ => self.turn.builder.state_of_message(record, SEQ_AT),
         }
         true
-    }
-
-    /// Logs the current message of the turn, in the batch of its rows: an error where that has no room for it.
-    pub(super) fn log_message(&mut self, message: &Message) -> sonde_engine::Result<u32> {
-        let raw = MessageRef {
-            seq: SeqNo(0),
-            received: message.arrival,
-            qos: message.qos as u8,
-            retain: message.retain,
-            topic: &message.topic,
-            properties: &message.properties_to_keep(),
-            payload: &message.payload,
-        };
-        self.turn.builder.message(&raw)
     }
 
     /// Counts messages that a session does not get.

@@ -7,6 +7,7 @@ use sonde_access::{Action, Principal, allows};
 use sonde_engine::{Origin, SeqNo, Timestamp};
 use sonde_proto::mqtt::{Ack, Property, Publish, QoS, ReasonCode, Version};
 
+use super::draft::{Draft, Form};
 use super::exchange::{Done, Received};
 use super::message::Message;
 use super::reasons::{Verdict, Words};
@@ -118,7 +119,7 @@ impl Worker {
                 beside_default: publish.properties.find(asks).is_some(),
                 session: Some(session),
             };
-            self.take(&arriving, |arrival| Message::of(publish, arrival))
+            self.take(&arriving, Form::Packet(publish))
         } else {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);
             let Some((_, connection)) = self.connections.get(key.place) else { return };
@@ -183,16 +184,12 @@ impl Worker {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
             return self.bury(&arriving, &why);
         }
-        self.take(&arriving, |arrival| Message { arrival, ..message.clone() }.weighed()).map(drop)
+        self.take(&arriving, Form::Message(message)).map(drop)
     }
 
     /// Stores a message, keeps it where it is to be retained, and notes who gets it. What has to be durable is in the
     /// turn's batch when this returns, or in one before it.
-    fn take(
-        &mut self,
-        arriving: &Arriving<'_>,
-        copy: impl Fn(Timestamp) -> Message,
-    ) -> sonde_engine::Result<Verdict> {
+    fn take(&mut self, arriving: &Arriving<'_>, form: Form<'_>) -> sonde_engine::Result<Verdict> {
         if self.turn.builder.bytes() >= TURN_BYTES {
             // Not between the parts of a message: its rows, what keeps it for others and the QoS 2 number that says that
             // it came are one commit, and a crash leaves all of them or none.
@@ -213,11 +210,9 @@ impl Worker {
             }
         };
         let turn = self.submitted;
-        let copy = || copy(arrival);
-        let mut message = None;
+        let draft = Draft::new(form, arrival);
         if arriving.retain {
-            let copied = copy();
-            match self.retained.update(&copied) {
+            match self.retained.update(draft.whole()) {
                 Some(record) => {
                     self.turn.builder.state(record);
                     self.turn.undo.push(Undo::Retained(arriving.topic.to_owned()));
@@ -231,14 +226,13 @@ impl Worker {
                     verdict = ReasonCode::QUOTA_EXCEEDED.into();
                 }
             }
-            message = Some(copied);
         }
         let keep = match source.filter(|source| source.name != DEFAULT_SOURCE) {
             Some(source) => source.raw_retention,
             None => self.raw_retention,
         };
         let number = SeqNo(self.turn.builder.current_message().into());
-        self.route(arriving, message, Place { number, keep: !keep.is_zero(), early: info.early }, &copy);
+        self.route(arriving, &draft, Place { number, keep: !keep.is_zero(), early: info.early });
         debug_assert_eq!(turn, self.submitted, "a message is in one commit");
         Ok(verdict)
     }
@@ -306,20 +300,13 @@ impl Worker {
 
     /// Notes the deliveries of a message; what keeps those to durable sessions is in a batch when this returns. A session
     /// with several filters that match gets it once, with the largest QoS and all identifiers ([MQTT-3.3.4-3]).
-    pub(super) fn route(
-        &mut self,
-        arriving: &Arriving<'_>,
-        mut message: Option<Message>,
-        place: Place,
-        copy: &impl Fn() -> Message,
-    ) {
+    pub(super) fn route(&mut self, arriving: &Arriving<'_>, draft: &Draft<'_>, place: Place) {
         let found = self.router.resolve(arriving.topic);
         if found.interests.is_empty() && found.groups.is_empty() && !place.keep {
             return;
         }
-        let message = message.get_or_insert_with(copy);
         let Place { number, early, .. } = place;
-        let mut out = Outgoing { message, number, logged: None, copied: 0, early };
+        let mut out = Outgoing { draft, number, logged: None, copied: 0, early };
         if place.keep
             && let Err(error) = self.log_outgoing(&mut out)
         {

@@ -8,7 +8,7 @@ use sonde_engine::SeqNo;
 use sonde_proto::mqtt::QoS;
 
 use super::backlog::Manner;
-use super::message::Message;
+use super::draft::Draft;
 use super::quota::{Dropped, QueueLimits};
 use super::router::{Interest, SessionKey};
 use super::session::{Delivery, Session, Stored};
@@ -31,7 +31,7 @@ pub(super) struct Handing {
 /// A message on its way to those who want it.
 #[derive(Debug)]
 pub(super) struct Outgoing<'m> {
-    pub(super) message: &'m Message,
+    pub(super) draft: &'m Draft<'m>,
     /// Its number in the turn's batch, or `UNNUMBERED`.
     pub(super) number: SeqNo,
     /// The same, once it is logged in that batch.
@@ -43,12 +43,12 @@ pub(super) struct Outgoing<'m> {
 }
 
 impl Worker {
-    /// Logs a message that is on its way, unless it is.
+    /// Logs a message that is on its way in the batch of its rows, unless it is: an error where that has no room for it.
     pub(super) fn log_outgoing(&mut self, out: &mut Outgoing<'_>) -> sonde_engine::Result<u32> {
         if let Some(number) = out.logged {
             return Ok(number);
         }
-        let number = self.log_message(out.message)?;
+        let number = out.draft.log(|message| self.turn.builder.message(message))?;
         out.logged = Some(number);
         Ok(number)
     }
@@ -64,7 +64,7 @@ impl Worker {
             return;
         }
         if replays && let Err(error) = self.log_outgoing(out) {
-            tracing::warn!(%error, topic = %out.message.topic, "a replay goes without a message that could not be logged");
+            tracing::warn!(%error, topic = out.draft.topic(), "a replay goes without a message that could not be logged");
         }
         let mut stored = Stored::Nowhere;
         if is_kept && to.via.group.is_none() {
@@ -78,13 +78,13 @@ impl Worker {
         }
         let number = self.next_number();
         if is_kept && to.via.group.is_some() {
-            out.copied += out.message.bytes();
+            out.copied += out.draft.bytes();
             if out.copied > COPIES_BYTES {
                 return self.count_dropped(to.session, Dropped::QueueFull, 1);
             }
             stored = Stored::Copy(number);
         }
-        let (seq, message) = (out.number, out.message.clone());
+        let (seq, message) = (out.number, out.draft.whole().clone());
         let mut delivery =
             Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
         if out.early && !is_kept && !replays {
@@ -100,16 +100,16 @@ impl Worker {
     /// Hands a message to the member of a group whose turn it is; counts it as dropped where none can take it.
     pub(super) fn hand_to_group(&mut self, group: GroupKey, qos: QoS, retain: bool, out: &mut Outgoing<'_>) {
         let Self { router, sessions, connections, queue_limits, tenants, .. } = self;
-        let message = out.message;
+        let bytes = out.draft.bytes() as u64;
         let Some(group) = router.group_mut(group) else { return };
         let chosen = group.choose(|member| {
             let Some(session) = sessions.get(member.session) else { return Standing::Unable };
-            if !tenants.may_wait(session, message.bytes() as u64) {
+            if !tenants.may_wait(session, bytes) {
                 return Standing::Unable;
             }
             let connection = session.connection.and_then(|place| connections.get(place));
             let unsent = connection.map(|(_, connection)| connection.out.len());
-            standing(session, unsent, member.qos.min(qos), message, queue_limits)
+            standing(session, unsent, member.qos.min(qos), bytes, queue_limits)
         });
         let Some(Interest { session, identifier, qos: granted, retain_as_published, .. }) = chosen else {
             self.stats.dropped.fetch_add(1, Ordering::Relaxed);
@@ -166,8 +166,9 @@ impl Worker {
             match self.router.group(filter) {
                 Some(group) => {
                     let message = &delivery.message;
+                    let draft = &Draft::again(message);
                     let mut out =
-                        Outgoing { message, number: UNNUMBERED, logged: None, copied: 0, early: false };
+                        Outgoing { draft, number: UNNUMBERED, logged: None, copied: 0, early: false };
                     self.hand_to_group(group, message.qos, message.retain, &mut out);
                     self.turn.undo.push(Undo::HandedOn(delivery));
                 }
@@ -178,16 +179,17 @@ impl Worker {
     }
 }
 
-/// How well a session could take a message with this QoS; `unsent`: bytes that wait for its socket, if it is connected.
+/// How well a session could take a message of so many bytes with this QoS; `unsent`: bytes that wait for its socket, if it
+/// is connected.
 fn standing(
     session: &Session,
     unsent: Option<usize>,
     qos: QoS,
-    message: &Message,
+    bytes: u64,
     limits: &QueueLimits,
 ) -> Standing {
     match unsent {
-        _ if session.is_full(message.bytes() as u64, limits) => Standing::Unable,
+        _ if session.is_full(bytes, limits) => Standing::Unable,
         None if qos == QoS::AtMostOnce || !session.is_durable() => Standing::Unable,
         None => Standing::Away,
         Some(unsent) if session.is_caught_up() && unsent <= OUT_BYTES => Standing::Ready,

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use sonde_proto::mqtt::QoS;
 
+use super::draft::Draft;
 use super::message::Message;
 use super::publish::{Arriving, Place};
 use super::subscribe::UNNUMBERED;
@@ -115,6 +116,11 @@ impl Sys {
     }
 }
 
+/// What the server says of itself: retained, at QoS 0.
+fn said(topic: &str, value: &str) -> Message {
+    Message::new(topic, value.as_bytes(), QoS::AtMostOnce, true)
+}
+
 impl Worker {
     fn traffic(&self) -> Traffic {
         Traffic {
@@ -139,18 +145,17 @@ impl Worker {
             if self.sys.said.get(&topic) == Some(&value) {
                 continue;
             }
+            let message = said(&topic, &value);
             let arriving = Arriving {
                 topic: &topic,
-                payload: value.as_bytes(),
-                qos: QoS::AtMostOnce,
+                payload: &message.payload,
+                qos: message.qos,
                 retain: true,
                 beside_default: true,
                 session: None,
             };
             let place = Place { number: UNNUMBERED, keep: false, early: false };
-            self.route(&arriving, None, place, &|| {
-                Message::new(&topic, value.as_bytes(), QoS::AtMostOnce, true)
-            });
+            self.route(&arriving, &Draft::again(&message), place);
             self.sys.said.insert(topic, value);
         }
     }
@@ -161,9 +166,7 @@ impl Worker {
         if self.sys.said.is_empty() {
             self.sys.said = values.iter().cloned().collect();
         }
-        let message =
-            |(topic, value): &(String, String)| Message::new(topic, value.as_bytes(), QoS::AtMostOnce, true);
-        values.iter().map(message).collect()
+        values.iter().map(|(topic, value)| said(topic, value)).collect()
     }
 
     /// Every topic and its value now.
