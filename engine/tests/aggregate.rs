@@ -74,7 +74,7 @@ fn totals(scan: &Arc<Scan>, by_series: bool, sums: bool) -> Vec<Aggregate> {
 
 fn keys(scan: &Scan, aggregate: &Aggregate) -> Vec<Vec<Option<String>>> {
     let tags: Vec<ColumnId> = scan.table().tags().map(|tag| tag.id).collect();
-    let arrays: Vec<ArrayRef> = aggregate.tags(&tags);
+    let arrays: Vec<ArrayRef> = aggregate.tags(&tags, 0..aggregate.totals.len());
     let tag = |array: &ArrayRef, row: usize| {
         (!array.is_null(row)).then(|| array.as_string::<i32>().value(row).to_owned())
     };

@@ -6,8 +6,11 @@
 //! # Invariants
 //! - Only filters that the scan applies exactly stand below: with any other there is a filter between, and the rule does
 //!   nothing.
+//! - The totals of series are few for the memory that there is. Where it turns out to be taken, each partition groups its
+//!   rows as the planner would have had it, which needs no memory set aside.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, TimestampNanosecondArray, UInt64Array};
@@ -15,7 +18,9 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::common::utils::memory::get_record_batch_memory_size;
 use datafusion::common::{Result, internal_err};
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{CastExpr, Column, Literal};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -25,18 +30,18 @@ use datafusion::physical_plan::execution_plan::EmissionType;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::udaf::AggregateFunctionExpr;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use sonde_engine::{AggregateRequest, ColumnId, ColumnRole, Number, PhysicalType, Scan, Total, Totals};
+use sonde_engine::{Aggregate, AggregateRequest, ColumnId, ColumnRole, Number, PhysicalType, Scan, Total, Totals};
 
 use crate::leaf::{Leaf, Reader, Source, external};
-use crate::limits::SERIES_TOTALS;
+use crate::limits::{SERIES_TOTALS, TOTALS_BATCH, TOTALS_SHARE};
 use crate::scan::{Rows, SondeScan};
-
-/// About the bytes of memory that a total of one field takes.
-const TOTAL_BYTES: usize = size_of::<Total>() + size_of::<Totals>();
 
 /// The rule.
 #[derive(Debug)]
-pub(crate) struct AggregateInEngine;
+pub(crate) struct AggregateInEngine {
+    /// What all queries together may hold.
+    pub(crate) memory_bytes: usize,
+}
 
 impl PhysicalOptimizerRule for AggregateInEngine {
     fn optimize(
@@ -44,7 +49,7 @@ impl PhysicalOptimizerRule for AggregateInEngine {
         plan: Arc<dyn ExecutionPlan>,
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        plan.transform_up(|plan| match instead_of(&plan)? {
+        plan.transform_up(|plan| match self.instead_of(&plan)? {
             Some(other) => Ok(Transformed::yes(other)),
             None => Ok(Transformed::no(plan)),
         })
@@ -60,44 +65,66 @@ impl PhysicalOptimizerRule for AggregateInEngine {
     }
 }
 
-/// What gives the same as an aggregation of a scan, if the engine can.
-fn instead_of(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-    let Some(aggregate) = plan.downcast_ref::<AggregateExec>() else { return Ok(None) };
-    let is_partial = match aggregate.mode() {
-        AggregateMode::Partial => true,
-        AggregateMode::Single => false,
-        _ => return Ok(None),
-    };
-    if aggregate.limit_options().is_some() || aggregate.filter_expr().iter().any(Option::is_some) {
-        return Ok(None);
+impl AggregateInEngine {
+    /// What gives the same as an aggregation of a scan, if the engine can.
+    fn instead_of(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let Some(aggregate) = plan.downcast_ref::<AggregateExec>() else { return Ok(None) };
+        let is_partial = match aggregate.mode() {
+            AggregateMode::Partial => true,
+            AggregateMode::Single => false,
+            _ => return Ok(None),
+        };
+        if aggregate.limit_options().is_some() || aggregate.filter_expr().iter().any(Option::is_some) {
+            return Ok(None);
+        }
+        // Where rows go after the scan is all the same to a total of them.
+        let mut input = aggregate.input();
+        while let Some(repartition) = input.downcast_ref::<RepartitionExec>() {
+            input = repartition.input();
+        }
+        let Some(rows) = input.downcast_ref::<SondeScan>() else { return Ok(None) };
+        let Some(question) = Question::of(aggregate, &rows.source().scan) else { return Ok(None) };
+        if !self.has_room(&question, rows) {
+            return Ok(None);
+        }
+        let (functions, filters) = (aggregate.aggr_expr().to_vec(), aggregate.filter_expr().to_vec());
+        let (groups, of_rows) = (aggregate.group_expr().clone(), aggregate.input_schema());
+        let partial = AggregateExec::try_new(
+            AggregateMode::Partial,
+            groups.clone(),
+            functions.clone(),
+            filters.clone(),
+            Arc::clone(input),
+            Arc::clone(&of_rows),
+        )?;
+        let mut states: Arc<dyn ExecutionPlan> = Arc::new(leaf(rows, question, Arc::new(partial)));
+        if is_partial {
+            return Ok(Some(states));
+        }
+        if states.output_partitioning().partition_count() > 1 {
+            states = Arc::new(CoalescePartitionsExec::new(states));
+        }
+        let whole = AggregateExec::try_new(
+            AggregateMode::Final,
+            groups.as_final(),
+            functions,
+            filters,
+            states,
+            of_rows,
+        )?;
+        Ok(Some(Arc::new(whole)))
     }
-    // Where rows go after the scan is all the same to a total of them.
-    let mut input = aggregate.input();
-    while let Some(repartition) = input.downcast_ref::<RepartitionExec>() {
-        input = repartition.input();
+
+    /// Whether the totals are few, and take little of the memory that there is.
+    fn has_room(&self, question: &Question, rows: &SondeScan) -> bool {
+        let (scan, request) = (&rows.source().scan, &question.request);
+        if !request.by_series {
+            return true;
+        }
+        let totals = scan.series().saturating_mul(1 + request.sums.len());
+        let bytes = scan.aggregate_bytes(request).saturating_mul(rows.partitions());
+        totals <= SERIES_TOTALS && bytes <= self.memory_bytes / TOTALS_SHARE
     }
-    let Some(rows) = input.downcast_ref::<SondeScan>() else { return Ok(None) };
-    let Some(question) = Question::of(aggregate, &rows.source().scan) else { return Ok(None) };
-    if is_partial {
-        return Ok(Some(Arc::new(leaf(rows, question, plan.schema()))));
-    }
-    let (functions, filters) = (aggregate.aggr_expr().to_vec(), aggregate.filter_expr().to_vec());
-    let (groups, of_rows) = (aggregate.group_expr().clone(), aggregate.input_schema());
-    let partial = AggregateExec::try_new(
-        AggregateMode::Partial,
-        groups.clone(),
-        functions.clone(),
-        filters.clone(),
-        Arc::clone(input),
-        Arc::clone(&of_rows),
-    )?;
-    let mut states: Arc<dyn ExecutionPlan> = Arc::new(leaf(rows, question, partial.schema()));
-    if states.output_partitioning().partition_count() > 1 {
-        states = Arc::new(CoalescePartitionsExec::new(states));
-    }
-    let whole =
-        AggregateExec::try_new(AggregateMode::Final, groups.as_final(), functions, filters, states, of_rows)?;
-    Ok(Some(Arc::new(whole)))
 }
 
 /// What an aggregation asks of the rows of a scan.
@@ -139,8 +166,7 @@ impl Question {
             |place: usize| measures.contains(&Measure::Sum(place)) || measures.contains(&Measure::Avg(place));
         let request =
             AggregateRequest { by_series: !tags.is_empty(), sums: (0..fields).map(wants_sum).collect() };
-        let fits = tags.is_empty() || scan.series().saturating_mul(1 + fields) <= SERIES_TOTALS;
-        fits.then_some(Self { tags, measures, request })
+        Some(Self { tags, measures, request })
     }
 }
 
@@ -210,21 +236,27 @@ struct State {
     question: Question,
     /// What was asked of the scan, for EXPLAIN.
     description: String,
-    schema: SchemaRef,
+    /// The partial aggregation in whose place it stands.
+    partial: Arc<dyn ExecutionPlan>,
 }
 
-/// Reads the state of an aggregation; `schema` is that of the partial aggregation in whose place it stands.
-fn leaf(rows: &SondeScan, question: Question, schema: SchemaRef) -> Leaf<State> {
+/// Reads the state of an aggregation in the place of `partial`.
+fn leaf(rows: &SondeScan, question: Question, partial: Arc<dyn ExecutionPlan>) -> Leaf<State> {
     let Rows { scan, description } = rows.source();
     let (scan, description) = (Arc::clone(scan), description.clone());
-    Leaf::new(State { scan, question, description, schema }, rows.partitions())
+    Leaf::new(State { scan, question, description, partial }, rows.partitions())
 }
 
 impl State {
-    /// About the bytes that the totals of one partition take.
-    fn bytes(&self) -> usize {
-        let totals = if self.question.request.by_series { self.scan.series() } else { 1 };
-        totals * (1 + self.question.request.sums.len()) * TOTAL_BYTES
+    /// Some of the totals as rows of the state.
+    fn batch(&self, aggregate: &Aggregate, part: Range<usize>) -> Result<RecordBatch> {
+        let schema = self.schema();
+        let totals = aggregate.totals.get(part.clone()).unwrap_or_default();
+        let mut columns = aggregate.tags(&self.question.tags, part);
+        for measure in &self.question.measures {
+            columns.extend(states(*measure, totals, &schema, columns.len())?);
+        }
+        Ok(RecordBatch::try_new(schema, columns)?)
     }
 }
 
@@ -239,20 +271,25 @@ impl Source for State {
     const EMISSION: EmissionType = EmissionType::Final;
 
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
+        self.partial.schema()
+    }
+
+    fn instead(&self, memory: &MemoryReservation) -> Option<&Arc<dyn ExecutionPlan>> {
+        memory.try_grow(self.scan.aggregate_bytes(&self.question.request)).is_err().then_some(&self.partial)
     }
 
     fn read(&self, partition: usize, partitions: usize, reader: &Reader) -> Result<()> {
-        reader.memory.try_grow(self.bytes())?;
         let request = &self.question.request;
         let aggregate = self.scan.aggregate(partition, partitions, request, &|| reader.waits());
         let aggregate = aggregate.map_err(external)?;
-        let mut columns = aggregate.tags(&self.question.tags);
-        for measure in &self.question.measures {
-            columns.extend(states(*measure, &aggregate.totals, &self.schema, columns.len())?);
+        let (count, of_totals) = (aggregate.totals.len(), reader.memory.size());
+        for start in (0..count).step_by(TOTALS_BATCH) {
+            let batch = self.batch(&aggregate, start..count.min(start + TOTALS_BATCH))?;
+            reader.memory.resize(of_totals + get_record_batch_memory_size(&batch));
+            if !reader.take(batch) {
+                break;
+            }
         }
-        // Whether anybody still waits for it does not matter here.
-        let _ = reader.take(RecordBatch::try_new(self.schema(), columns)?);
         Ok(())
     }
 }

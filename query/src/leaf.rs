@@ -34,6 +34,12 @@ pub(crate) trait Source: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Reads partition `partition` of `partitions`.
     fn read(&self, partition: usize, partitions: usize, reader: &Reader) -> Result<()>;
 
+    /// What reads the same, partition by partition, where there is not enough memory for a reader that sets it aside
+    /// before it begins.
+    fn instead(&self, _memory: &MemoryReservation) -> Option<&Arc<dyn ExecutionPlan>> {
+        None
+    }
+
     /// How many rows it has at most, where that is known without reading.
     fn rows_at_most(&self) -> Precision<usize> {
         Precision::Absent
@@ -128,12 +134,14 @@ impl<S: Source> ExecutionPlan for Leaf<S> {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let memory =
+            MemoryConsumer::new(format!("{}[{partition}]", S::NAME)).register(context.memory_pool());
+        if let Some(other) = self.source.instead(&memory) {
+            return other.execute(partition, context);
+        }
         let mut stream = RecordBatchReceiverStreamBuilder::new(self.source.schema(), SCAN_AHEAD);
-        let reader = Reader {
-            sender: stream.tx(),
-            metrics: BaselineMetrics::new(&self.metrics, partition),
-            memory: MemoryConsumer::new(format!("{}[{partition}]", S::NAME)).register(context.memory_pool()),
-        };
+        let metrics = BaselineMetrics::new(&self.metrics, partition);
+        let reader = Reader { sender: stream.tx(), metrics, memory };
         let (source, partitions) = (Arc::clone(&self.source), self.partitions());
         stream.spawn_blocking(move || source.read(partition, partitions, &reader));
         Ok(stream.build())

@@ -38,9 +38,14 @@ pub const GRPC_MESSAGE_BYTES: usize = 64 << 20;
 pub const HTTP_BODY_BYTES: usize = STATEMENT_BYTES + (64 << 10);
 /// Batches that a scan thread is ahead of its reader.
 pub const SCAN_AHEAD: usize = 2;
-/// Totals of series, one and one for each field, that an aggregation by tags keeps in the engine; with more, rows are grouped
-/// above the scan, where they can spill.
+/// Totals of series, one and one for each field, that a partition of an aggregation by tags keeps in the engine; with more,
+/// rows are grouped above the scan, where they can spill.
 pub const SERIES_TOTALS: usize = 128 << 10;
+/// One part in so many of the memory of all queries is what the totals of one aggregation may take, in all its partitions;
+/// with more, rows are grouped above the scan, too.
+pub const TOTALS_SHARE: usize = 4;
+/// Totals of series that become one batch.
+pub const TOTALS_BATCH: usize = 8192;
 /// Bytes of a prepared statement with its parameters that its handle carries; a longer one is kept by the server.
 pub const HANDLE_BYTES: usize = 64 << 10;
 /// Prepared statements too long for a handle that are kept for one principal; the longest unused one goes first.

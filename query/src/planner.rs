@@ -54,7 +54,7 @@ impl Planner {
             .with_config(config(options))
             .with_runtime_env(runtime(options)?)
             .with_default_features()
-            .with_physical_optimizer_rule(Arc::new(AggregateInEngine));
+            .with_physical_optimizer_rule(Arc::new(AggregateInEngine { memory_bytes: options.memory_bytes }));
         let mut state = state.build();
         for function in crate::function::scalars() {
             datafusion::execution::FunctionRegistry::register_udf(&mut state, Arc::new(function))?;

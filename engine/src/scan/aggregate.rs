@@ -9,6 +9,7 @@
 //!   that they are of.
 //! - A row is counted once: a series is answered as a whole by its statistics, or none of its rows is.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
@@ -56,10 +57,10 @@ pub struct Aggregate {
 }
 
 impl Aggregate {
-    /// The values of some tags of the series whose totals these are; for totals by series only.
+    /// The values of some tags of the series that some of the totals are of; for totals by series only.
     #[must_use]
-    pub fn tags(&self, tags: &[ColumnId]) -> Vec<ArrayRef> {
-        tag_arrays(&self.context, tags, &self.ranks)
+    pub fn tags(&self, tags: &[ColumnId], totals: Range<usize>) -> Vec<ArrayRef> {
+        tag_arrays(&self.context, tags, self.ranks.get(totals).unwrap_or_default())
     }
 }
 
@@ -73,10 +74,21 @@ pub struct AggregateRequest {
 }
 
 impl Scan {
-    /// The series of the table, at most as many totals are there by series.
+    /// The series that the scan wants: at most as many totals are there by series.
     #[must_use]
     pub fn series(&self) -> usize {
-        self.context.order.len()
+        match &self.context.wanted {
+            None => self.context.order.len(),
+            Some(wanted) => wanted.iter().filter(|wanted| **wanted).count(),
+        }
+    }
+
+    /// About the bytes of memory that the totals of one partition take.
+    #[must_use]
+    pub fn aggregate_bytes(&self, request: &AggregateRequest) -> usize {
+        let totals = if request.by_series { self.series() } else { 1 };
+        let bytes = size_of::<u32>() + size_of::<Totals>() + request.sums.len() * size_of::<Total>();
+        totals.saturating_mul(bytes)
     }
 
     /// Adds up the groups `partition`, `partition + partitions`, ... `goes_on` is asked now and then; what is there when it
@@ -104,12 +116,43 @@ impl Scan {
     }
 }
 
+/// Which total is whose.
+enum Places {
+    /// There is one, of all rows.
+    One,
+    /// By rank: every series is wanted.
+    ByRank,
+    /// In the order of these ranks, which ascend: the series that are wanted.
+    Of(Vec<u32>),
+}
+
+impl Places {
+    fn of(scan: &Scan, request: &AggregateRequest) -> Self {
+        match &scan.context.wanted {
+            _ if !request.by_series => Self::One,
+            None => Self::ByRank,
+            Some(wanted) => {
+                let ranks = (0..).zip(wanted).filter(|(_, wanted)| **wanted);
+                Self::Of(ranks.map(|(rank, _)| rank).collect())
+            }
+        }
+    }
+
+    fn get(&self, rank: u32) -> Option<usize> {
+        match self {
+            Self::One => Some(0),
+            Self::ByRank => Some(rank as usize),
+            Self::Of(ranks) => ranks.binary_search(&rank).ok(),
+        }
+    }
+}
+
 struct Walk<'w> {
     scan: &'w Arc<Scan>,
     request: &'w AggregateRequest,
     goes_on: &'w dyn Fn() -> bool,
     kinds: Vec<PhysicalType>,
-    /// By rank, or a single one.
+    places: Places,
     totals: Vec<Totals>,
 }
 
@@ -118,22 +161,27 @@ impl<'w> Walk<'w> {
         let kinds = kinds(&scan.context);
         let count = if request.by_series { scan.series() } else { 1 };
         let totals = vec![Totals::none(&kinds); count];
-        Self { scan, request, goes_on, kinds, totals }
+        Self { scan, request, goes_on, kinds, places: Places::of(scan, request), totals }
     }
 
+    /// Leaves out, in place, the series that have no row.
     fn finish(self) -> Aggregate {
-        let context = Arc::clone(&self.scan.context);
-        if !self.request.by_series {
-            return Aggregate { context, ranks: Vec::new(), totals: self.totals };
-        }
-        let some = self.totals.into_iter().zip(0..).filter(|(totals, _)| totals.rows > 0);
-        let (totals, ranks) = some.unzip();
+        let (context, mut totals) = (Arc::clone(&self.scan.context), self.totals);
+        let mut ranks = match self.places {
+            Places::One => return Aggregate { context, ranks: Vec::new(), totals },
+            Places::ByRank => (0..totals.len() as u32).collect(),
+            Places::Of(ranks) => ranks,
+        };
+        let has_rows = |totals: &Totals| totals.rows > 0;
+        let mut of_ranks = totals.iter();
+        ranks.retain(|_| of_ranks.next().is_some_and(has_rows));
+        totals.retain(has_rows);
         Aggregate { context, ranks, totals }
     }
 
+    /// Looked up once for a run of rows.
     fn totals_of(&mut self, rank: u32) -> Option<&mut Totals> {
-        let place = if self.request.by_series { rank as usize } else { 0 };
-        self.totals.get_mut(place)
+        self.totals.get_mut(self.places.get(rank)?)
     }
 
     /// Rows in memory, cold ones, and those of sources that overlap.
@@ -160,7 +208,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    fn add_rows(&mut self, rank: u32, window: &Window, rows: std::ops::Range<usize>) {
+    fn add_rows(&mut self, rank: u32, window: &Window, rows: Range<usize>) {
         let Some(totals) = self.totals_of(rank) else { return };
         totals.rows += rows.len() as u64;
         let times = || window.times.get(rows.clone()).unwrap_or_default().iter();

@@ -1,5 +1,6 @@
 //! Statements against an engine in a temporary directory, and what tests elsewhere ask it with.
 
+mod aggregates;
 mod latest;
 mod statements;
 
