@@ -30,7 +30,9 @@ use datafusion::physical_plan::execution_plan::EmissionType;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::udaf::AggregateFunctionExpr;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use sonde_engine::{Aggregate, AggregateRequest, ColumnId, ColumnRole, Number, PhysicalType, Scan, Total, Totals};
+use sonde_engine::{
+    Aggregate, AggregateRequest, ColumnId, ColumnRole, Number, PhysicalType, Scan, Total, Totals,
+};
 
 use crate::leaf::{Leaf, Reader, Source, external};
 use crate::limits::{SERIES_TOTALS, TOTALS_BATCH, TOTALS_SHARE};

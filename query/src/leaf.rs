@@ -134,8 +134,7 @@ impl<S: Source> ExecutionPlan for Leaf<S> {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let memory =
-            MemoryConsumer::new(format!("{}[{partition}]", S::NAME)).register(context.memory_pool());
+        let memory = MemoryConsumer::new(format!("{}[{partition}]", S::NAME)).register(context.memory_pool());
         if let Some(other) = self.source.instead(&memory) {
             return other.execute(partition, context);
         }
