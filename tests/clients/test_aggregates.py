@@ -88,3 +88,51 @@ def test_explain_says_who_answers(server):
         f"SELECT value, count(*) FROM {table} GROUP BY value",
     ):
         assert "SondeAggregate" not in plan(query), query
+
+
+# The smallest and the largest of 1, 5 and NaNs, whatever answers. A filter on a field has the planner group rows.
+OF_NANS = [
+    "SELECT min(f)::text, max(f)::text FROM {}",
+    "SELECT min(f)::text, max(f)::text FROM {} WHERE i >= 0",
+    "SELECT min(f)::text, max(f)::text FROM {} GROUP BY device",
+    "SELECT min(f)::text, max(f)::text FROM {} WHERE i >= 0 GROUP BY device",
+    "SELECT min(f)::text, max(f)::text FROM {} GROUP BY date_trunc('day', time)",
+    "SELECT min(f)::text, max(f)::text FROM {} WHERE i >= 0 GROUP BY time_bucket('1 day', time), device",
+    "SELECT (min(f) OVER ())::text, (max(f) OVER ())::text FROM {} LIMIT 1",
+]
+
+
+def test_nan_is_above_every_number_in_every_layer(make_server):
+    server, nan = make_server(), "CAST('NaN' AS DOUBLE)"
+
+    def check(table):
+        for query in OF_NANS:
+            assert server.sql(query.replace("{}", table)) == [["1.0", "NaN"]], query
+
+    def insert(table, values):
+        rows = ", ".join(f"(to_timestamp({TIME_S + n}), 'd1', {n}, {value})" for n, value in enumerate(values))
+        server.sql(f"INSERT INTO {table} (time, device, i, f) VALUES {rows}")
+
+    for values in (["1", nan, "5"], [nan, "1", "5"], ["5", "1", nan], [f"-{nan}", "5", "1"], ["5", f"-{nan}", "1"]):
+        table = unique()
+        server.sql(f"CREATE TABLE {table} (time TIMESTAMP, device STRING TAG, i BIGINT, f DOUBLE)")
+        insert(table, values)
+        check(table)
+        server.sql(f"FLUSH TABLE {table}")
+        check(table)
+        insert(table, values[:2])
+        check(table)
+        server.sql(f"COOL TABLE {table} BEFORE '2024-02-25T00:00:00Z'")
+        check(table)
+
+
+def test_totals_of_many_series_fit_into_little_memory(make_server):
+    server, table, devices = make_server("query.memory=2MiB"), unique(), 12000
+    lines = "\n".join(f"{table},device=d{n:05} v={n} {(TIME_S + n % 600) * 10**9}" for n in range(devices))
+    assert server.http("POST", "/api/v1/write", lines, Content_Type="text/plain").status == 200
+    server.sql(f"FLUSH TABLE {table}")
+    one = f"SELECT device, sum(v), count(*) FROM {table} WHERE device = 'd00007' GROUP BY device"
+    assert server.sql(one) == [["d00007", 7.0, 1]]
+    assert any("SondeAggregate" in row[1] for row in server.sql(f"EXPLAIN {one}"))
+    every = f"SELECT count(*), max(v) FROM (SELECT device, sum(v) AS v FROM {table} GROUP BY device)"
+    assert server.sql(every) == [[devices, devices - 1.0]]

@@ -58,16 +58,17 @@ async fn totals_give_way_where_the_memory_is_taken() {
     let engine = of_many_series(&dir).await;
     let planner = Planner::new(engine.clone(), &QueryOptions::new(dir.path().join("spill"))).unwrap();
     let session = planner.session_on(engine.snapshot(), "public", Overrides::new());
-    let plan = planner.plan(&session, parse_one(BY_SERIES).unwrap()).await.unwrap();
-    let plan = session.state.create_physical_plan(&plan).await.unwrap();
-    let shown = displayable(plan.as_ref()).indent(false).to_string();
-    assert!(shown.contains("SondeAggregate"), "{shown}");
     for bytes in [64 << 20, 1536 << 10] {
+        // A plan runs once.
+        let plan = planner.plan(&session, parse_one(BY_SERIES).unwrap()).await.unwrap();
+        let plan = session.state.create_physical_plan(&plan).await.unwrap();
+        let shown = displayable(plan.as_ref()).indent(false).to_string();
+        assert!(shown.contains("SondeAggregate"), "{shown}");
         let context = TaskContext::from(&session.state);
         let memory_pool = Arc::new(FairSpillPool::new(bytes));
         let runtime = RuntimeEnv { memory_pool, ..(*context.runtime_env()).clone() };
         let context = Arc::new(context.with_runtime(Arc::new(runtime)));
-        let batches = collect(Arc::clone(&plan), context).await.unwrap();
+        let batches = collect(plan, context).await.unwrap();
         assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), SERIES, "{bytes} bytes");
     }
 }

@@ -2,6 +2,7 @@
 
 mod aggregates;
 mod latest;
+mod nan;
 mod statements;
 
 use std::sync::Arc;
