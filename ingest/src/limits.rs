@@ -69,6 +69,11 @@ pub const INBOX_COMMANDS: usize = CONNECTIONS + 16_384;
 pub const TURNS_IN_FLIGHT: usize = 8;
 /// Topics whose statistics are kept.
 pub const TOPICS: usize = 10_000;
+/// Bytes of a topic of which something is remembered; what a longer one is about is looked up each time, and it is counted
+/// with the other topics. So what is known of `TOPICS` has 10 MiB of names.
+pub const REMEMBERED_TOPIC: usize = 1 << 10;
+/// Bytes of the last error of a topic that its statistics keep.
+pub const TOPIC_ERROR_BYTES: usize = 1 << 10;
 /// Tables that the default source may create.
 pub const DEFAULT_TABLES: usize = 256;
 /// Columns that the default source may give a table.
@@ -153,6 +158,8 @@ pub const PACED_READ: usize = 16 << 10;
 pub const CACHED_TOPICS: usize = 32_768;
 /// Subscribers of those topics: 16 MiB a generation.
 pub const CACHED_INTERESTS: usize = 1 << 20;
+/// Bytes of the names of those topics, of a generation.
+pub const CACHED_TOPIC_BYTES: usize = 8 << 20;
 /// Seconds between two states of the `$SYS` topics.
 pub const SYS_INTERVAL: u64 = 10;
 /// Topic aliases that a connection may give us: the Topic Alias Maximum of CONNACK.

@@ -30,7 +30,7 @@ use super::sys::Sys;
 use super::tenant::Tenants;
 use super::turn::{Committing, Turn};
 use super::{Authenticate, Inbox, MqttStats, Offers};
-use crate::limits::{CONNECTIONS, READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
+use crate::limits::{CONNECTIONS, READ_BUFFER, REMEMBERED_TOPIC, TOPICS, TURNS_IN_FLIGHT};
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
@@ -366,6 +366,9 @@ impl Worker {
         stats.set_source(source.as_ref().map(|source| source.name.as_str()));
         let early = self.early.iter().any(|filter| filter_matches(filter, topic));
         let info = Rc::new(TopicInfo { source, stats, early });
+        if topic.len() > REMEMBERED_TOPIC {
+            return info;
+        }
         if self.topic_cache.len() >= TOPICS {
             self.topic_cache.clear();
         }
