@@ -54,9 +54,14 @@ pub const CONNECTIONS: usize = 100_000;
 /// Connections that wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`).
 pub const ACCEPT_BACKLOG: i32 = 4096;
 /// Bytes of the buffer that all connections read into.
-pub const READ_BUFFER: usize = PACKET_BYTES + (256 << 10);
-/// Bytes of rows after which a turn of the loop ends.
+pub const READ_BUFFER: usize = PACKET_BYTES + READ_AT_ONCE;
+/// Bytes after which a turn of the loop ends: of rows, and of what it notes of answers and deliveries.
 pub const TURN_BYTES: usize = 2 << 20;
+/// Deliveries of turns that are not released before reading pauses, give or take those of a turn: some 0.1 s of work.
+pub const DELIVERIES_IN_FLIGHT: usize = 64 << 10;
+/// Bytes that are read at once of a connection, behind a packet whose end had not come. What of them a turn has no room for
+/// waits with the connection, and others are read before it.
+pub const READ_AT_ONCE: usize = 256 << 10;
 /// Bytes of the copies of one message for members of groups that are away; the groups beyond do not get it.
 pub const COPIES_BYTES: usize = 32 << 20;
 /// Bytes of what is kept for one session of segments that go from the log, one message more at most.

@@ -17,7 +17,6 @@ use super::message::Message;
 use super::router::SessionKey;
 use super::session::Session;
 use super::worker::Worker;
-use crate::limits::TURN_BYTES;
 
 /// Namespace of the wills.
 pub(super) const WILLS: &str = "mqtt.will";
@@ -139,7 +138,7 @@ impl Worker {
     pub(super) fn publish_left_wills(&mut self, wills: Vec<(PendingWill, State)>) {
         for (will, gone) in wills {
             self.publish_will(&will, Some(gone));
-            if self.turn.builder.bytes() >= TURN_BYTES {
+            if self.turn.is_full() {
                 self.submit_turn();
             }
         }
