@@ -187,6 +187,7 @@ fn start_mqtt(
         memory: MemoryLimits {
             messages: config.memory.messages as usize,
             retained: config.memory.retained as usize,
+            wills: config.memory.wills as usize,
         },
         raw_retention: config.raw_retention,
         log: log_budget(config),

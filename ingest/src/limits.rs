@@ -124,6 +124,12 @@ pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
 pub const TAILS: usize = 1024;
 /// Messages that wait for such a reader; more are dropped, and it is told how many.
 pub const TAIL_MESSAGES: usize = 1024;
+/// Their bytes; and none wait where memory for messages is scarce.
+pub const TAIL_BYTES: usize = 4 << 20;
+/// Seconds before it is said again how much memory is left for messages.
+pub const ROOM_SILENCE: u64 = 10;
+/// Bytes that a will takes beside what it says, here and in the state store.
+pub const WILL_OVERHEAD: usize = 512;
 /// Replays at once, of all sessions.
 pub const REPLAYS: usize = 256;
 /// Replays of one session.

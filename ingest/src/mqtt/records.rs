@@ -300,7 +300,7 @@ impl Session {
             }
             Recorded::InLog(number, seq) => {
                 let manner = self.backlog.resume(seq)?;
-                InFlight::Unread { number, seq, manner }
+                InFlight::Logged { number, seq, manner }
             }
         };
         self.in_flight.insert(packet_id, in_flight);

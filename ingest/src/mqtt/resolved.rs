@@ -138,7 +138,8 @@ mod tests {
         let nobody = Rc::new(Resolved::default());
         cache.put(&"x".repeat(REMEMBERED_TOPIC + 1), &nobody);
         assert!(cache.young.entries.is_empty(), "too long to be remembered");
-        let held = |generation: &Generation| generation.entries.keys().map(|topic| topic.len()).sum::<usize>();
+        let held =
+            |generation: &Generation| generation.entries.keys().map(|topic| topic.len()).sum::<usize>();
         for n in 0..3 * CACHED_TOPIC_BYTES / REMEMBERED_TOPIC {
             cache.put(&format!("{n:08}{}", "x".repeat(REMEMBERED_TOPIC - 8)), &nobody);
         }

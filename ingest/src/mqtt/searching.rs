@@ -85,7 +85,7 @@ impl Worker {
             return false;
         }
         if let Some(tail) = &session.tail {
-            return tail.has_room(FETCH_MESSAGES as usize);
+            return self.room() == Room::Plenty && tail.has_room(FETCH_MESSAGES as usize);
         }
         let connection = session.connection.and_then(|place| self.connections.get(place));
         let has_room = connection.is_some_and(|(_, c)| !c.closing && c.out.len() < OUT_BYTES / 4);

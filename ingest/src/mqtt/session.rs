@@ -13,6 +13,7 @@ use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::backlog::Backlog;
+use super::budget::Room;
 use super::exchange::InFlight;
 use super::kept::Kept;
 use super::message::Message;
@@ -209,7 +210,7 @@ impl Session {
             let (delivery, begun) = match self.in_flight.get(&id) {
                 Some(InFlight::Starting(delivery)) => (delivery, false),
                 Some(InFlight::Sent(delivery)) => (delivery, delivery.qos == QoS::ExactlyOnce),
-                Some(InFlight::Unread { .. } | InFlight::Released(_)) | None => continue,
+                Some(InFlight::Logged { .. } | InFlight::Released(_)) | None => continue,
             };
             if may_read(&delivery.message.topic) {
                 continue;
@@ -317,7 +318,7 @@ impl Session {
         let sent = self.in_flight.values().filter_map(|in_flight| match in_flight {
             InFlight::Starting(delivery) => Some(delivery),
             InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => Some(delivery),
-            InFlight::Unread { .. } | InFlight::Sent(_) | InFlight::Released(_) => None,
+            InFlight::Logged { .. } | InFlight::Sent(_) | InFlight::Released(_) => None,
         });
         let mut shared: Vec<Delivery> =
             sent.chain(&self.queue).filter(|delivery| is_shared(delivery)).cloned().collect();
@@ -341,6 +342,16 @@ impl Session {
             _ => true,
         });
         taken
+    }
+
+    /// Whether it has as much in memory as it may have where no more than this is left.
+    pub(super) fn holds_enough(&self, room: Room) -> bool {
+        match room {
+            Room::Plenty | Room::Scarce => false,
+            Room::Short => !self.queue.is_empty(),
+            Room::Gone => !self.queue.is_empty() || !self.in_flight.is_empty(),
+            Room::Over => true,
+        }
     }
 
     /// Whether nothing waits, and another message could be sent.

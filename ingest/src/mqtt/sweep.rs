@@ -24,6 +24,7 @@ impl Worker {
             self.listened_at = now;
             self.end_silent(now);
             self.keep_endangered();
+            self.watch_memory();
         }
     }
 
@@ -88,6 +89,7 @@ impl Worker {
             }
             self.close(place);
         }
+        self.shed();
         self.end_expired();
         let expired = |session: &Session| {
             session.connection.is_none()
