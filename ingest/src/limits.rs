@@ -35,6 +35,12 @@ pub const FETCH_MESSAGES: u64 = 512;
 pub const FETCH_BYTES: usize = 1 << 20;
 /// Bytes that wait to be written to one connection before QoS 0 messages to it are dropped.
 pub const OUT_BYTES: usize = 4 << 20;
+/// Bytes that a message takes in memory beside what it says: its fields, five allocations and their counts.
+pub const MESSAGE_OVERHEAD: usize = 256;
+/// Bytes that a record takes in the state store beside its key and its value.
+pub const RECORD_OVERHEAD: usize = 192;
+/// Bytes that a message in flight takes beside the message: its place under its packet id.
+pub const IN_FLIGHT_OVERHEAD: usize = 160;
 /// Bytes of all retained messages, unless the configuration says otherwise; less where memory is less.
 pub const RETAINED_BYTES: usize = 1 << 30;
 /// Bytes that a retained message takes beside what it says: its places in two indexes, and in the state store.

@@ -3,6 +3,7 @@
 //! # Invariants
 //! - A message counts once, however many sessions hold it, from when it is made until the last of them lets go of it; a copy
 //!   that a session has in the state store counts for itself.
+//! - It counts with what it really takes, allocations included, and so does its place in each queue.
 //! - What is written for a connection counts until its socket has taken it.
 //! - Wills have a limit of their own: nobody gets less because many clients have one.
 //! - Retained messages have a limit of their own beside the share.
@@ -49,6 +50,40 @@ impl Weight {
 
     pub(super) fn of_will(bytes: usize) -> Self {
         Self(Some(Arc::new(Counted::new(&WILLS, bytes))))
+    }
+}
+
+/// Bytes of a session's own in the gauge of messages, as many as it says: entries of its queues.
+#[derive(Debug, Default)]
+pub(super) struct Tally(usize);
+
+impl Tally {
+    pub(super) fn add(&mut self, bytes: usize) {
+        MESSAGES.fetch_add(bytes, Ordering::Relaxed);
+        self.0 += bytes;
+    }
+
+    pub(super) fn subtract(&mut self, bytes: usize) {
+        MESSAGES.fetch_sub(bytes, Ordering::Relaxed);
+        self.0 -= bytes;
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.0
+    }
+}
+
+impl Clone for Tally {
+    fn clone(&self) -> Self {
+        let mut clone = Self::default();
+        clone.add(self.0);
+        clone
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        MESSAGES.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 

@@ -77,7 +77,7 @@ impl Worker {
             // Only what comes next; else it is read from the log when its turn comes.
             let has_room = session.queue.len() < LIVE_MESSAGES && session.queue_bytes() < FETCH_BYTES;
             let is_live = session.connection.is_some() && has_room && session.is_next(seq);
-            if is_live && self.budget.room(self.retained.message_bytes()) == Room::Plenty {
+            if is_live && self.budget.room(self.retained.weight()) == Room::Plenty {
                 session.backlog.fetched_to(seq);
                 session.push(delivery);
             }
@@ -114,7 +114,7 @@ impl Worker {
 
     /// How much more may be held in memory.
     pub(super) fn room(&self) -> Room {
-        self.budget.room(self.retained.message_bytes())
+        self.budget.room(self.retained.weight())
     }
 
     /// Sends what waits to those that got nothing for want of memory.
@@ -166,7 +166,7 @@ impl Worker {
             if unsent.overtakes {
                 break;
             }
-            let memory = self.budget.room(self.retained.message_bytes());
+            let memory = self.budget.room(self.retained.weight());
             let in_flight = session.in_flight_bytes();
             let room = connection.out.len() <= OUT_BYTES
                 && match memory {

@@ -141,7 +141,7 @@ impl Session {
         let id = self.free_packet_id();
         if delivery.qos == QoS::ExactlyOnce && self.is_durable() {
             self.flies(&delivery);
-            self.in_flight.insert(id, InFlight::Starting(delivery));
+            self.take_off(id, InFlight::Starting(delivery));
             return Some(Next::Record(id, self.in_flight_record(id)?));
         }
         self.sent(id, delivery.clone());
@@ -153,7 +153,7 @@ impl Session {
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.flies(&delivery);
         }
-        self.in_flight.insert(packet_id, InFlight::sent(delivery));
+        self.take_off(packet_id, InFlight::sent(delivery));
     }
 
     fn free_packet_id(&mut self) -> u16 {
@@ -288,10 +288,7 @@ impl Session {
 
     /// Takes a delivery out of flight.
     pub(super) fn finish(&mut self, packet_id: u16) -> Option<Done> {
-        let in_flight = self.in_flight.remove(&packet_id)?;
-        if let InFlight::Starting(delivery) | InFlight::Sent(delivery) = &in_flight {
-            self.landed(delivery);
-        }
+        let in_flight = self.take_down(packet_id)?;
         self.not_again(packet_id);
         let stored = in_flight.stored().unwrap_or(Stored::Nowhere);
         let recorded = self.is_durable() && in_flight.is_recorded();
@@ -320,7 +317,7 @@ impl Session {
             Some(InFlight::Released(_)) => return Received::Again,
             _ => return Received::Unknown,
         };
-        let before = self.in_flight.insert(packet_id, InFlight::Released(number));
+        let before = self.take_off(packet_id, InFlight::Released(number));
         if let Some(InFlight::Sent(delivery)) = before {
             self.landed(&delivery);
         }

@@ -131,10 +131,10 @@ impl Worker {
             self.count_dropped(key, why, 1);
             return false;
         }
-        delivery.message = Arc::new(Message::clone(&delivery.message).weighed());
         let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
             return false;
         };
+        delivery.message = Arc::new(Message::clone(&delivery.message).weighed_as_copy(record.key.len()));
         match delivery.seq {
             UNNUMBERED => self.turn.builder.state(record),
             _ => self.turn.builder.state_of_message(record, SEQ_AT),

@@ -10,7 +10,7 @@ use super::worker::Worker;
 impl Worker {
     /// Takes note of how much memory there is for messages, and says it where that is little. Several times a second.
     pub(super) fn watch_memory(&mut self) {
-        let used = self.budget.used(self.retained.message_bytes());
+        let used = self.budget.used(self.retained.weight());
         self.stats.message_bytes.store(used as u64, Ordering::Relaxed);
         let (room, now) = (self.room(), self.now());
         let (is_less, is_told) = self.budget.note(room, now);
@@ -46,7 +46,7 @@ impl Worker {
         self.sessions.iter().filter_map(|(_, session)| {
             let place = session.connection?;
             let (_, connection) = self.connections.get(place)?;
-            let held = session.queue_bytes() + session.in_flight_bytes();
+            let held = session.queue_bytes() + session.in_flight_bytes() + session.entries_bytes();
             Some((held + connection.unwritten(), place))
         })
     }
@@ -62,7 +62,7 @@ impl Worker {
         if self.room() < Room::Over {
             return;
         }
-        let used = self.budget.used(self.retained.message_bytes());
+        let used = self.budget.used(self.retained.weight());
         let mut excess = used.saturating_sub(self.budget.limit() / 2 * 3);
         let mut holders: Vec<(usize, usize)> = self.holders().filter(|(bytes, _)| *bytes > 0).collect();
         holders.sort_unstable_by(|a, b| b.cmp(a));

@@ -13,7 +13,7 @@ use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::backlog::Backlog;
-use super::budget::Room;
+use super::budget::{Room, Tally};
 use super::exchange::InFlight;
 use super::kept::Kept;
 use super::message::Message;
@@ -25,7 +25,7 @@ use super::subscription::Subscription;
 use super::tail::TailSink;
 use super::via::Via;
 use super::will::PendingWill;
-use crate::limits::SEND_MAXIMUM;
+use crate::limits::{IN_FLIGHT_OVERHEAD, LIVE_MESSAGES, SEND_MAXIMUM};
 
 /// Where a delivery waits, so that it survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +54,14 @@ pub(super) struct Delivery {
     pub(super) retain: bool,
     /// The subscriptions that it comes by.
     pub(super) via: Via,
+}
+
+impl Delivery {
+    /// Bytes that it takes beside its message.
+    fn entry_bytes(&self) -> usize {
+        let identifiers = self.via.identifiers.as_deref().map_or(0, size_of_val);
+        size_of::<Self>() + identifiers
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +134,8 @@ pub(super) struct Session {
     /// Bytes of the messages in flight that are in memory, and of those that are not in the backlog.
     in_flight_bytes: usize,
     in_flight_beside: usize,
+    /// What the budget knows of the entries of the queue and of what is in flight.
+    tally: Tally,
     /// What waits in the log.
     pub(super) backlog: Backlog,
     /// Whether the present turn knows that the backlog has something to record.
@@ -173,6 +183,7 @@ impl Session {
             queue_bytes: 0,
             in_flight_bytes: 0,
             in_flight_beside: 0,
+            tally: Tally::default(),
             backlog: Backlog::default(),
             noted: false,
             due: false,
@@ -235,6 +246,7 @@ impl Session {
     /// A delivery comes into the queue.
     pub(super) fn joins(&mut self, delivery: &Delivery) {
         self.queue_bytes += delivery.message.bytes();
+        self.tally.add(delivery.entry_bytes());
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.beside += 1;
             self.beside_bytes += delivery.message.bytes();
@@ -244,10 +256,35 @@ impl Session {
     /// A delivery has left the queue.
     pub(super) fn left(&mut self, delivery: &Delivery) {
         self.queue_bytes -= delivery.message.bytes();
+        self.tally.subtract(delivery.entry_bytes());
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.beside -= 1;
             self.beside_bytes -= delivery.message.bytes();
         }
+    }
+
+    /// Something is in flight under this packet id.
+    pub(super) fn take_off(&mut self, packet_id: u16, in_flight: InFlight) -> Option<InFlight> {
+        let before = self.in_flight.insert(packet_id, in_flight);
+        if before.is_none() {
+            self.tally.add(IN_FLIGHT_OVERHEAD);
+        }
+        before
+    }
+
+    /// What was in flight under this packet id is it no more.
+    pub(super) fn take_down(&mut self, packet_id: u16) -> Option<InFlight> {
+        let in_flight = self.in_flight.remove(&packet_id)?;
+        self.tally.subtract(IN_FLIGHT_OVERHEAD);
+        if let InFlight::Starting(delivery) | InFlight::Sent(delivery) = &in_flight {
+            self.landed(delivery);
+        }
+        Some(in_flight)
+    }
+
+    /// Bytes of its entries in the queue and in flight, beside the messages.
+    pub(super) fn entries_bytes(&self) -> usize {
+        self.tally.bytes()
     }
 
     /// A delivery is in flight.
@@ -334,13 +371,16 @@ impl Session {
     /// Takes out the messages of shared subscriptions that are meant and that other members may get.
     pub(super) fn take_shared(&mut self, is_meant: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
         let mut taken = self.take_where(&is_meant);
-        self.in_flight.retain(|_, in_flight| match in_flight {
-            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce && is_meant(delivery) => {
-                taken.push(delivery.clone());
-                false
+        let sent: Vec<u16> = self.in_flight.keys().copied().collect();
+        for id in sent {
+            match self.in_flight.get(&id) {
+                Some(InFlight::Sent(delivery)) if delivery.qos == QoS::AtLeastOnce && is_meant(delivery) => {
+                    taken.push(delivery.clone());
+                    self.take_down(id);
+                }
+                _ => {}
             }
-            _ => true,
-        });
+        }
         taken
     }
 
@@ -363,6 +403,10 @@ impl Session {
     pub(super) fn take_first(&mut self) -> Option<Delivery> {
         let delivery = self.queue.pop_front()?;
         self.left(&delivery);
+        if self.queue.is_empty() && self.queue.capacity() > LIVE_MESSAGES {
+            // It was long, and is not any more.
+            self.queue = VecDeque::new();
+        }
         Some(delivery)
     }
 
