@@ -39,6 +39,10 @@ pub const OUT_BYTES: usize = 4 << 20;
 pub const MESSAGE_OVERHEAD: usize = 256;
 /// Bytes that a record takes in the state store beside its key and its value.
 pub const RECORD_OVERHEAD: usize = 192;
+/// Bytes that a block of what waits in the log takes beside its runs: itself, its allocations, its record.
+pub const BLOCK_OVERHEAD: usize = 160 + RECORD_OVERHEAD;
+/// Sessions whose small blocks are folded in a turn, and an eighth more of those that it brings something.
+pub const FOLDS: usize = 64;
 /// Bytes that a message in flight takes beside the message: its place under its packet id.
 pub const IN_FLIGHT_OVERHEAD: usize = 160;
 /// Bytes of all retained messages, unless the configuration says otherwise; less where memory is less.

@@ -1,11 +1,12 @@
 """Promise 7, the ceiling, by what clients of MQTT make the server hold: nothing of it is without a limit in bytes, and whoever
 causes a shortage is not the one who gets messages while others get none."""
 
+import itertools
 import threading
 import time
 from pathlib import Path
 
-from mqtt_packet import PINGREQ, PINGRESP, PUBACK, PUBLISH, V5, Will, packet, publish
+from mqtt_packet import PINGREQ, PINGRESP, PUBACK, PUBLISH, SUBACK, V5, Will, packet, publish, subscribe
 from mqtt_wire import Wire, connected, tcp
 from support import wait_until
 
@@ -200,3 +201,55 @@ def test_places_in_queues_are_memory(make_server):
     assert gets_qos_1(server)
     for client in wanting:
         client.socket.close()
+
+
+def test_what_waits_in_the_log_is_noted_in_little_memory(make_server):
+    server = broker(make_server)
+    sessions, messages = 60, 500
+    for n in range(sessions):
+        with connected(server.address("mqtt"), client_id=f"d{n:03}", props={"session_expiry": 600}) as client:
+            client.subscribe(("cmd/all", 1))
+            client.disconnect()
+    with connected(server.address("mqtt")) as sender:
+        before = metric(server, "sonde_mqtt_backlog_bytes")
+        for n in range(messages):
+            # One at a time: each is a turn, and so a block for each session, of its own.
+            sender.publish("cmd/all", str(n), qos=1)
+    wait_until(lambda: metric(server, "sonde_mqtt_backlog_bytes") > before, "notes")
+    assert metric(server, "sonde_mqtt_backlog_bytes") < sessions * (messages * 40 + 10_000)
+    for _ in range(2):
+        ((queued, dropped),) = server.sql("SELECT sum(queued), sum(dropped) FROM system.sessions WHERE state = 'away'")
+        assert (queued, dropped) == (sessions * messages, 0)
+        server.kill9()
+        server.restart()
+    with connected(server.address("mqtt"), client_id="d007", props={"session_expiry": 600}, clean=False) as client:
+        assert [client.message().payload for _ in range(messages)] == [str(n).encode() for n in range(messages)]
+
+
+def test_when_notes_of_the_log_fill_their_memory_more_is_dropped(make_server):
+    server = broker(make_server, limit="64MiB")  # 2 MiB for them
+    filters = ["/".join(levels) for levels in itertools.product("l+", repeat=9)]
+    for n in range(10):
+        with connected(server.address("mqtt"), client_id=f"d{n}", props={"session_expiry": 600}) as client:
+            for i, name in enumerate(filters):
+                client.send(subscribe(V5, 1 + i, [(name, 1)], {"subscription_identifier": 200_000_000 + i}))
+            for i in range(len(filters)):
+                client.expect(SUBACK, 1 + i)
+            client.disconnect()
+    topics = ["/".join(levels) for levels in itertools.product("lm", repeat=9)]
+    with connected(server.address("mqtt")) as sender:
+        memory = Memory(server)
+        # Each topic by another list of filters: lists that cannot be shared.
+        for start in range(0, 512, 64):
+            sender.send(*(publish(V5, topic, b"", 1, 1 + n) for n, topic in enumerate(topics[start : start + 64])))
+            for n in range(64):
+                sender.expect(PUBACK, 1 + n, seconds=60)
+        for _ in range(6):
+            sender.send(*(publish(V5, topics[0], b"", 1, 1 + n) for n in range(500)))
+            for n in range(500):
+                sender.expect(PUBACK, 1 + n, seconds=60)
+        # Lists that are shared take their place once.
+        assert memory.growth() < 60 * MIB
+    ((queued, dropped),) = server.sql("SELECT sum(queued), sum(dropped_queue_full) FROM system.sessions")
+    assert queued + dropped == 10 * (512 + 3000), (queued, dropped)
+    assert gets_qos_1(server)

@@ -5,6 +5,7 @@
 //!   that a session has in the state store counts for itself.
 //! - It counts with what it really takes, allocations included, and so does its place in each queue.
 //! - What is written for a connection counts until its socket has taken it.
+//! - What is noted of messages in the log has a limit of its own.
 //! - Wills have a limit of their own: nobody gets less because many clients have one.
 //! - Retained messages have a limit of their own beside the share.
 
@@ -18,6 +19,8 @@ use crate::limits::ROOM_SILENCE;
 static MESSAGES: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of all wills, in the same way.
 static WILLS: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of what is noted of the messages that wait in the log, in the same way.
+static BACKLOGS: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes in a gauge while this lives.
 #[derive(Debug)]
@@ -53,37 +56,50 @@ impl Weight {
     }
 }
 
-/// Bytes of a session's own in the gauge of messages, as many as it says: entries of its queues.
-#[derive(Debug, Default)]
-pub(super) struct Tally(usize);
+/// Bytes of one that holds many things in a gauge, as many as it says.
+#[derive(Debug)]
+pub(super) struct Tally {
+    gauge: &'static AtomicUsize,
+    bytes: usize,
+}
 
 impl Tally {
+    /// Of entries of queues, which count as messages do.
+    pub(super) fn of_messages() -> Self {
+        Self { gauge: &MESSAGES, bytes: 0 }
+    }
+
+    /// Of what is noted of the log.
+    pub(super) fn of_backlogs() -> Self {
+        Self { gauge: &BACKLOGS, bytes: 0 }
+    }
+
     pub(super) fn add(&mut self, bytes: usize) {
-        MESSAGES.fetch_add(bytes, Ordering::Relaxed);
-        self.0 += bytes;
+        self.gauge.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
     }
 
     pub(super) fn subtract(&mut self, bytes: usize) {
-        MESSAGES.fetch_sub(bytes, Ordering::Relaxed);
-        self.0 -= bytes;
+        self.gauge.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes -= bytes;
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.0
+        self.bytes
     }
 }
 
 impl Clone for Tally {
     fn clone(&self) -> Self {
-        let mut clone = Self::default();
-        clone.add(self.0);
+        let mut clone = Self { gauge: self.gauge, bytes: 0 };
+        clone.add(self.bytes);
         clone
     }
 }
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        MESSAGES.fetch_sub(self.0, Ordering::Relaxed);
+        self.gauge.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -105,6 +121,8 @@ pub struct MemoryLimits {
     pub retained: usize,
     /// Bytes of wills; each is in memory twice, too.
     pub wills: usize,
+    /// Bytes of what is noted of the messages that wait in the log for sessions.
+    pub backlogs: usize,
 }
 
 /// How much more may be held.
@@ -141,13 +159,15 @@ pub(super) struct Budget {
     /// Bytes that wait to be written to connections.
     unwritten: usize,
     /// How much room there was when it was last looked at, and what was last said of it, in which second.
-    last: Room,
+    pub(super) last: Room,
     told: Option<(Room, u64)>,
+    /// In which second somebody was sent away for the memory's sake.
+    pub(super) shed_at: Option<u64>,
 }
 
 impl Budget {
     pub(super) fn new(limits: MemoryLimits) -> Self {
-        Self { limits, unwritten: 0, last: Room::Plenty, told: None }
+        Self { limits, unwritten: 0, last: Room::Plenty, told: None, shed_at: None }
     }
 
     /// Bytes of messages that may be held.
@@ -163,6 +183,16 @@ impl Budget {
     /// Whether a will of this weight may come.
     pub(super) fn has_room_for_will(&self, weight: usize) -> bool {
         weight == 0 || WILLS.load(Ordering::Relaxed) + weight <= self.limits.wills
+    }
+
+    /// Bytes that are noted of messages in the log.
+    pub(super) fn backlogs(&self) -> usize {
+        BACKLOGS.load(Ordering::Relaxed)
+    }
+
+    /// Whether more may be noted of messages in the log.
+    pub(super) fn has_room_for_backlog(&self) -> bool {
+        self.backlogs() < self.limits.backlogs
     }
 
     /// Takes note of how much room there is now. Returns whether there is less than before, and whether that, or that there
@@ -231,7 +261,7 @@ mod tests {
 
     #[test]
     fn it_is_said_at_once_that_less_is_left_and_else_once_in_a_while() {
-        let mut budget = Budget::new(MemoryLimits { messages: 800, retained: 0, wills: 0 });
+        let mut budget = Budget::new(MemoryLimits { messages: 800, retained: 0, wills: 0, backlogs: 0 });
         let mut note = |room, now| budget.note(room, now);
         assert_eq!(note(Room::Plenty, 0), (false, false));
         assert_eq!(note(Room::Scarce, 1), (true, true));

@@ -12,6 +12,7 @@ impl Worker {
     pub(super) fn watch_memory(&mut self) {
         let used = self.budget.used(self.retained.weight());
         self.stats.message_bytes.store(used as u64, Ordering::Relaxed);
+        self.stats.backlog_bytes.store(self.budget.backlogs() as u64, Ordering::Relaxed);
         let (room, now) = (self.room(), self.now());
         let (is_less, is_told) = self.budget.note(room, now);
         if is_less {
@@ -57,11 +58,16 @@ impl Worker {
     }
 
     /// Where nobody gets anything any more that has to be acknowledged, those who hold most are sent away until that is not
-    /// so; once a second, for a message that several hold is let go by the last of them.
+    /// so. Asked in every pass of the loop, done once in a second at most: a message that several hold is let go by the last.
     pub(super) fn shed(&mut self) {
-        if self.room() < Room::Over {
+        let (room, now) = (self.room(), self.now());
+        if room > self.budget.last {
+            self.watch_memory();
+        }
+        if room < Room::Over || self.budget.shed_at == Some(now) {
             return;
         }
+        self.budget.shed_at = Some(now);
         let used = self.budget.used(self.retained.weight());
         let mut excess = used.saturating_sub(self.budget.limit() / 2 * 3);
         let mut holders: Vec<(usize, usize)> = self.holders().filter(|(bytes, _)| *bytes > 0).collect();

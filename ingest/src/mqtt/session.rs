@@ -183,7 +183,7 @@ impl Session {
             queue_bytes: 0,
             in_flight_bytes: 0,
             in_flight_beside: 0,
-            tally: Tally::default(),
+            tally: Tally::of_messages(),
             backlog: Backlog::default(),
             noted: false,
             due: false,
@@ -389,8 +389,7 @@ impl Session {
         match room {
             Room::Plenty | Room::Scarce => false,
             Room::Short => !self.queue.is_empty(),
-            Room::Gone => !self.queue.is_empty() || !self.in_flight.is_empty(),
-            Room::Over => true,
+            Room::Gone | Room::Over => !self.queue.is_empty() || !self.in_flight.is_empty(),
         }
     }
 

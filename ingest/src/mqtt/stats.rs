@@ -120,6 +120,8 @@ pub struct MqttStats {
     pub paused: AtomicU64,
     /// How often that was for the rates of its tenant.
     pub tenant_paused: AtomicU64,
+    /// Bytes of what is noted of messages that wait in the log.
+    pub backlog_bytes: AtomicU64,
     /// Connections closed because their client took nothing of what waits for it.
     pub unread: AtomicU64,
     /// Client ids and addresses that are refused because they connect too often.

@@ -89,7 +89,6 @@ impl Worker {
             }
             self.close(place);
         }
-        self.shed();
         self.end_expired();
         let expired = |session: &Session| {
             session.connection.is_none()

@@ -296,6 +296,7 @@ impl Worker {
                 self.inbox.wake();
             }
             self.write_dirty();
+            self.shed();
             self.pump_held();
             self.sweep();
         }
