@@ -123,6 +123,9 @@ async fn metrics(State(front): State<Front>) -> Response {
             ("sonde_mqtt_paused_total", "counter", stats.paused.load(Ordering::Relaxed)),
             ("sonde_mqtt_tenant_paused_total", "counter", stats.tenant_paused.load(Ordering::Relaxed)),
             ("sonde_mqtt_unread_closed_total", "counter", stats.unread.load(Ordering::Relaxed)),
+            ("sonde_mqtt_message_bytes", "gauge", stats.message_bytes.load(Ordering::Relaxed)),
+            ("sonde_mqtt_backlog_bytes", "gauge", stats.backlog_bytes.load(Ordering::Relaxed)),
+            ("sonde_mqtt_shed_total", "counter", stats.shed.load(Ordering::Relaxed)),
             ("sonde_mqtt_banned", "gauge", stats.banned.load(Ordering::Relaxed)),
         ]);
     }

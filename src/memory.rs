@@ -42,14 +42,18 @@ pub(crate) struct Split {
     pub(crate) messages: u64,
     /// Retained messages of MQTT, which are in memory twice.
     pub(crate) retained: u64,
+    /// Wills of MQTT, which are in memory twice.
+    pub(crate) wills: u64,
+    /// What is noted of MQTT messages that wait in the log.
+    pub(crate) backlogs: u64,
     /// What one scan or merge has decoded at a time.
     pub(crate) merge: u64,
 }
 
 impl Split {
     /// The parts of a limit: 3/16 to memtables, 3/8 to queries, 1/8 to MQTT messages, 1/16 each to batches, requests and
-    /// (twice 1/32) retained messages, 1/32 to directories. What is left is for flushes and merges, series, sessions,
-    /// connections and the program itself.
+    /// (twice 1/32) retained messages, 1/32 each to directories and to notes of what waits in the log, 1/64 to wills. What is
+    /// left is for flushes and merges, series, sessions, connections and the program itself.
     pub(crate) fn of(limit: u64) -> Self {
         let part = |part: u64| (limit / part).clamp(*PART.start(), *PART.end());
         Self {
@@ -61,6 +65,8 @@ impl Split {
             directories: part(32),
             messages: limit / 8,
             retained: (limit / 32).min(RETAINED_BYTES as u64),
+            wills: limit / 64,
+            backlogs: limit / 32,
             merge: (limit / 64).clamp(1 << 20, 16 << 20),
         }
     }
@@ -69,7 +75,7 @@ impl Split {
     pub(crate) fn text(&self) -> String {
         let mib = |bytes: u64| bytes >> 20;
         format!(
-            "{} MiB: queries {}, rows before a flush 3 x {}, waiting for commit {}, requests {}, chunk directories {}, MQTT messages {}, retained 2 x {}",
+            "{} MiB: queries {}, rows before a flush 3 x {}, waiting for commit {}, requests {}, chunk directories {}, MQTT messages {}, retained 2 x {}, wills {}, notes of waiting {}",
             mib(self.limit),
             mib(self.queries),
             mib(self.memtable),
@@ -77,7 +83,9 @@ impl Split {
             mib(self.bodies),
             mib(self.directories),
             mib(self.messages),
-            mib(self.retained)
+            mib(self.retained),
+            mib(self.wills),
+            mib(self.backlogs)
         )
     }
 }
@@ -172,10 +180,10 @@ mod tests {
     fn the_parts_stay_below_the_whole() {
         for limit in [64 << 20, 256 << 20, 512 << 20, 12 << 30, 1 << 40] {
             let split = Split::of(limit);
-            let mqtt = split.messages + 2 * split.retained;
+            let mqtt = split.messages + 2 * split.retained + split.wills + split.backlogs;
             let parts =
                 3 * split.memtable + split.queries + split.queue + split.bodies + split.directories + mqtt;
-            assert!(parts <= limit / 16 * 15, "{split:?}");
+            assert!(parts <= limit / 64 * 63, "{split:?}");
         }
     }
 

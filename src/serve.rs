@@ -187,6 +187,8 @@ fn start_mqtt(
         memory: MemoryLimits {
             messages: config.memory.messages as usize,
             retained: config.memory.retained as usize,
+            wills: config.memory.wills as usize,
+            backlogs: config.memory.backlogs as usize,
         },
         raw_retention: config.raw_retention,
         log: log_budget(config),

@@ -40,5 +40,6 @@ mod messages;
 mod power;
 mod recovery;
 mod repair;
+mod retention;
 mod torture;
 mod types;

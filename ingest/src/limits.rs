@@ -35,6 +35,16 @@ pub const FETCH_MESSAGES: u64 = 512;
 pub const FETCH_BYTES: usize = 1 << 20;
 /// Bytes that wait to be written to one connection before QoS 0 messages to it are dropped.
 pub const OUT_BYTES: usize = 4 << 20;
+/// Bytes that a message takes in memory beside what it says: its fields, five allocations and their counts.
+pub const MESSAGE_OVERHEAD: usize = 256;
+/// Bytes that a record takes in the state store beside its key and its value.
+pub const RECORD_OVERHEAD: usize = 192;
+/// Bytes that a block of what waits in the log takes beside its runs: itself, its allocations, its record.
+pub const BLOCK_OVERHEAD: usize = 160 + RECORD_OVERHEAD;
+/// Sessions whose small blocks are folded in a turn, and an eighth more of those that it brings something.
+pub const FOLDS: usize = 64;
+/// Bytes that a message in flight takes beside the message: its place under its packet id.
+pub const IN_FLIGHT_OVERHEAD: usize = 160;
 /// Bytes of all retained messages, unless the configuration says otherwise; less where memory is less.
 pub const RETAINED_BYTES: usize = 1 << 30;
 /// Bytes that a retained message takes beside what it says: its places in two indexes, and in the state store.
@@ -54,9 +64,14 @@ pub const CONNECTIONS: usize = 100_000;
 /// Connections that wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`).
 pub const ACCEPT_BACKLOG: i32 = 4096;
 /// Bytes of the buffer that all connections read into.
-pub const READ_BUFFER: usize = PACKET_BYTES + (256 << 10);
-/// Bytes of rows after which a turn of the loop ends.
+pub const READ_BUFFER: usize = PACKET_BYTES + READ_AT_ONCE;
+/// Bytes after which a turn of the loop ends: of rows, and of what it notes of answers and deliveries.
 pub const TURN_BYTES: usize = 2 << 20;
+/// Deliveries of turns that are not released before reading pauses, give or take those of a turn: some 0.1 s of work.
+pub const DELIVERIES_IN_FLIGHT: usize = 64 << 10;
+/// Bytes that are read at once of a connection, behind a packet whose end had not come. What of them a turn has no room for
+/// waits with the connection, and others are read before it.
+pub const READ_AT_ONCE: usize = 256 << 10;
 /// Bytes of the copies of one message for members of groups that are away; the groups beyond do not get it.
 pub const COPIES_BYTES: usize = 32 << 20;
 /// Bytes of what is kept for one session of segments that go from the log, one message more at most.
@@ -69,6 +84,11 @@ pub const INBOX_COMMANDS: usize = CONNECTIONS + 16_384;
 pub const TURNS_IN_FLIGHT: usize = 8;
 /// Topics whose statistics are kept.
 pub const TOPICS: usize = 10_000;
+/// Bytes of a topic of which something is remembered; what a longer one is about is looked up each time, and it is counted
+/// with the other topics. So what is known of `TOPICS` has 10 MiB of names.
+pub const REMEMBERED_TOPIC: usize = 1 << 10;
+/// Bytes of the last error of a topic that its statistics keep.
+pub const TOPIC_ERROR_BYTES: usize = 1 << 10;
 /// Tables that the default source may create.
 pub const DEFAULT_TABLES: usize = 256;
 /// Columns that the default source may give a table.
@@ -114,6 +134,12 @@ pub const WIDEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
 pub const TAILS: usize = 1024;
 /// Messages that wait for such a reader; more are dropped, and it is told how many.
 pub const TAIL_MESSAGES: usize = 1024;
+/// Their bytes; and none wait where memory for messages is scarce.
+pub const TAIL_BYTES: usize = 4 << 20;
+/// Seconds before it is said again how much memory is left for messages.
+pub const ROOM_SILENCE: u64 = 10;
+/// Bytes that a will takes beside what it says, here and in the state store.
+pub const WILL_OVERHEAD: usize = 512;
 /// Replays at once, of all sessions.
 pub const REPLAYS: usize = 256;
 /// Replays of one session.
@@ -153,6 +179,8 @@ pub const PACED_READ: usize = 16 << 10;
 pub const CACHED_TOPICS: usize = 32_768;
 /// Subscribers of those topics: 16 MiB a generation.
 pub const CACHED_INTERESTS: usize = 1 << 20;
+/// Bytes of the names of those topics, of a generation.
+pub const CACHED_TOPIC_BYTES: usize = 8 << 20;
 /// Seconds between two states of the `$SYS` topics.
 pub const SYS_INTERVAL: u64 = 10;
 /// Topic aliases that a connection may give us: the Topic Alias Maximum of CONNACK.

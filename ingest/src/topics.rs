@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use parking_lot::Mutex;
 use sonde_query::system::{BatchBuilder, Kind};
 
-use crate::limits::TOPICS;
+use crate::limits::{REMEMBERED_TOPIC, TOPIC_ERROR_BYTES, TOPICS};
 
 /// The columns of `system.topics`.
 const COLUMNS: &[(&str, Kind)] = &[
@@ -46,6 +46,7 @@ impl TopicStats {
     pub(crate) fn rejected(&self, reason: &str) {
         self.messages.fetch_add(1, Ordering::Relaxed);
         self.rejected.fetch_add(1, Ordering::Relaxed);
+        let reason = reason.get(..reason.floor_char_boundary(TOPIC_ERROR_BYTES)).unwrap_or(reason);
         self.detail.lock().last_error = Some(reason.to_owned());
     }
 
@@ -55,16 +56,17 @@ impl TopicStats {
     }
 }
 
-/// All topics that were published to, up to a limit; the rest shares one entry.
+/// All topics that were published to, up to a limit of their number, and of the length of each; the rest shares one entry.
 #[derive(Debug, Default)]
 pub struct Topics(Mutex<HashMap<Box<str>, Arc<TopicStats>>>);
 
-/// The name of the entry that topics beyond the limit share.
+/// The name of the entry that topics beyond the limits share.
 const OTHERS: &str = "(other topics)";
 
 impl Topics {
     /// The counters of a topic.
     pub(crate) fn of(&self, topic: &str) -> Arc<TopicStats> {
+        let topic = if topic.len() > REMEMBERED_TOPIC { OTHERS } else { topic };
         let mut topics = self.0.lock();
         if let Some(stats) = topics.get(topic) {
             return Arc::clone(stats);
@@ -90,5 +92,25 @@ impl Topics {
             rows.end_row();
         }
         rows.finish()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_topics_is_limited_in_number_and_length() {
+        let topics = Topics::default();
+        let long = |n: usize| format!("{n:08}{}", "x".repeat(REMEMBERED_TOPIC));
+        (0..100).for_each(|n| topics.of(&long(n)).stored(1));
+        assert!(topics.0.lock().keys().map(|name| &**name).eq([OTHERS]));
+        assert_eq!(topics.of(OTHERS).messages.load(Ordering::Relaxed), 100);
+        (0..TOPICS + 10).for_each(|n| topics.of(&n.to_string()).stored(1));
+        assert_eq!(topics.0.lock().len(), TOPICS);
+        topics.of("a").rejected(&"\u{e9}".repeat(TOPIC_ERROR_BYTES));
+        let error = topics.of("a").detail.lock().last_error.clone().unwrap_or_default();
+        assert!((TOPIC_ERROR_BYTES - 1..=TOPIC_ERROR_BYTES).contains(&error.len()));
     }
 }

@@ -6,7 +6,9 @@
 //!
 //! # Invariants
 //! - Runs ascend and do not overlap, within a block and from block to block.
-//! - A block is what one turn brought; its state record holds what is left of it, and goes with its last message.
+//! - A block is what one turn brought, or several that came one after the other and were folded into one; its state record
+//!   holds what is left of it, and goes with its last message.
+//! - What all of it takes, records included, is in a gauge of the process, which has a limit.
 //! - Numbers up to `fetched`, and those that are `resumed`, were handed to the session, whether or not it is done with them.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -15,6 +17,9 @@ use std::sync::Arc;
 use sonde_engine::{SeqNo, SeqRange};
 use sonde_proto::mqtt::QoS;
 
+use super::budget::Tally;
+use crate::limits::BLOCK_OVERHEAD;
+
 /// Version of a block's record.
 const RECORD: u8 = 1;
 /// Where a block's record has the number of its first message.
@@ -22,6 +27,15 @@ pub(super) const BASE_AT: usize = 1;
 
 /// In the byte of a manner: identifiers follow.
 const IDENTIFIERS: u8 = 8;
+/// In the byte of a manner: identifiers that stand before in the record follow as their place among its lists.
+const KNOWN: u8 = 16;
+/// Lists of identifiers of a record that are looked through for one that is the same.
+const LISTS: usize = 16;
+
+/// Blocks that are folded into one once there are so many.
+const FOLD: usize = 16;
+/// Runs of a block that is folded no more: its record is written anew whenever some of it is done with.
+const FOLDED_RUNS: usize = 256;
 
 /// How a message is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,30 +49,49 @@ pub(super) struct Manner {
 }
 
 impl Manner {
-    /// `flags u8: QoS, 4 retain, 8 identifiers follow`, and of those `count varint | identifiers varint each`.
-    fn encode(&self, out: &mut Vec<u8>) {
-        let has = self.identifiers.is_some();
-        out.push(self.qos as u8 | u8::from(self.retain) << 2 | if has { IDENTIFIERS } else { 0 });
-        if let Some(identifiers) = &self.identifiers {
-            put_varint(out, identifiers.len() as u64);
-            identifiers.iter().for_each(|identifier| put_varint(out, (*identifier).into()));
+    /// `flags u8: QoS, 4 retain, 8 identifiers follow, 16 those of an earlier run do`, and with 8 `count varint | identifiers
+    /// varint each`, with 16 `place varint` among the lists of the record. `lists` are those that it has so far.
+    fn encode<'m>(&'m self, lists: &mut Vec<&'m [u32]>, out: &mut Vec<u8>) {
+        let flags = self.qos as u8 | u8::from(self.retain) << 2;
+        let Some(identifiers) = self.identifiers.as_deref() else { return out.push(flags) };
+        let from = lists.len().saturating_sub(LISTS);
+        let late = lists.get(from..).unwrap_or_default();
+        if let Some(place) = late.iter().position(|known| *known == identifiers) {
+            out.push(flags | KNOWN);
+            return put_varint(out, (from + place) as u64);
         }
+        out.push(flags | IDENTIFIERS);
+        put_varint(out, identifiers.len() as u64);
+        identifiers.iter().for_each(|identifier| put_varint(out, (*identifier).into()));
+        lists.push(identifiers);
     }
 
     /// Reads what `encode` wrote.
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+    fn decode(lists: &mut Vec<Arc<[u32]>>, bytes: &mut &[u8]) -> Option<Self> {
         let (flags, rest) = bytes.split_first()?;
         *bytes = rest;
         let qos = QoS::from_bits(flags & 3).ok()?;
-        let mut identifiers = None;
-        if flags & IDENTIFIERS != 0 {
-            let count = take_varint(bytes)?;
-            // Each takes a byte at least.
-            (count <= bytes.len() as u64).then_some(())?;
-            let all: Option<Vec<u32>> = (0..count).map(|_| u32::try_from(take_varint(bytes)?).ok()).collect();
-            identifiers = Some(all?.into());
-        }
-        (*flags < 16).then_some(Self { qos, retain: flags & 4 != 0, identifiers })
+        let identifiers = match flags & (IDENTIFIERS | KNOWN) {
+            0 => None,
+            IDENTIFIERS => {
+                let count = take_varint(bytes)?;
+                // Each takes a byte at least.
+                (count <= bytes.len() as u64).then_some(())?;
+                let all: Option<Vec<u32>> =
+                    (0..count).map(|_| u32::try_from(take_varint(bytes)?).ok()).collect();
+                let all: Arc<[u32]> = all?.into();
+                lists.push(Arc::clone(&all));
+                Some(all)
+            }
+            KNOWN => Some(Arc::clone(lists.get(usize::try_from(take_varint(bytes)?).ok()?)?)),
+            _ => return None,
+        };
+        (*flags < 32).then_some(Self { qos, retain: flags & 4 != 0, identifiers })
+    }
+
+    /// Bytes that it takes in a block, in memory and in the record.
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.identifiers.as_deref().map_or(0, |list| 2 * size_of_val(list) + 32)
     }
 }
 
@@ -72,26 +105,31 @@ pub(super) struct Waiting {
 }
 
 /// Messages one behind the other that are sent in one manner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+#[derive(Clone, Copy, Debug)]
+struct Run {
     first: u64,
-    count: u64,
-    manner: Manner,
+    count: u32,
+    /// Its place among those of the block.
+    manner: u32,
 }
 
 impl Run {
     /// One behind the last.
     fn end(&self) -> u64 {
-        self.first + self.count
+        self.first + u64::from(self.count)
     }
 }
 
-/// What one turn brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What one turn brought, or several.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Block {
     /// The key of its record; ascends with the messages.
     pub(super) number: u64,
     runs: VecDeque<Run>,
+    /// In what manners they are sent.
+    manners: Vec<Manner>,
+    /// What those weigh.
+    manners_weight: usize,
     count: u64,
     /// Bytes of its messages, for quotas; what leaves takes the mean.
     bytes: u64,
@@ -99,12 +137,59 @@ pub(super) struct Block {
 
 impl Block {
     fn push(&mut self, number: u64, manner: Manner, bytes: u64) {
-        match self.runs.back_mut().filter(|run| run.end() == number && run.manner == manner) {
-            Some(run) => run.count += 1,
-            None => self.runs.push_back(Run { first: number, count: 1, manner }),
-        }
-        self.count += 1;
+        let manner = self.place_of(manner);
+        self.push_run(Run { first: number, count: 1, manner });
         self.bytes += bytes;
+    }
+
+    /// The place of a manner among those of the block, where it is one of the last of them from now on.
+    fn place_of(&mut self, manner: Manner) -> u32 {
+        let from = self.manners.len().saturating_sub(LISTS);
+        let late = self.manners.get(from..).unwrap_or_default();
+        let place = late.iter().position(|known| *known == manner).unwrap_or_else(|| {
+            self.manners_weight += manner.weight();
+            self.manners.push(manner);
+            self.manners.len() - 1 - from
+        });
+        (from + place) as u32
+    }
+
+    /// Appends a run; one with the last where it can be.
+    fn push_run(&mut self, run: Run) {
+        self.count += u64::from(run.count);
+        if let Some(last) = self.runs.back_mut()
+            && last.end() == run.first
+            && last.manner == run.manner
+            && let Some(count) = last.count.checked_add(run.count)
+        {
+            last.count = count;
+            return;
+        }
+        self.runs.push_back(run);
+    }
+
+    /// Appends a block that came behind it, whose number it gets.
+    fn append(&mut self, block: Self) {
+        let Self { number, runs, manners, bytes, .. } = block;
+        let places: Vec<u32> = manners.into_iter().map(|manner| self.place_of(manner)).collect();
+        for run in runs {
+            let manner = places.get(run.manner as usize).copied().unwrap_or_default();
+            self.push_run(Run { manner, ..run });
+        }
+        self.bytes += bytes;
+        self.number = number;
+    }
+
+    fn manner(&self, run: &Run) -> Manner {
+        let known = self.manners.get(run.manner as usize).cloned();
+        known.unwrap_or(Manner { qos: QoS::AtLeastOnce, retain: false, identifiers: None })
+    }
+
+    /// Bytes that it takes, its record included.
+    fn weight(&self) -> usize {
+        // In the record a run has two numbers and a manner of a few bytes.
+        let of_run = size_of::<Run>() + 8;
+        BLOCK_OVERHEAD + self.runs.len() * of_run + self.manners_weight
     }
 
     /// `1 u8 | first number u64 | bytes varint | (gap varint | count varint | manner) *`, little endian; a gap is that to
@@ -114,11 +199,14 @@ impl Block {
         let mut value = vec![RECORD];
         value.extend_from_slice(&base.to_le_bytes());
         put_varint(&mut value, self.bytes);
-        let mut end = base;
+        let (mut end, mut lists) = (base, Vec::new());
         for run in &self.runs {
             put_varint(&mut value, run.first - end);
-            put_varint(&mut value, run.count);
-            run.manner.encode(&mut value);
+            put_varint(&mut value, run.count.into());
+            match self.manners.get(run.manner as usize) {
+                Some(manner) => manner.encode(&mut lists, &mut value),
+                None => self.manner(run).encode(&mut Vec::new(), &mut value),
+            }
             end = run.end();
         }
         value
@@ -130,15 +218,17 @@ impl Block {
         let (base, mut rest) = rest.split_first_chunk::<8>()?;
         let mut block = Self { number, ..Self::default() };
         block.bytes = take_varint(&mut rest)?;
-        let mut end = u64::from_le_bytes(*base);
+        let (mut end, mut lists) = (u64::from_le_bytes(*base), Vec::new());
         while !rest.is_empty() {
             let first = end.checked_add(take_varint(&mut rest)?)?;
-            let count = take_varint(&mut rest)?;
-            let run = Run { first, count, manner: Manner::decode(&mut rest)? };
-            end = first.checked_add(count)?;
-            block.count = block.count.checked_add(count)?;
-            block.runs.push_back(run);
+            let count = u32::try_from(take_varint(&mut rest)?).ok()?;
+            let manner = Manner::decode(&mut lists, &mut rest)?;
+            end = first.checked_add(count.into())?;
+            let manner = block.place_of(manner);
+            block.push_run(Run { first, count, manner });
         }
+        block.runs.shrink_to_fit();
+        block.manners.shrink_to_fit();
         (*version == RECORD && block.count > 0).then_some(block)
     }
 
@@ -150,14 +240,13 @@ impl Block {
     fn remove(&mut self, seq: u64) -> Option<u64> {
         let at = self.runs.partition_point(|run| run.end() <= seq);
         let run = self.runs.get_mut(at).filter(|run| run.first <= seq)?;
-        let (first, end) = (run.first, run.end());
+        let (first, end, manner) = (run.first, run.end(), run.manner);
         if seq == first {
             (run.first, run.count) = (first + 1, run.count - 1);
         } else {
-            run.count = seq - first;
+            run.count = (seq - first) as u32;
             if seq + 1 < end {
-                let manner = run.manner.clone();
-                self.runs.insert(at + 1, Run { first: seq + 1, count: end - seq - 1, manner });
+                self.runs.insert(at + 1, Run { first: seq + 1, count: (end - seq - 1) as u32, manner });
             }
         }
         if self.runs.get(at).is_some_and(|run| run.count == 0) {
@@ -192,7 +281,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 }
 
 /// The messages in the log that a session has not acknowledged.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Backlog {
     blocks: VecDeque<Block>,
     /// What the present turn brings, numbered as its batch numbers it.
@@ -205,6 +294,23 @@ pub(super) struct Backlog {
     resumed: BTreeSet<u64>,
     /// Blocks whose record is not what is left of them.
     changed: BTreeSet<u64>,
+    /// What it takes of the memory for backlogs.
+    tally: Tally,
+}
+
+impl Default for Backlog {
+    fn default() -> Self {
+        Self {
+            blocks: VecDeque::new(),
+            gathering: Block::default(),
+            count: 0,
+            bytes: 0,
+            fetched: 0,
+            resumed: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            tally: Tally::of_backlogs(),
+        }
+    }
 }
 
 impl Backlog {
@@ -220,7 +326,9 @@ impl Backlog {
 
     /// Notes a message of the present turn.
     pub(super) fn note(&mut self, number: u32, manner: Manner, bytes: u64) {
+        let before = if self.is_gathering() { self.gathering.weight() } else { 0 };
         self.gathering.push(number.into(), manner, bytes);
+        self.tally.add(self.gathering.weight() - before);
         self.count += 1;
         self.bytes += bytes;
     }
@@ -232,7 +340,9 @@ impl Backlog {
 
     /// What the present turn brought, under the number that its record gets.
     pub(super) fn seal(&mut self, number: u64) -> Option<Block> {
-        let block = std::mem::take(&mut self.gathering);
+        let mut block = std::mem::take(&mut self.gathering);
+        block.runs.shrink_to_fit();
+        block.manners.shrink_to_fit();
         (block.count > 0).then_some(Block { number, ..block })
     }
 
@@ -246,6 +356,30 @@ impl Backlog {
     pub(super) fn discard(&mut self, block: &Block) {
         self.count -= block.count;
         self.bytes -= block.bytes;
+        self.tally.subtract(block.weight());
+    }
+
+    /// Makes one block of the last ones where many of them are small: a block and its record cost more than its messages
+    /// where they come one at a time. Whether there was something to do.
+    pub(super) fn fold(&mut self) -> bool {
+        let small = self.blocks.iter().rev().take_while(|block| block.runs.len() < FOLDED_RUNS).count();
+        if small < FOLD {
+            return false;
+        }
+        let mut all = self.blocks.split_off(self.blocks.len() - small).into_iter();
+        let Some(mut folded) = all.next() else { return false };
+        self.tally.subtract(folded.weight());
+        for block in all {
+            self.tally.subtract(block.weight());
+            self.changed.insert(folded.number);
+            folded.append(block);
+        }
+        folded.runs.shrink_to_fit();
+        folded.manners.shrink_to_fit();
+        self.changed.insert(folded.number);
+        self.tally.add(folded.weight());
+        self.blocks.push_back(folded);
+        true
     }
 
     /// Takes in a record that was recovered; they come in the order of their numbers.
@@ -253,6 +387,7 @@ impl Backlog {
         let Some(block) = Block::decode(number, value) else { return false };
         self.count += block.count;
         self.bytes += block.bytes;
+        self.tally.add(block.weight());
         self.blocks.push_back(block);
         true
     }
@@ -288,7 +423,12 @@ impl Backlog {
     pub(super) fn remove(&mut self, seq: SeqNo) -> bool {
         let at = self.blocks.partition_point(|block| block.last() < seq.0);
         let Some(block) = self.blocks.get_mut(at) else { return false };
-        let Some(bytes) = block.remove(seq.0) else { return false };
+        self.tally.subtract(block.weight());
+        let bytes = block.remove(seq.0);
+        if block.count > 0 {
+            self.tally.add(block.weight());
+        }
+        let Some(bytes) = bytes else { return false };
         self.resumed.remove(&seq.0);
         self.changed.insert(block.number);
         if block.count == 0 {
@@ -339,8 +479,7 @@ impl Backlog {
     pub(super) fn unfetched(&self, mut limit: u64) -> Vec<Waiting> {
         let mut found = Vec::new();
         let from = self.blocks.partition_point(|block| block.last() <= self.fetched);
-        let runs =
-            self.blocks.range(from..).flat_map(|block| block.runs.iter().map(|run| (block.number, run)));
+        let runs = self.blocks.range(from..).flat_map(|block| block.runs.iter().map(move |run| (block, run)));
         for (block, run) in runs {
             let mut first = run.first.max(self.fetched + 1);
             while first < run.end() && limit > 0 {
@@ -349,7 +488,7 @@ impl Backlog {
                 let count = (end - first).min(limit);
                 if count > 0 {
                     let range = SeqRange { first: SeqNo(first), last: SeqNo(first + count - 1) };
-                    found.push(Waiting { range, manner: run.manner.clone(), block });
+                    found.push(Waiting { range, manner: block.manner(run), block: block.number });
                 }
                 limit -= count;
                 first = end + u64::from(has.is_some());
@@ -364,11 +503,11 @@ impl Backlog {
     /// A message was handed out before the server started, and still is; how it is sent, where it is there.
     pub(super) fn resume(&mut self, seq: SeqNo) -> Option<Manner> {
         let at = self.blocks.partition_point(|block| block.last() < seq.0);
-        let runs = &self.blocks.get(at)?.runs;
-        let run = runs.get(runs.partition_point(|run| run.end() <= seq.0))?;
+        let block = self.blocks.get(at)?;
+        let run = block.runs.get(block.runs.partition_point(|run| run.end() <= seq.0))?;
         (run.first <= seq.0).then(|| {
             self.resumed.insert(seq.0);
-            run.manner.clone()
+            block.manner(run)
         })
     }
 
@@ -401,6 +540,11 @@ mod tests {
         all.iter()
             .flat_map(|w| (w.range.first.0..=w.range.last.0).map(|seq| (seq, w.manner.clone())))
             .collect()
+    }
+
+    /// What its blocks weigh.
+    fn weight(backlog: &Backlog) -> usize {
+        backlog.blocks.iter().map(Block::weight).sum()
     }
 
     fn turn(backlog: &mut Backlog, number: u64, first: u64, messages: &[(u32, Manner)]) -> Vec<u8> {
@@ -446,6 +590,7 @@ mod tests {
                 known.map(|at| expected.remove(at));
             }
             prop_assert_eq!(left(&backlog), expected.clone());
+            prop_assert_eq!(backlog.tally.bytes(), weight(&backlog));
             prop_assert_eq!(backlog.count(), expected.len() as u64);
             for (number, record) in backlog.changes() {
                 match record {
@@ -458,7 +603,8 @@ mod tests {
             for (number, record) in records {
                 prop_assert!(again.restore(number, &record));
             }
-            prop_assert_eq!(&again.blocks, &backlog.blocks);
+            let records = |of: &Backlog| of.blocks.iter().map(|b| (b.number, b.encode())).collect::<Vec<_>>();
+            prop_assert_eq!(records(&again), records(&backlog));
             prop_assert_eq!((again.count, again.bytes), (backlog.count, backlog.bytes));
             again.fetched_to(SeqNo(fetched));
             for seq in &resumed {
@@ -472,6 +618,52 @@ mod tests {
             prop_assert_eq!(few, expected.len().min(3) as u64);
             prop_assert_eq!(left(&again), expected);
         }
+    }
+
+    #[test]
+    fn small_blocks_become_one() {
+        let lists: [Manner; 2] = [1000, 1001].map(|n| Manner {
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            identifiers: Some((0..n).collect()),
+        });
+        for (manners, most) in [([ONE, two()], 24), (lists, 24 + 2 * 4 * 1000)] {
+            let (mut backlog, mut records) = (Backlog::default(), std::collections::BTreeMap::new());
+            let expected: Vec<_> = (0..1000).map(|n| (5 + 3 * n, manners[n as usize % 2].clone())).collect();
+            for (seq, manner) in &expected {
+                records.insert(*seq, turn(&mut backlog, *seq, *seq, &[(0, manner.clone())]));
+                backlog.fold();
+                for (number, record) in backlog.changes() {
+                    match record {
+                        Some(value) => records.insert(number, value),
+                        None => records.remove(&number),
+                    };
+                }
+                assert!(backlog.blocks.len() < FOLD + 1000 / FOLDED_RUNS + 1);
+            }
+            assert_eq!(left(&backlog), expected);
+            let of_list = 2 * most;
+            let bytes: usize = records.values().map(Vec::len).sum();
+            assert!(bytes < 1000 * 6 + records.len() * of_list, "{bytes} bytes of {} records", records.len());
+            assert_eq!(backlog.tally.bytes(), weight(&backlog));
+            let mut again = Backlog::default();
+            assert!(records.iter().all(|(number, record)| again.restore(*number, record)));
+            assert_eq!(left(&again), expected);
+            assert_eq!(again.tally.bytes(), weight(&again));
+            expected.iter().for_each(|(seq, _)| assert!(again.remove(SeqNo(*seq))));
+            assert_eq!((again.count(), again.bytes(), again.tally.bytes()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_record_of_before_lists_were_shared_reads_back() {
+        // Two runs, each with its list.
+        let record = b"\x01\x05\0\0\0\0\0\0\0\x14\0\x01\x09\x02\x07\x08\x03\x01\x09\x02\x07\x08";
+        let block = Block::decode(1, record).unwrap();
+        let manner = Manner { qos: QoS::AtLeastOnce, retain: false, identifiers: Some([7, 8].into()) };
+        assert_eq!((block.count, block.bytes, block.manners.clone()), (2, 20, vec![manner]));
+        assert_eq!(Block::decode(1, &block.encode()).unwrap().encode(), block.encode());
+        assert!(block.encode().len() < record.len());
     }
 
     #[test]

@@ -3,24 +3,42 @@
 //! # Invariants
 //! - A message counts once, however many sessions hold it, from when it is made until the last of them lets go of it; a copy
 //!   that a session has in the state store counts for itself.
+//! - It counts with what it really takes, allocations included, and so does its place in each queue.
 //! - What is written for a connection counts until its socket has taken it.
+//! - What is noted of messages in the log has a limit of its own.
+//! - Wills have a limit of their own: nobody gets less because many clients have one.
 //! - Retained messages have a limit of their own beside the share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::connection::Connection;
+use crate::limits::ROOM_SILENCE;
 
 /// Bytes of all messages in memory: a gauge of the process, as an allocator has one.
 static MESSAGES: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of all wills, in the same way.
+static WILLS: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of what is noted of the messages that wait in the log, in the same way.
+static BACKLOGS: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes in the gauge while this lives.
+/// Bytes in a gauge while this lives.
 #[derive(Debug)]
-struct Counted(usize);
+struct Counted {
+    gauge: &'static AtomicUsize,
+    bytes: usize,
+}
+
+impl Counted {
+    fn new(gauge: &'static AtomicUsize, bytes: usize) -> Self {
+        gauge.fetch_add(bytes, Ordering::Relaxed);
+        Self { gauge, bytes }
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        MESSAGES.fetch_sub(self.0, Ordering::Relaxed);
+        self.gauge.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -30,8 +48,58 @@ pub(crate) struct Weight(#[expect(dead_code, reason = "it is held to be dropped"
 
 impl Weight {
     pub(super) fn of(bytes: usize) -> Self {
-        MESSAGES.fetch_add(bytes, Ordering::Relaxed);
-        Self(Some(Arc::new(Counted(bytes))))
+        Self(Some(Arc::new(Counted::new(&MESSAGES, bytes))))
+    }
+
+    pub(super) fn of_will(bytes: usize) -> Self {
+        Self(Some(Arc::new(Counted::new(&WILLS, bytes))))
+    }
+}
+
+/// Bytes of one that holds many things in a gauge, as many as it says.
+#[derive(Debug)]
+pub(super) struct Tally {
+    gauge: &'static AtomicUsize,
+    bytes: usize,
+}
+
+impl Tally {
+    /// Of entries of queues, which count as messages do.
+    pub(super) fn of_messages() -> Self {
+        Self { gauge: &MESSAGES, bytes: 0 }
+    }
+
+    /// Of what is noted of the log.
+    pub(super) fn of_backlogs() -> Self {
+        Self { gauge: &BACKLOGS, bytes: 0 }
+    }
+
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.gauge.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
+
+    pub(super) fn subtract(&mut self, bytes: usize) {
+        self.gauge.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes -= bytes;
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Clone for Tally {
+    fn clone(&self) -> Self {
+        let mut clone = Self { gauge: self.gauge, bytes: 0 };
+        clone.add(self.bytes);
+        clone
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.gauge.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -51,6 +119,10 @@ pub struct MemoryLimits {
     pub messages: usize,
     /// Bytes of retained messages; each is in memory twice, here and in the state store.
     pub retained: usize,
+    /// Bytes of wills; each is in memory twice, too.
+    pub wills: usize,
+    /// Bytes of what is noted of the messages that wait in the log for sessions.
+    pub backlogs: usize,
 }
 
 /// How much more may be held.
@@ -61,8 +133,23 @@ pub(super) enum Room {
     Scarce,
     /// What would wait in memory is dropped.
     Short,
-    /// Nothing more is sent that needs an acknowledgement.
+    /// Who has something in flight, or waiting in memory, gets no more.
     Gone,
+    /// Nothing more is sent that needs an acknowledgement, and who holds most is sent away.
+    Over,
+}
+
+impl Room {
+    /// For the log, and as a label.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Plenty => "plenty",
+            Self::Scarce => "scarce",
+            Self::Short => "short",
+            Self::Gone => "gone",
+            Self::Over => "over",
+        }
+    }
 }
 
 /// What is held, beside the messages themselves.
@@ -71,17 +158,61 @@ pub(super) struct Budget {
     limits: MemoryLimits,
     /// Bytes that wait to be written to connections.
     unwritten: usize,
+    /// How much room there was when it was last looked at, and what was last said of it, in which second.
+    pub(super) last: Room,
+    told: Option<(Room, u64)>,
+    /// In which second somebody was sent away for the memory's sake.
+    pub(super) shed_at: Option<u64>,
 }
 
 impl Budget {
     pub(super) fn new(limits: MemoryLimits) -> Self {
-        Self { limits, unwritten: 0 }
+        Self { limits, unwritten: 0, last: Room::Plenty, told: None, shed_at: None }
+    }
+
+    /// Bytes of messages that may be held.
+    pub(super) fn limit(&self) -> usize {
+        self.limits.messages
+    }
+
+    /// What is held of those, if so many bytes of the messages are retained.
+    pub(super) fn used(&self, retained: usize) -> usize {
+        MESSAGES.load(Ordering::Relaxed).saturating_sub(retained) + self.unwritten
+    }
+
+    /// Whether a will of this weight may come.
+    pub(super) fn has_room_for_will(&self, weight: usize) -> bool {
+        weight == 0 || WILLS.load(Ordering::Relaxed) + weight <= self.limits.wills
+    }
+
+    /// Bytes that are noted of messages in the log.
+    pub(super) fn backlogs(&self) -> usize {
+        BACKLOGS.load(Ordering::Relaxed)
+    }
+
+    /// Whether more may be noted of messages in the log.
+    pub(super) fn has_room_for_backlog(&self) -> bool {
+        self.backlogs() < self.limits.backlogs
+    }
+
+    /// Takes note of how much room there is now. Returns whether there is less than before, and whether that, or that there
+    /// is plenty again, is to be said: something worse at once, else no more than once in `ROOM_SILENCE` seconds.
+    pub(super) fn note(&mut self, room: Room, now: u64) -> (bool, bool) {
+        let is_less = room > std::mem::replace(&mut self.last, room);
+        let is_told = match self.told {
+            None => is_less,
+            Some((told, at)) if now < at + ROOM_SILENCE => room > told,
+            Some((told, _)) => room != told && (is_less || room == Room::Plenty),
+        };
+        if is_told {
+            self.told = Some((room, now));
+        }
+        (is_less, is_told)
     }
 
     /// How much more may be held, if so many bytes of the messages are retained.
     pub(super) fn room(&self, retained: usize) -> Room {
-        let messages = MESSAGES.load(Ordering::Relaxed).saturating_sub(retained);
-        room_of(messages + self.unwritten, self.limits.messages)
+        room_of(self.used(retained), self.limits.messages)
     }
 
     /// Bytes that one session may have in flight: an eighth, so that one that does not acknowledge is not in the way of all.
@@ -107,7 +238,8 @@ fn room_of(used: usize, limit: usize) -> Room {
         _ if used < limit / 4 * 3 => Room::Plenty,
         _ if used < limit => Room::Scarce,
         _ if used < limit / 2 * 3 => Room::Short,
-        _ => Room::Gone,
+        _ if used < limit.saturating_mul(2) => Room::Gone,
+        _ => Room::Over,
     }
 }
 
@@ -123,7 +255,22 @@ mod tests {
             [Room::Plenty, Room::Plenty, Room::Scarce, Room::Scarce]
         );
         assert_eq!([at(800), at(1199), at(1200)], [Room::Short, Room::Short, Room::Gone]);
+        assert_eq!([at(1599), at(1600)], [Room::Gone, Room::Over]);
         assert!(Room::Plenty < Room::Scarce && Room::Short < Room::Gone);
+    }
+
+    #[test]
+    fn it_is_said_at_once_that_less_is_left_and_else_once_in_a_while() {
+        let mut budget = Budget::new(MemoryLimits { messages: 800, retained: 0, wills: 0, backlogs: 0 });
+        let mut note = |room, now| budget.note(room, now);
+        assert_eq!(note(Room::Plenty, 0), (false, false));
+        assert_eq!(note(Room::Scarce, 1), (true, true));
+        assert_eq!(note(Room::Plenty, 2), (false, false));
+        assert_eq!(note(Room::Scarce, 2), (true, false), "it was said a second ago");
+        assert_eq!(note(Room::Gone, 3), (true, true), "it is worse");
+        assert_eq!(note(Room::Plenty, 2 + ROOM_SILENCE), (false, false));
+        assert_eq!(note(Room::Plenty, 3 + ROOM_SILENCE), (false, true), "over");
+        assert_eq!(note(Room::Plenty, 3 + 9 * ROOM_SILENCE), (false, false), "said once");
     }
 
     #[test]

@@ -7,7 +7,6 @@ use super::Command;
 use super::message::Message;
 use super::turn::{ConnectionKey, Reply};
 use super::worker::Worker;
-use crate::limits::{TURN_BYTES, TURNS_IN_FLIGHT};
 
 /// What a rule says, as far as it is not published.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ impl Worker {
 
     /// Publishes what rules say, in turns of their own, while few commits are outstanding; answered with the last of them.
     pub(super) fn publish_on(&mut self) {
-        while self.committing.len() < TURNS_IN_FLIGHT {
+        while self.may_read() {
             let Some(mut publishing) = self.publishing.pop_front() else { return };
             let first = publishing.messages.as_slice().first();
             self.begin_turn_from(first.map_or(Origin::Client, |message| message.origin));
@@ -66,10 +65,10 @@ impl Worker {
 
     /// Whether that was all.
     fn publish_some(&mut self, messages: &mut std::vec::IntoIter<Message>) -> sonde_engine::Result<bool> {
-        while self.committing.len() < TURNS_IN_FLIGHT {
+        while self.may_read() {
             let Some(message) = messages.next() else { return Ok(true) };
             self.publish_internal(&message, None)?;
-            if self.turn.builder.bytes() >= TURN_BYTES {
+            if self.turn.is_full() {
                 self.submit_turn();
             }
         }

@@ -68,6 +68,11 @@ impl Worker {
             );
             return self.refuse_connect_because(key, ReasonCode::QUOTA_EXCEEDED, 3, TENANT_FULL);
         }
+        if !self.budget.has_room_for_will(Will::weight_of(connect)) {
+            self.stats.refuse(Refused::Will);
+            let why = "there is no memory for more wills: connect without one, or raise memory.limit";
+            return self.turn_back(key, (ReasonCode::QUOTA_EXCEEDED, 3, why));
+        }
         let (session, present) = self.take_session(client_id, connect.clean_start);
         let will = Will::of(connect);
         let expiry = self.begin_session(key, session, connect, will.as_deref(), &principal);

@@ -14,7 +14,7 @@ use super::router::SessionKey;
 use super::stats::Kind;
 use super::transport::{ReadResult, Transport};
 use super::will::Will;
-use crate::limits::{LARGEST_PACKET, OUT_BYTES, PACED_READ};
+use crate::limits::{LARGEST_PACKET, OUT_BYTES, PACED_READ, READ_AT_ONCE};
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -158,8 +158,7 @@ impl Connection {
             return if self.ended { ReadResult::Closed(kept) } else { ReadResult::More(kept) };
         }
         // What is paced is read little by little: what would wait here anyway waits with the client.
-        let most = if self.paced { kept + PACED_READ } else { buffer.len() };
-        let limit = most.min(buffer.len());
+        let limit = (kept + if self.paced { PACED_READ } else { READ_AT_ONCE }).min(buffer.len());
         let room = buffer.get_mut(kept..limit).unwrap_or_default();
         match self.transport.read(self.peer, room, scratch) {
             ReadResult::More(n) => ReadResult::More(kept + n),

@@ -7,17 +7,16 @@
 use std::sync::atomic::Ordering;
 
 use sonde_engine::{SeqNo, Timestamp};
-use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, ReasonCode, Version};
+use sonde_proto::mqtt::{Packet, Properties, PropertiesBuilder, Property, Publish, QoS, Version};
 
 use super::alias::Written;
 use super::budget::Room;
 use super::connection::Connection;
-use super::exchange::{InFlight, Next};
+use super::exchange::Next;
 use super::quota::{Dropped, Drops};
 use super::router::SessionKey;
 use super::session::{Delivery, Stored};
 use super::subscribe::SEQ_PROPERTY;
-use super::turn::Answer;
 use super::worker::Worker;
 use crate::limits::{FETCH_BYTES, LIVE_MESSAGES, OUT_BYTES, PUMPED_MESSAGES};
 
@@ -48,25 +47,7 @@ struct Unsent {
 }
 
 impl Worker {
-    /// Sends again, in their first order, what was in flight when the last connection of the session ended: as much as the
-    /// client takes at once, and the rest as it acknowledges.
-    pub(super) fn resend(&mut self, key: SessionKey) {
-        if let Err(error) = self.read_resumed(key) {
-            tracing::error!(%error, "cannot read from the log what an MQTT client has not taken");
-            return self.send_away(key);
-        }
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let place = session.connection.and_then(|place| self.connections.get_mut(place));
-        let Some((_, connection)) = place else { return };
-        for packet_id in session.begin_again() {
-            // Four bytes: a client that took a PUBLISH takes them.
-            connection.write_answer(&Answer::PubRel(packet_id, ReasonCode::SUCCESS));
-            self.sys.traffic.packets_sent += 1;
-        }
-        self.pump(key);
-    }
-
-    fn take_pen(&mut self, key: SessionKey) -> Pen {
+    pub(super) fn take_pen(&mut self, key: SessionKey) -> Pen {
         let tells_seq = self.sessions.get(key).is_some_and(|session| session.tells_seq);
         let in_flight_bytes = self.queue_limits.bytes.min(self.budget.in_flight_of_one());
         Pen { now: self.clock, tells_seq, in_flight_bytes, properties: std::mem::take(&mut self.properties) }
@@ -84,7 +65,8 @@ impl Worker {
         if delivery.qos == QoS::AtMostOnce && session.connection.is_none() {
             return;
         }
-        let is_short = self.budget.room(self.retained.message_bytes()) >= Room::Short;
+        let room = self.room();
+        let is_short = room >= Room::Short;
         let needs_memory = delivery.qos != QoS::AtMostOnce && delivery.stored == Stored::Nowhere;
         if is_short {
             // What may go goes first: it is asked below whether anything waits.
@@ -95,11 +77,11 @@ impl Worker {
             // Only what comes next; else it is read from the log when its turn comes.
             let has_room = session.queue.len() < LIVE_MESSAGES && session.queue_bytes() < FETCH_BYTES;
             let is_live = session.connection.is_some() && has_room && session.is_next(seq);
-            if is_live && self.budget.room(self.retained.message_bytes()) == Room::Plenty {
+            if is_live && self.budget.room(self.retained.weight()) == Room::Plenty {
                 session.backlog.fetched_to(seq);
                 session.push(delivery);
             }
-        } else if needs_memory && !session.queue.is_empty() && is_short {
+        } else if needs_memory && session.holds_enough(room) {
             self.count_dropped(key, Dropped::QueueFull, 1);
             self.done_with(key, delivery.stored);
         } else if let Err(why) = self.make_room(key, delivery.message.bytes() as u64) {
@@ -132,12 +114,12 @@ impl Worker {
 
     /// How much more may be held in memory.
     pub(super) fn room(&self) -> Room {
-        self.budget.room(self.retained.message_bytes())
+        self.budget.room(self.retained.weight())
     }
 
     /// Sends what waits to those that got nothing for want of memory.
     pub(super) fn pump_held(&mut self) {
-        if !self.held.is_empty() && self.room() < Room::Gone {
+        if !self.held.is_empty() && self.room() < Room::Over {
             for key in std::mem::take(&mut self.held) {
                 self.pump(key);
             }
@@ -147,6 +129,7 @@ impl Worker {
     /// Writes what waits for a session and may be sent.
     pub(super) fn pump(&mut self, key: SessionKey) {
         loop {
+            self.send_again(key);
             self.fetch(key);
             let mut pen = self.take_pen(key);
             let unsent = self.pump_with(key, &mut pen);
@@ -178,29 +161,20 @@ impl Worker {
         if !connection.greeted || connection.sealed {
             return unsent;
         }
-        while let Some((packet_id, dup)) = session.next_again(connection.out.len() <= OUT_BYTES) {
-            let Some(InFlight::Sent(delivery)) = session.in_flight.get(&packet_id) else { continue };
-            if write_publish(connection, packet_id, delivery, dup, pen) {
-                self.sys.traffic.packets_sent += 1;
-                self.sys.traffic.payload_sent += delivery.message.payload.len() as u64;
-            } else {
-                unsent.too_large.push(packet_id);
-            }
-        }
         loop {
             unsent.overtakes = session.is_overtaking();
             if unsent.overtakes {
                 break;
             }
-            let memory = self.budget.room(self.retained.message_bytes());
+            let memory = self.budget.room(self.retained.weight());
             let in_flight = session.in_flight_bytes();
             let room = connection.out.len() <= OUT_BYTES
                 && match memory {
                     Room::Plenty => in_flight < pen.in_flight_bytes,
-                    Room::Scarce | Room::Short => session.in_flight.is_empty(),
-                    Room::Gone => false,
+                    Room::Scarce | Room::Short | Room::Gone => session.in_flight.is_empty(),
+                    Room::Over => false,
                 };
-            if memory == Room::Gone && !session.queue.is_empty() {
+            if memory == Room::Over && !session.queue.is_empty() {
                 self.held.insert(key);
             }
             // Where memory is scarce, the socket has to take at once what nobody acknowledges.
@@ -263,7 +237,7 @@ impl Worker {
         let Some(place) = place else { return true };
         let found = self.connections.get_mut(place).filter(|(_, connection)| connection.greeted);
         let Some((_, connection)) = found else { return true };
-        let fits = write_publish(connection, packet_id, delivery, false, pen);
+        let fits = write_publish(connection, packet_id, &delivery, false, pen);
         if fits {
             self.stats.sent.fetch_add(1, Ordering::Relaxed);
         }
@@ -272,7 +246,7 @@ impl Worker {
     }
 
     /// Ends a delivery that is larger than its client takes, as if it had been acknowledged (MQTT 5, 3.1.2.11.4).
-    fn give_up(&mut self, key: SessionKey, packet_id: u16) {
+    pub(super) fn give_up(&mut self, key: SessionKey, packet_id: u16) {
         self.count_dropped(key, Dropped::TooLarge, 1);
         let done = self.sessions.get_mut(key).and_then(|session| session.finish(packet_id));
         done.into_iter().for_each(|done| self.finish(key, done));
@@ -280,7 +254,7 @@ impl Worker {
 }
 
 /// Appends a PUBLISH; `false`, and nothing appended, where it is larger than the client takes.
-fn write_publish(
+pub(super) fn write_publish(
     connection: &mut Connection,
     packet_id: u16,
     delivery: &Delivery,

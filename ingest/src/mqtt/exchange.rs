@@ -25,20 +25,28 @@ pub(super) const IN_FLIGHT: &str = "mqtt.inflight";
 pub(super) enum InFlight {
     /// It has a packet id whose record is not durable yet: not sent.
     Starting(Delivery),
-    /// QoS 2, sent before the server ended; its message was not read from the log again yet.
-    Unread { number: u64, seq: SeqNo, manner: Manner },
-    /// Sent; PUBACK or PUBREC is awaited.
+    /// Sent, perhaps before the server ended; PUBACK or PUBREC is awaited. The log has the message and memory has not: it is
+    /// read where it has to be sent again.
+    Logged { number: u64, seq: SeqNo, manner: Manner },
+    /// Sent, and nowhere but in memory, or a copy; PUBACK or PUBREC is awaited.
     Sent(Delivery),
     /// PUBREL is sent; PUBCOMP is awaited.
     Released(u64),
 }
 
 impl InFlight {
+    /// A delivery that is sent.
+    fn sent(delivery: Delivery) -> Self {
+        let Stored::Log(seq) = delivery.stored else { return Self::Sent(delivery) };
+        let Delivery { number, qos, retain, via: Via { identifiers, .. }, .. } = delivery;
+        Self::Logged { number, seq, manner: Manner { qos, retain, identifiers } }
+    }
+
     /// The delivery's number.
     pub(super) fn number(&self) -> u64 {
         match self {
             Self::Starting(delivery) | Self::Sent(delivery) => delivery.number,
-            Self::Unread { number, .. } | Self::Released(number) => *number,
+            Self::Logged { number, .. } | Self::Released(number) => *number,
         }
     }
 
@@ -46,7 +54,7 @@ impl InFlight {
     pub(super) fn place(&self) -> (u64, SeqNo) {
         match self {
             Self::Starting(delivery) | Self::Sent(delivery) => (delivery.number, delivery.seq),
-            Self::Unread { number, seq, .. } => (*number, *seq),
+            Self::Logged { number, seq, .. } => (*number, *seq),
             Self::Released(number) => (*number, SeqNo(0)),
         }
     }
@@ -55,7 +63,7 @@ impl InFlight {
     pub(super) fn stored(&self) -> Option<Stored> {
         match self {
             Self::Starting(delivery) | Self::Sent(delivery) => Some(delivery.stored),
-            Self::Unread { seq, .. } => Some(Stored::Log(*seq)),
+            Self::Logged { seq, .. } => Some(Stored::Log(*seq)),
             Self::Released(_) => None,
         }
     }
@@ -64,7 +72,8 @@ impl InFlight {
     fn is_recorded(&self) -> bool {
         match self {
             Self::Starting(delivery) | Self::Sent(delivery) => delivery.qos == QoS::ExactlyOnce,
-            Self::Unread { .. } | Self::Released(_) => true,
+            Self::Logged { manner, .. } => manner.qos == QoS::ExactlyOnce,
+            Self::Released(_) => true,
         }
     }
 }
@@ -130,13 +139,21 @@ impl Session {
             return Some(Next::Send(0, delivery));
         }
         let id = self.free_packet_id();
-        self.flies(&delivery);
         if delivery.qos == QoS::ExactlyOnce && self.is_durable() {
-            self.in_flight.insert(id, InFlight::Starting(delivery));
+            self.flies(&delivery);
+            self.take_off(id, InFlight::Starting(delivery));
             return Some(Next::Record(id, self.in_flight_record(id)?));
         }
-        self.in_flight.insert(id, InFlight::Sent(delivery.clone()));
+        self.sent(id, delivery.clone());
         Some(Next::Send(id, delivery))
+    }
+
+    /// A delivery is sent under this packet id.
+    fn sent(&mut self, packet_id: u16, delivery: Delivery) {
+        if !matches!(delivery.stored, Stored::Log(_)) {
+            self.flies(&delivery);
+        }
+        self.take_off(packet_id, InFlight::sent(delivery));
     }
 
     fn free_packet_id(&mut self) -> u16 {
@@ -151,22 +168,22 @@ impl Session {
     }
 
     /// The record of the packet id is durable. Returns what is to be sent under it now.
-    pub(super) fn started(&mut self, packet_id: u16) -> Option<&Delivery> {
+    pub(super) fn started(&mut self, packet_id: u16) -> Option<Delivery> {
         let unacknowledged = self.unacknowledged();
-        let in_flight = self.in_flight.get_mut(&packet_id)?;
-        let InFlight::Starting(delivery) = in_flight else { return None };
-        *in_flight = InFlight::Sent(delivery.clone());
+        let InFlight::Starting(delivery) = self.in_flight.get(&packet_id)? else { return None };
+        let delivery = delivery.clone();
+        self.landed(&delivery);
+        self.sent(packet_id, delivery.clone());
         if !self.resending.is_empty() || unacknowledged > self.send_maximum {
             // Its connection is a new one since, and what comes before it has not been sent again.
             self.resending.push_back((packet_id, false));
             return None;
         }
-        let InFlight::Sent(delivery) = in_flight else { return None };
         Some(delivery)
     }
 
     /// Messages in flight that this connection has, or is about to have.
-    fn unacknowledged(&self) -> usize {
+    pub(super) fn unacknowledged(&self) -> usize {
         self.in_flight.len() - self.resending.len()
     }
 
@@ -180,8 +197,8 @@ impl Session {
         for (_, id, in_flight) in in_flight {
             match in_flight {
                 // It is sent when the record of its packet id is durable.
-                InFlight::Starting(_) | InFlight::Unread { .. } => {}
-                InFlight::Sent(_) => self.resending.push_back((id, true)),
+                InFlight::Starting(_) => {}
+                InFlight::Logged { .. } | InFlight::Sent(_) => self.resending.push_back((id, true)),
                 InFlight::Released(_) => released.push(id),
             }
         }
@@ -238,17 +255,28 @@ impl Session {
         }
     }
 
-    /// The message of an exchange that went on under its packet id was read from the log.
-    pub(super) fn read_again(&mut self, packet_id: u16, message: Arc<Message>) {
-        let Some(in_flight) = self.in_flight.get_mut(&packet_id) else { return };
-        if let InFlight::Unread { number, seq, manner } = in_flight {
-            let (number, seq, stored) = (*number, *seq, Stored::Log(*seq));
-            let Manner { qos, retain, identifiers } = manner.clone();
-            let via = Via { group: None, identifiers };
-            let delivery = Delivery { number, stored, seq, message, qos, retain, via };
-            *in_flight = InFlight::Sent(delivery.clone());
-            self.flies(&delivery);
+    /// What is to be sent again next and only the log has, as far as that ascends: numbers in the log and packet ids, no more
+    /// than the client takes now, and so many at most.
+    pub(super) fn logged_again(&self, most: usize) -> Vec<(SeqNo, u16)> {
+        let takes = self.send_maximum.saturating_sub(self.unacknowledged()).min(most);
+        let mut found: Vec<(SeqNo, u16)> = Vec::new();
+        for (id, _) in self.resending.iter().take(takes) {
+            match self.in_flight.get(id) {
+                Some(InFlight::Logged { seq, .. }) if found.last().is_none_or(|(last, _)| last < seq) => {
+                    found.push((*seq, *id));
+                }
+                _ => break,
+            }
         }
+        found
+    }
+
+    /// The delivery of an exchange whose message was read from the log.
+    pub(super) fn read_again(&self, packet_id: u16, message: Arc<Message>) -> Option<Delivery> {
+        let InFlight::Logged { number, seq, manner } = self.in_flight.get(&packet_id)? else { return None };
+        let Manner { qos, retain, identifiers } = manner.clone();
+        let (stored, via) = (Stored::Log(*seq), Via { group: None, identifiers });
+        Some(Delivery { number: *number, stored, seq: *seq, message, qos, retain, via })
     }
 
     /// The records that remove all of the session's exchanges.
@@ -260,10 +288,7 @@ impl Session {
 
     /// Takes a delivery out of flight.
     pub(super) fn finish(&mut self, packet_id: u16) -> Option<Done> {
-        let in_flight = self.in_flight.remove(&packet_id)?;
-        if let InFlight::Starting(delivery) | InFlight::Sent(delivery) = &in_flight {
-            self.landed(delivery);
-        }
+        let in_flight = self.take_down(packet_id)?;
         self.not_again(packet_id);
         let stored = in_flight.stored().unwrap_or(Stored::Nowhere);
         let recorded = self.is_durable() && in_flight.is_recorded();
@@ -275,6 +300,7 @@ impl Session {
     pub(super) fn acknowledged(&mut self, packet_id: u16) -> Option<Done> {
         match self.in_flight.get(&packet_id)? {
             InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => self.finish(packet_id),
+            InFlight::Logged { manner, .. } if manner.qos == QoS::AtLeastOnce => self.finish(packet_id),
             _ => None,
         }
     }
@@ -285,11 +311,13 @@ impl Session {
             Some(InFlight::Sent(delivery)) if delivery.qos == QoS::ExactlyOnce => {
                 (delivery.number, delivery.stored)
             }
-            Some(InFlight::Unread { number, seq, .. }) => (*number, Stored::Log(*seq)),
+            Some(InFlight::Logged { number, seq, manner }) if manner.qos == QoS::ExactlyOnce => {
+                (*number, Stored::Log(*seq))
+            }
             Some(InFlight::Released(_)) => return Received::Again,
             _ => return Received::Unknown,
         };
-        let before = self.in_flight.insert(packet_id, InFlight::Released(number));
+        let before = self.take_off(packet_id, InFlight::Released(number));
         if let Some(InFlight::Sent(delivery)) = before {
             self.landed(&delivery);
         }
@@ -302,7 +330,7 @@ impl Session {
     pub(super) fn refused_by_client(&mut self, packet_id: u16) -> Option<Done> {
         match self.in_flight.get(&packet_id)? {
             InFlight::Sent(delivery) if delivery.qos == QoS::ExactlyOnce => self.finish(packet_id),
-            InFlight::Unread { .. } => self.finish(packet_id),
+            InFlight::Logged { manner, .. } if manner.qos == QoS::ExactlyOnce => self.finish(packet_id),
             _ => None,
         }
     }
@@ -311,7 +339,7 @@ impl Session {
     pub(super) fn completed(&mut self, packet_id: u16) -> Option<Done> {
         match self.in_flight.get(&packet_id)? {
             InFlight::Released(_) => self.finish(packet_id),
-            InFlight::Starting(_) | InFlight::Unread { .. } | InFlight::Sent(_) => None,
+            InFlight::Starting(_) | InFlight::Logged { .. } | InFlight::Sent(_) => None,
         }
     }
 
@@ -396,6 +424,33 @@ mod tests {
         let value = record.value.unwrap();
         assert_eq!(Session::read_in_flight(&value), Some(Recorded::InLog(7, SeqNo(9))));
         assert!((0..value.len()).all(|end| Session::read_in_flight(&value[..end]).is_none()));
+    }
+
+    #[test]
+    fn what_the_log_has_needs_no_memory_once_it_is_sent() {
+        for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            let mut session = Session::new("c", 1);
+            session.expiry = 60;
+            for seq in [SeqNo(9), SeqNo(11)] {
+                session.push(Delivery { stored: Stored::Log(seq), seq, ..Delivery::copy(seq.0, qos) });
+            }
+            assert_eq!([send(&mut session), send(&mut session)], [Some((1, 9)), Some((2, 11))]);
+            assert_eq!((session.in_flight_bytes(), session.queue_bytes()), (0, 0));
+            // It comes back, and takes one at a time.
+            session.begin_again();
+            assert_eq!(session.logged_again(9), [(SeqNo(9), 1), (SeqNo(11), 2)]);
+            session.send_maximum = 1;
+            assert_eq!(session.logged_again(9), [(SeqNo(9), 1)]);
+            assert_eq!(session.next_again(true), Some((1, true)));
+            assert_eq!(session.logged_again(9), [], "it takes no more now");
+            let again = session.read_again(1, Arc::new(Message::new("t", b"x", qos, false))).unwrap();
+            assert_eq!((again.qos, again.stored, again.number), (qos, Stored::Log(SeqNo(9)), 9));
+            let is_over = |session: &mut Session| match qos {
+                QoS::ExactlyOnce => matches!(session.received_by_client(1), Received::Release(_)),
+                _ => session.acknowledged(1).is_some_and(|done| done.stored == Stored::Log(SeqNo(9))),
+            };
+            assert!(session.completed(1).is_none() && is_over(&mut session));
+        }
     }
 
     #[test]

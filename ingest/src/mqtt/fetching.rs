@@ -11,7 +11,6 @@ use sonde_proto::mqtt::ReasonCode;
 use super::backlog::{Manner, Waiting};
 use super::budget::Room;
 use super::connection::Phase;
-use super::exchange::InFlight;
 use super::message::Message;
 use super::quota::Dropped;
 use super::router::SessionKey;
@@ -31,7 +30,7 @@ impl Worker {
                     session.queue.len() as u64 >= FETCH_MESSAGES / 2
                         || session.queue_bytes() >= FETCH_BYTES / 2
                 }
-                Room::Scarce | Room::Short | Room::Gone => !session.queue.is_empty(),
+                Room::Scarce | Room::Short | Room::Gone | Room::Over => !session.queue.is_empty(),
             };
             if !session.backlog.has_unfetched() || (has_some && !session.is_overtaking()) {
                 return false;
@@ -121,53 +120,8 @@ impl Worker {
         }
     }
 
-    /// Reads the messages of the exchanges that were under way when the server ended; they go on under their packet ids.
-    pub(super) fn read_resumed(&mut self, key: SessionKey) -> sonde_engine::Result<()> {
-        let Some(principal) = self.reader(key) else { return Ok(()) };
-        let Some(session) = self.sessions.get(key) else { return Ok(()) };
-        let unread = |(id, in_flight): (&u16, &InFlight)| match in_flight {
-            InFlight::Unread { seq, .. } => Some((*seq, *id)),
-            _ => None,
-        };
-        let mut unread: Vec<(SeqNo, u16)> = session.in_flight.iter().filter_map(unread).collect();
-        unread.sort_unstable_by_key(|(seq, _)| *seq);
-        let mut at = SeqNo(0);
-        let (mut gone, mut denied) = (Vec::new(), Vec::new());
-        loop {
-            unread.retain(|(seq, _)| *seq > at);
-            let ranges: Vec<SeqRange> =
-                unread.iter().map(|(seq, _)| SeqRange { first: *seq, last: *seq }).collect();
-            if ranges.is_empty() {
-                break;
-            }
-            let (found, position) = self.read_ranges(&ranges)?;
-            let mut found = found.into_iter().peekable();
-            for (seq, id) in unread.iter().filter(|(seq, _)| *seq <= position) {
-                let message = found.next_if(|(known, _)| known == seq).map(|(_, message)| message);
-                let message = message.or_else(|| self.kept_message(key, *seq));
-                let Some(session) = self.sessions.get_mut(key) else { break };
-                match message {
-                    Some(message) if !allows(&principal, Action::Subscribe(&message.topic)) => {
-                        denied.push(*id)
-                    }
-                    Some(message) => session.read_again(*id, Arc::new(message)),
-                    None => gone.push((*seq, *id)),
-                }
-            }
-            at = position;
-        }
-        let numbers: Vec<SeqNo> = gone.iter().map(|(seq, _)| *seq).collect();
-        self.lose(key, &numbers);
-        self.stats.denied.fetch_add(denied.len() as u64, Ordering::Relaxed);
-        for id in gone.into_iter().map(|(_, id)| id).chain(denied) {
-            let done = self.sessions.get_mut(key).and_then(|session| session.finish(id));
-            done.into_iter().for_each(|done| self.finish(key, done));
-        }
-        Ok(())
-    }
-
     /// What waited is gone from the log: its extent is said, and its numbers are not asked for again.
-    fn lose(&mut self, key: SessionKey, gone: &[SeqNo]) {
+    pub(super) fn lose(&mut self, key: SessionKey, gone: &[SeqNo]) {
         let (Some(first), Some(last)) = (gone.first(), gone.last()) else { return };
         let count = gone.len() as u64;
         if let Some(session) = self.sessions.get(key) {

@@ -7,7 +7,7 @@ use sonde_engine::{MessageRef, Origin, SeqNo, Timestamp};
 use sonde_proto::mqtt::{Properties, PropertiesBuilder, Property, Publish, QoS};
 
 use super::budget::Weight;
-use crate::limits::PACKET_BYTES;
+use crate::limits::{MESSAGE_OVERHEAD, PACKET_BYTES, RECORD_OVERHEAD};
 
 /// Nanoseconds of a second.
 const NANOS: i64 = 1_000_000_000;
@@ -61,7 +61,14 @@ impl Message {
     /// The same, counted for itself: whoever changes or copies what a message has, asks for it.
     #[must_use]
     pub fn weighed(mut self) -> Self {
-        self.weight = Weight::of(self.bytes());
+        self.weight = Weight::of(self.bytes() + MESSAGE_OVERHEAD);
+        self
+    }
+
+    /// The same of a copy that is a record with a key of so many bytes, too.
+    #[must_use]
+    pub(super) fn weighed_as_copy(mut self, key: usize) -> Self {
+        self.weight = Weight::of(2 * self.bytes() + MESSAGE_OVERHEAD + RECORD_OVERHEAD + key);
         self
     }
 
@@ -139,7 +146,7 @@ impl Message {
         Some(self.expiry?.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX)))
     }
 
-    /// Bytes that it takes, for quotas.
+    /// Bytes that it takes, for quotas: what it says, and 64 more. The memory that it takes is its weight.
     #[must_use]
     pub fn bytes(&self) -> usize {
         Self::bytes_of(&self.topic, &self.payload, &self.properties)

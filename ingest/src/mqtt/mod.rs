@@ -6,6 +6,7 @@
 //! - Delivery comes after the commit, so what a subscriber sees is stored.
 
 mod accept;
+mod again;
 mod alias;
 mod authenticate;
 mod backlog;
@@ -39,6 +40,7 @@ mod replay;
 mod resolved;
 mod retained;
 mod router;
+mod scarcity;
 mod search;
 mod searching;
 mod session;

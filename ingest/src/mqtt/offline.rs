@@ -24,7 +24,7 @@ use super::sharing::Outgoing;
 use super::subscribe::UNNUMBERED;
 use super::turn::{ConnectionKey, Undo};
 use super::worker::Worker;
-use crate::limits::QUEUED_BYTES_OF_ALL;
+use crate::limits::{FOLDS, QUEUED_BYTES_OF_ALL};
 
 /// The sessions' cursor in the log.
 const CURSOR: &[u8] = b"mqtt sessions";
@@ -100,6 +100,10 @@ impl Worker {
         manner: Manner,
     ) -> Option<u32> {
         let bytes = out.draft.bytes() as u64;
+        if !self.may_note(key) {
+            self.count_dropped(key, Dropped::QueueFull, 1);
+            return None;
+        }
         if let Err(why) = self.make_room(key, bytes) {
             self.count_dropped(key, why, 1);
             return None;
@@ -119,6 +123,13 @@ impl Worker {
         Some(number)
     }
 
+    /// Whether there is memory to note one more message of the log for a session. Where its client is there and keeps up, the
+    /// message hardly waits at all.
+    fn may_note(&self, key: SessionKey) -> bool {
+        let keeps_up = |session: &Session| session.is_here() && session.is_caught_up();
+        self.budget.has_room_for_backlog() || self.sessions.get(key).is_some_and(keeps_up)
+    }
+
     /// Keeps a copy of a delivery, unless there is no room for it: whether it is kept.
     pub(super) fn keep_copy(&mut self, key: SessionKey, delivery: &mut Delivery) -> bool {
         // The state store, too, is memory.
@@ -131,10 +142,10 @@ impl Worker {
             self.count_dropped(key, why, 1);
             return false;
         }
-        delivery.message = Arc::new(Message::clone(&delivery.message).weighed());
         let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
             return false;
         };
+        delivery.message = Arc::new(Message::clone(&delivery.message).weighed_as_copy(record.key.len()));
         match delivery.seq {
             UNNUMBERED => self.turn.builder.state(record),
             _ => self.turn.builder.state_of_message(record, SEQ_AT),
@@ -248,7 +259,10 @@ impl Worker {
     /// former, to be numbered once that is durable.
     pub(super) fn record_backlogs(&mut self) -> Vec<(SessionKey, Block)> {
         let mut blocks = Vec::new();
-        for key in std::mem::take(&mut self.turn.noted) {
+        let noted = std::mem::take(&mut self.turn.noted);
+        // Not all sessions in one turn, where all get the same messages: each has to fold in one of sixteen.
+        let mut folds = FOLDS + noted.len() / 8;
+        for key in noted {
             let number = self.next_number();
             let Some(session) = self.sessions.get_mut(key) else { continue };
             session.noted = false;
@@ -259,6 +273,10 @@ impl Worker {
                 session.drops_recorded = session.drops;
                 self.turn.builder.state(session.drops_record());
                 self.turn.undo.push(Undo::Drops(key));
+            }
+            // A copy that waits stands between blocks, by its number.
+            if folds > 0 && session.backlog.is_gathering() && session.beside().0 == 0 {
+                folds -= usize::from(session.backlog.fold());
             }
             for (number, value) in session.backlog.changes() {
                 self.turn.builder.state(session.backlog_record(number, value));

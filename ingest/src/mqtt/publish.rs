@@ -18,7 +18,7 @@ use super::turn::{Answer, ConnectionKey, Undo};
 use super::via::Via;
 use super::worker::{TopicInfo, Worker};
 use crate::dead_letter::{self, DeadLetter};
-use crate::limits::{RECEIVE_MAXIMUM, TURN_BYTES};
+use crate::limits::RECEIVE_MAXIMUM;
 use crate::row::Refusal;
 use crate::source::{DEFAULT_SOURCE, Incoming, Sink, Source};
 
@@ -190,7 +190,7 @@ impl Worker {
     /// Stores a message, keeps it where it is to be retained, and notes who gets it. What has to be durable is in the
     /// turn's batch when this returns, or in one before it.
     fn take(&mut self, arriving: &Arriving<'_>, form: Form<'_>) -> sonde_engine::Result<Verdict> {
-        if self.turn.builder.bytes() >= TURN_BYTES {
+        if self.turn.is_full() {
             // Not between the parts of a message: its rows, what keeps it for others and the QoS 2 number that says that
             // it came are one commit, and a crash leaves all of them or none.
             self.submit_turn();
@@ -306,7 +306,7 @@ impl Worker {
             return;
         }
         let Place { number, early, .. } = place;
-        let mut out = Outgoing { draft, number, logged: None, copied: 0, early };
+        let mut out = Outgoing { draft, number, logged: None, copied: 0, counted: false, early };
         if place.keep
             && let Err(error) = self.log_outgoing(&mut out)
         {

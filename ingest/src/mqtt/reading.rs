@@ -14,7 +14,7 @@ use super::stats::Refused;
 use super::transport::ReadResult;
 use super::turn::ConnectionKey;
 use super::worker::Worker;
-use crate::limits::{CONNECT_BYTES, PACKET_BYTES, TURN_BYTES};
+use crate::limits::{CONNECT_BYTES, PACKET_BYTES};
 
 impl Worker {
     /// Reads every connection that has something once, until the turn is full.
@@ -22,7 +22,7 @@ impl Worker {
         self.refresh_sources();
         let (mut buffer, mut scratch) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.scratch));
         for _ in 0..self.ready.len() {
-            if self.turn.builder.bytes() >= TURN_BYTES {
+            if self.turn.is_full() || !self.may_read() {
                 break;
             }
             let Some(place) = self.ready.pop_front() else { break };
@@ -125,6 +125,8 @@ impl Worker {
         }
         let bytes = buffer.get(..filled).unwrap_or_default();
         let done = self.handle_bytes(key, bytes);
+        // What waits to be released comes first: the rest is handled behind what others have sent meanwhile.
+        let may_read = self.may_read();
         // The connection may have gone, and its place been taken, while its packets were handled.
         let still = self.connections.get_mut(place).filter(|(known, _)| *known == key.generation);
         let Some((_, connection)) = still else { return };
@@ -135,16 +137,19 @@ impl Worker {
             connection.keep(rest);
             return self.pause(key, now);
         }
-        if ended {
+        let goes_on = !may_read && !connection.closing;
+        if ended && !goes_on {
             return self.close(place);
         }
-        let rest = bytes.get(done..).unwrap_or_default();
         if connection.pauses() && rest.len() > CONNECT_BYTES {
             // Nobody knows yet who it is.
             return self.close(place);
         }
+        if goes_on {
+            (connection.has_rest, connection.ended) = (!rest.is_empty() || ended, ended);
+        }
         connection.keep(rest);
-        if matches!(found, ReadResult::More(_)) {
+        if goes_on || matches!(found, ReadResult::More(_)) {
             self.mark_ready(place);
         }
     }
@@ -178,8 +183,11 @@ impl Worker {
                         self.tenants.count_packet(connection, is_message, len, Instant::now());
                     }
                     self.handle_packet(key, &packet);
-                    if self.turn.builder.bytes() >= TURN_BYTES {
+                    if self.turn.is_full() {
                         self.submit_turn();
+                        if !self.may_read() {
+                            return done;
+                        }
                     }
                 }
                 Ok(None) => return done,

@@ -233,7 +233,10 @@ pub(super) fn recover_from<V: AsRef<[u8]>>(
             Some(())
         }),
         (QUEUE, |session, number, value, now| {
-            session.push(read_delivery(u64::from_be_bytes(number.try_into().ok()?), value, now)?);
+            let mut delivery = read_delivery(u64::from_be_bytes(number.try_into().ok()?), value, now)?;
+            let key = session.key(number).len();
+            delivery.message = Arc::new(Message::clone(&delivery.message).weighed_as_copy(key));
+            session.push(delivery);
             Some(())
         }),
         (BACKLOG, |session, number, value, _| {
@@ -300,10 +303,10 @@ impl Session {
             }
             Recorded::InLog(number, seq) => {
                 let manner = self.backlog.resume(seq)?;
-                InFlight::Unread { number, seq, manner }
+                InFlight::Logged { number, seq, manner }
             }
         };
-        self.in_flight.insert(packet_id, in_flight);
+        self.take_off(packet_id, in_flight);
         // An id whose exchange ends without the client's word is not used again soon: the client may hold its message.
         self.next_packet_id = self.next_packet_id.max(packet_id.checked_add(1).unwrap_or(1));
         Some(())

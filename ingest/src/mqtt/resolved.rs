@@ -13,7 +13,7 @@ use sonde_proto::mqtt::filter_matches;
 
 use super::router::Interest;
 use super::shared::GroupKey;
-use crate::limits::{CACHED_INTERESTS, CACHED_TOPICS};
+use crate::limits::{CACHED_INTERESTS, CACHED_TOPIC_BYTES, CACHED_TOPICS, REMEMBERED_TOPIC};
 
 /// Changes that an entry is compared with before it is looked up anew: about what a walk through the trie costs.
 const CHANGES: usize = 32;
@@ -45,6 +45,8 @@ struct Generation {
     entries: HashMap<Box<str>, Entry>,
     /// Interests of all entries, those replaced since included.
     weight: usize,
+    /// Bytes of their topics, in the same way.
+    bytes: usize,
 }
 
 /// The topics that were looked up.
@@ -76,7 +78,7 @@ impl Cache {
 
     /// Keeps what the trie said of a topic.
     pub(super) fn put(&mut self, topic: &str, resolved: &Rc<Resolved>) {
-        if resolved.weight() <= CACHED_INTERESTS / 16 {
+        if resolved.weight() <= CACHED_INTERESTS / 16 && topic.len() <= REMEMBERED_TOPIC {
             let entry = Entry { resolved: Rc::clone(resolved), as_of: self.changed };
             self.keep(topic.into(), entry);
         }
@@ -84,12 +86,16 @@ impl Cache {
 
     fn keep(&mut self, topic: Box<str>, entry: Entry) {
         let weight = entry.resolved.weight();
-        if self.young.entries.len() >= CACHED_TOPICS || self.young.weight + weight > CACHED_INTERESTS {
+        let is_full = self.young.entries.len() >= CACHED_TOPICS
+            || self.young.weight + weight > CACHED_INTERESTS
+            || self.young.bytes + topic.len() > CACHED_TOPIC_BYTES;
+        if is_full {
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.entries.clear();
-            self.young.weight = 0;
+            (self.young.weight, self.young.bytes) = (0, 0);
         }
         self.young.weight += weight;
+        self.young.bytes += topic.len();
         self.young.entries.insert(topic, entry);
     }
 
@@ -120,4 +126,24 @@ fn holds(entry: &mut Entry, topic: &str, changes: &VecDeque<Box<str>>, changed: 
         entry.as_of = changed;
     }
     holds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_the_topics_are_limited() {
+        let mut cache = Cache::default();
+        let nobody = Rc::new(Resolved::default());
+        cache.put(&"x".repeat(REMEMBERED_TOPIC + 1), &nobody);
+        assert!(cache.young.entries.is_empty(), "too long to be remembered");
+        let held =
+            |generation: &Generation| generation.entries.keys().map(|topic| topic.len()).sum::<usize>();
+        for n in 0..3 * CACHED_TOPIC_BYTES / REMEMBERED_TOPIC {
+            cache.put(&format!("{n:08}{}", "x".repeat(REMEMBERED_TOPIC - 8)), &nobody);
+        }
+        assert!(held(&cache.young) <= CACHED_TOPIC_BYTES && held(&cache.old) <= CACHED_TOPIC_BYTES);
+        assert!(held(&cache.old) > CACHED_TOPIC_BYTES / 2, "what was used lately stays");
+    }
 }

@@ -8,7 +8,7 @@ use sonde_engine::{Engine, State, Timestamp};
 
 use super::message::Message;
 use super::search::{Search, last_level};
-use crate::limits::RETAINED_OVERHEAD;
+use crate::limits::{MESSAGE_OVERHEAD, RETAINED_OVERHEAD};
 
 const NAMESPACE: &str = "mqtt.retained";
 /// Between a last level and the topics that have it; no topic and no filter has it (MQTT 5, 1.5.4).
@@ -55,9 +55,9 @@ impl Retained {
         self.message_bytes + self.messages.len() * RETAINED_OVERHEAD
     }
 
-    /// Bytes of the messages alone.
-    pub(super) fn message_bytes(&self) -> usize {
-        self.message_bytes
+    /// What the messages weigh, of all that are in memory.
+    pub(super) fn weight(&self) -> usize {
+        self.message_bytes + self.messages.len() * MESSAGE_OVERHEAD
     }
 
     fn put(&mut self, message: Message) {
@@ -267,6 +267,6 @@ mod tests {
         assert_eq!(gone(102), ["soon"]);
         assert_eq!(gone(1000), ["again", "late"]);
         assert_eq!(retained.messages.len(), 1);
-        assert_eq!((retained.message_bytes(), retained.expiries.len()), (message("never", None).bytes(), 0));
+        assert_eq!((retained.message_bytes, retained.expiries.len()), (message("never", None).bytes(), 0));
     }
 }

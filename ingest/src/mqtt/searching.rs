@@ -22,7 +22,7 @@ use super::subscription::Subscription;
 use super::sys::ROOT;
 use super::via::Via;
 use super::worker::Worker;
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, SEARCH_STEPS, TURN_BYTES, TURNS_IN_FLIGHT};
+use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, SEARCH_STEPS};
 
 /// How much a session may get at once.
 struct Piece {
@@ -57,11 +57,11 @@ impl Worker {
         let mut steps = SEARCH_STEPS;
         let mut goes_on = false;
         for _ in 0..self.searching.len() {
-            if self.committing.len() >= TURNS_IN_FLIGHT {
+            if !self.may_read() {
                 // A commit that ends wakes the loop.
                 return false;
             }
-            if steps == 0 || self.turn.builder.bytes() >= TURN_BYTES {
+            if steps == 0 || self.turn.is_full() {
                 return true;
             }
             let Some(key) = self.searching.pop_front() else { break };
@@ -85,7 +85,7 @@ impl Worker {
             return false;
         }
         if let Some(tail) = &session.tail {
-            return tail.has_room(FETCH_MESSAGES as usize);
+            return self.room() == Room::Plenty && tail.has_room(FETCH_MESSAGES as usize);
         }
         let connection = session.connection.and_then(|place| self.connections.get(place));
         let has_room = connection.is_some_and(|(_, c)| !c.closing && c.out.len() < OUT_BYTES / 4);

@@ -13,6 +13,7 @@ use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
 use super::backlog::Backlog;
+use super::budget::{Room, Tally};
 use super::exchange::InFlight;
 use super::kept::Kept;
 use super::message::Message;
@@ -24,7 +25,7 @@ use super::subscription::Subscription;
 use super::tail::TailSink;
 use super::via::Via;
 use super::will::PendingWill;
-use crate::limits::SEND_MAXIMUM;
+use crate::limits::{IN_FLIGHT_OVERHEAD, LIVE_MESSAGES, SEND_MAXIMUM};
 
 /// Where a delivery waits, so that it survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,14 @@ pub(super) struct Delivery {
     pub(super) retain: bool,
     /// The subscriptions that it comes by.
     pub(super) via: Via,
+}
+
+impl Delivery {
+    /// Bytes that it takes beside its message.
+    fn entry_bytes(&self) -> usize {
+        let identifiers = self.via.identifiers.as_deref().map_or(0, size_of_val);
+        size_of::<Self>() + identifiers
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +134,8 @@ pub(super) struct Session {
     /// Bytes of the messages in flight that are in memory, and of those that are not in the backlog.
     in_flight_bytes: usize,
     in_flight_beside: usize,
+    /// What the budget knows of the entries of the queue and of what is in flight.
+    tally: Tally,
     /// What waits in the log.
     pub(super) backlog: Backlog,
     /// Whether the present turn knows that the backlog has something to record.
@@ -172,6 +183,7 @@ impl Session {
             queue_bytes: 0,
             in_flight_bytes: 0,
             in_flight_beside: 0,
+            tally: Tally::of_messages(),
             backlog: Backlog::default(),
             noted: false,
             due: false,
@@ -209,7 +221,7 @@ impl Session {
             let (delivery, begun) = match self.in_flight.get(&id) {
                 Some(InFlight::Starting(delivery)) => (delivery, false),
                 Some(InFlight::Sent(delivery)) => (delivery, delivery.qos == QoS::ExactlyOnce),
-                Some(InFlight::Unread { .. } | InFlight::Released(_)) | None => continue,
+                Some(InFlight::Logged { .. } | InFlight::Released(_)) | None => continue,
             };
             if may_read(&delivery.message.topic) {
                 continue;
@@ -234,6 +246,7 @@ impl Session {
     /// A delivery comes into the queue.
     pub(super) fn joins(&mut self, delivery: &Delivery) {
         self.queue_bytes += delivery.message.bytes();
+        self.tally.add(delivery.entry_bytes());
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.beside += 1;
             self.beside_bytes += delivery.message.bytes();
@@ -243,10 +256,35 @@ impl Session {
     /// A delivery has left the queue.
     pub(super) fn left(&mut self, delivery: &Delivery) {
         self.queue_bytes -= delivery.message.bytes();
+        self.tally.subtract(delivery.entry_bytes());
         if !matches!(delivery.stored, Stored::Log(_)) {
             self.beside -= 1;
             self.beside_bytes -= delivery.message.bytes();
         }
+    }
+
+    /// Something is in flight under this packet id.
+    pub(super) fn take_off(&mut self, packet_id: u16, in_flight: InFlight) -> Option<InFlight> {
+        let before = self.in_flight.insert(packet_id, in_flight);
+        if before.is_none() {
+            self.tally.add(IN_FLIGHT_OVERHEAD);
+        }
+        before
+    }
+
+    /// What was in flight under this packet id is it no more.
+    pub(super) fn take_down(&mut self, packet_id: u16) -> Option<InFlight> {
+        let in_flight = self.in_flight.remove(&packet_id)?;
+        self.tally.subtract(IN_FLIGHT_OVERHEAD);
+        if let InFlight::Starting(delivery) | InFlight::Sent(delivery) = &in_flight {
+            self.landed(delivery);
+        }
+        Some(in_flight)
+    }
+
+    /// Bytes of its entries in the queue and in flight, beside the messages.
+    pub(super) fn entries_bytes(&self) -> usize {
+        self.tally.bytes()
     }
 
     /// A delivery is in flight.
@@ -317,7 +355,7 @@ impl Session {
         let sent = self.in_flight.values().filter_map(|in_flight| match in_flight {
             InFlight::Starting(delivery) => Some(delivery),
             InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce => Some(delivery),
-            InFlight::Unread { .. } | InFlight::Sent(_) | InFlight::Released(_) => None,
+            InFlight::Logged { .. } | InFlight::Sent(_) | InFlight::Released(_) => None,
         });
         let mut shared: Vec<Delivery> =
             sent.chain(&self.queue).filter(|delivery| is_shared(delivery)).cloned().collect();
@@ -333,14 +371,26 @@ impl Session {
     /// Takes out the messages of shared subscriptions that are meant and that other members may get.
     pub(super) fn take_shared(&mut self, is_meant: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
         let mut taken = self.take_where(&is_meant);
-        self.in_flight.retain(|_, in_flight| match in_flight {
-            InFlight::Sent(delivery) if delivery.qos == QoS::AtLeastOnce && is_meant(delivery) => {
-                taken.push(delivery.clone());
-                false
+        let sent: Vec<u16> = self.in_flight.keys().copied().collect();
+        for id in sent {
+            match self.in_flight.get(&id) {
+                Some(InFlight::Sent(delivery)) if delivery.qos == QoS::AtLeastOnce && is_meant(delivery) => {
+                    taken.push(delivery.clone());
+                    self.take_down(id);
+                }
+                _ => {}
             }
-            _ => true,
-        });
+        }
         taken
+    }
+
+    /// Whether it has as much in memory as it may have where no more than this is left.
+    pub(super) fn holds_enough(&self, room: Room) -> bool {
+        match room {
+            Room::Plenty | Room::Scarce => false,
+            Room::Short => !self.queue.is_empty(),
+            Room::Gone | Room::Over => !self.queue.is_empty() || !self.in_flight.is_empty(),
+        }
     }
 
     /// Whether nothing waits, and another message could be sent.
@@ -352,6 +402,10 @@ impl Session {
     pub(super) fn take_first(&mut self) -> Option<Delivery> {
         let delivery = self.queue.pop_front()?;
         self.left(&delivery);
+        if self.queue.is_empty() && self.queue.capacity() > LIVE_MESSAGES {
+            // It was long, and is not any more.
+            self.queue = VecDeque::new();
+        }
         Some(delivery)
     }
 

@@ -17,7 +17,7 @@ use super::subscribe::UNNUMBERED;
 use super::turn::Undo;
 use super::via::Via;
 use super::worker::Worker;
-use crate::limits::{COPIES_BYTES, OUT_BYTES, SEND_MAXIMUM, TURN_BYTES};
+use crate::limits::{COPIES_BYTES, OUT_BYTES, SEND_MAXIMUM};
 
 /// A delivery that is to be noted: to whom, and how it is sent.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(super) struct Outgoing<'m> {
     pub(super) logged: Option<u32>,
     /// Bytes of its copies in that batch.
     pub(super) copied: usize,
+    /// Whether the turn counts it among the messages that it delivers.
+    pub(super) counted: bool,
     /// Whether those who are here get it before it is stored.
     pub(super) early: bool,
 }
@@ -93,6 +95,9 @@ impl Worker {
         }
         if matches!(stored, Stored::Copy(_)) && !self.keep_copy(to.session, &mut delivery) {
             return;
+        }
+        if !std::mem::replace(&mut out.counted, true) {
+            self.turn.message_bytes += out.draft.bytes();
         }
         self.turn.deliveries.push((to.session, delivery));
     }
@@ -160,15 +165,15 @@ impl Worker {
     pub(super) fn hand_on(&mut self, left_behind: Vec<Delivery>) {
         for delivery in left_behind {
             let Some(filter) = &delivery.via.group else { continue };
-            if self.turn.builder.bytes() >= TURN_BYTES {
+            if self.turn.is_full() {
                 self.submit_turn();
             }
             match self.router.group(filter) {
                 Some(group) => {
                     let message = &delivery.message;
                     let draft = &Draft::again(message);
-                    let mut out =
-                        Outgoing { draft, number: UNNUMBERED, logged: None, copied: 0, early: false };
+                    let (number, logged, early) = (UNNUMBERED, None, false);
+                    let mut out = Outgoing { draft, number, logged, copied: 0, counted: false, early };
                     self.hand_to_group(group, message.qos, message.retain, &mut out);
                     self.turn.undo.push(Undo::HandedOn(delivery));
                 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sonde_proto::mqtt::ReasonCode;
 
+use super::budget::Room;
 use super::options::ListenerOptions;
 
 /// Why a connection, or its CONNECT, was not taken.
@@ -21,22 +22,28 @@ pub(crate) enum Refused {
     Flapping,
     /// Its tenant has as many connections as it may.
     Tenant,
+    /// There is no memory for its will.
+    Will,
     /// Its PROXY header, TLS handshake or WebSocket request failed.
     Handshake,
     /// Its CONNECT did not come in time.
     Late,
 }
 
-const REFUSED: [(Refused, &str); 8] = [
+const REFUSED: [(Refused, &str); 9] = [
     (Refused::Connections, "connections"),
     (Refused::Address, "address"),
     (Refused::Rate, "rate"),
     (Refused::Proxy, "proxy"),
     (Refused::Flapping, "flapping"),
     (Refused::Tenant, "tenant"),
+    (Refused::Will, "will"),
     (Refused::Handshake, "handshake"),
     (Refused::Late, "late"),
 ];
+
+/// How little memory for messages there may be.
+const ROOMS: [Room; 4] = [Room::Scarce, Room::Short, Room::Gone, Room::Over];
 
 /// Over what a connection speaks MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +120,18 @@ pub struct MqttStats {
     pub paused: AtomicU64,
     /// How often that was for the rates of its tenant.
     pub tenant_paused: AtomicU64,
+    /// Bytes of what is noted of messages that wait in the log.
+    pub backlog_bytes: AtomicU64,
     /// Connections closed because their client took nothing of what waits for it.
     pub unread: AtomicU64,
     /// Client ids and addresses that are refused because they connect too often.
     pub banned: AtomicU64,
+    /// Bytes of messages in memory, of those that the limit counts.
+    pub message_bytes: AtomicU64,
+    /// Connections closed because their clients held most of the memory for messages when it was over.
+    pub shed: AtomicU64,
+    /// How often that memory came to be scarce, short, gone, over.
+    rooms: [AtomicU64; ROOMS.len()],
     refused: [AtomicU64; REFUSED.len()],
     open: [AtomicU64; KINDS.len()],
     connacks: ByReason,
@@ -126,6 +141,14 @@ pub struct MqttStats {
 impl MqttStats {
     pub(super) fn refuse(&self, why: Refused) {
         let found = REFUSED.iter().zip(&self.refused).find(|((known, _), _)| *known == why);
+        if let Some((_, counter)) = found {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts that there is as little memory for messages as this.
+    pub(super) fn came_to(&self, room: Room) {
+        let found = ROOMS.iter().zip(&self.rooms).find(|(known, _)| **known == room);
         if let Some((_, counter)) = found {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -169,6 +192,10 @@ impl MqttStats {
         for ((_, label), counter) in REFUSED.iter().zip(&self.refused) {
             let labels = format!("reason=\"{label}\"");
             tell("sonde_mqtt_connections_refused_total", "counter", &labels, counter.load(Ordering::Relaxed));
+        }
+        for (room, counter) in ROOMS.iter().zip(&self.rooms) {
+            let labels = format!("step=\"{}\"", room.name());
+            tell("sonde_mqtt_memory_steps_total", "counter", &labels, counter.load(Ordering::Relaxed));
         }
         for (name, counters) in
             [("sonde_mqtt_connack_total", &self.connacks), ("sonde_mqtt_disconnect_total", &self.disconnects)]

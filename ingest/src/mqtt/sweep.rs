@@ -11,7 +11,7 @@ use super::session::Session;
 use super::stats::Refused;
 use super::turn::{ConnectionKey, Undo};
 use super::worker::Worker;
-use crate::limits::{CONNECT_TIME, RECOGNISE_TIME, TURN_BYTES};
+use crate::limits::{CONNECT_TIME, RECOGNISE_TIME};
 
 /// How often it is looked who is silent.
 const LISTEN_MILLIS: u64 = 250;
@@ -24,6 +24,7 @@ impl Worker {
             self.listened_at = now;
             self.end_silent(now);
             self.keep_endangered();
+            self.watch_memory();
         }
     }
 
@@ -105,7 +106,7 @@ impl Worker {
 
     /// Removes the retained messages that have expired, as many as a turn takes.
     fn expire_retained(&mut self) {
-        while self.turn.builder.bytes() < TURN_BYTES {
+        while !self.turn.is_full() {
             let Some((topic, record)) = self.retained.expire(self.clock) else { return };
             self.stats.expired.fetch_add(1, Ordering::Relaxed);
             self.turn.builder.state(record);

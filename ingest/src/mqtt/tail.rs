@@ -2,11 +2,11 @@
 //!
 //! # Invariants
 //! - A tail is a session without a socket: the same router, the same order, QoS 0.
-//! - It holds a bounded number of messages; a reader that does not keep up is told how many it missed, and where.
+//! - It holds a bounded number of messages and of their bytes; a reader that does not keep up is told how many it missed, and where.
 //! - It reads under the rights of whoever began it, as they are now: once they do not cover its filter it ends, and what
 //!   waits is not given out.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use sonde_access::{Action, Principal, allows};
@@ -14,13 +14,14 @@ use sonde_engine::{SeqNo, Timestamp};
 use sonde_proto::mqtt::{DecodeError, QoS, is_shared, validate_filter};
 use tokio::sync::{mpsc, oneshot};
 
+use super::budget::Room;
 use super::listener::Mqtt;
 use super::router::SessionKey;
 use super::session::{Delivery, Session};
 use super::subscription::Subscription;
 use super::worker::{Worker, interest};
 use super::{Command, Inbox, Message};
-use crate::limits::{TAIL_MESSAGES, TAILS};
+use crate::limits::{FETCH_BYTES, TAIL_BYTES, TAIL_MESSAGES, TAILS};
 
 /// A message as a tail sees it.
 #[derive(Clone, Debug)]
@@ -74,6 +75,8 @@ impl TailEnd {
 pub(super) struct TailSink {
     /// Each message with the number of those that were dropped right before it.
     messages: mpsc::Sender<(u64, TailMessage)>,
+    /// Bytes of those that wait.
+    bytes: Arc<AtomicUsize>,
     /// Messages that were dropped behind the last one that was sent.
     dropped: Arc<AtomicU64>,
     /// Whether the event loop is to be woken once the reader has taken what there is.
@@ -88,6 +91,7 @@ pub(super) struct TailSink {
 #[derive(Debug)]
 pub struct Tail {
     messages: mpsc::Receiver<(u64, TailMessage)>,
+    bytes: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
     waits: Arc<AtomicBool>,
     /// A message that came behind those that were dropped.
@@ -135,12 +139,13 @@ impl Mqtt {
         };
         valid.map_err(|source| TailError::Filter { filter: filter.to_owned(), source })?;
         let (sender, messages) = mpsc::channel(TAIL_MESSAGES);
-        let dropped = Arc::new(AtomicU64::new(0));
+        let (dropped, bytes) = (Arc::new(AtomicU64::new(0)), Arc::<AtomicUsize>::default());
         let (reply, answer) = oneshot::channel();
         let waits = Arc::new(AtomicBool::new(false));
         let ended = Arc::<OnceLock<TailEnd>>::default();
         let sink = TailSink {
             messages: sender,
+            bytes: Arc::clone(&bytes),
             dropped: Arc::clone(&dropped),
             waits: Arc::clone(&waits),
             ended: Arc::clone(&ended),
@@ -150,14 +155,16 @@ impl Mqtt {
         let inbox = Arc::clone(self.inbox());
         inbox.send(Command::Tail(Begin { sink, reply }));
         let key = answer.await.map_err(|_| TailError::Stopped)?.ok_or(TailError::TooMany)?;
-        Ok(Tail { messages, dropped, waits, held: None, ended, is_over: false, key, inbox })
+        Ok(Tail { messages, bytes, dropped, waits, held: None, ended, is_over: false, key, inbox })
     }
 }
 
 impl TailSink {
     /// Whether so many messages could be sent now; else the loop is woken when they may be.
     pub(super) fn has_room(&self, count: usize) -> bool {
-        let has_room = self.messages.capacity() >= count;
+        // What is retained is handed out in portions of `FETCH_BYTES`, one message more at most.
+        let has_bytes = self.bytes.load(Ordering::Relaxed) + 2 * FETCH_BYTES <= TAIL_BYTES;
+        let has_room = has_bytes && self.messages.capacity() >= count;
         self.waits.store(!has_room, Ordering::Relaxed);
         has_room
     }
@@ -194,6 +201,7 @@ impl Tail {
             }
         }
         let (dropped, message) = self.messages.recv().await?;
+        self.bytes.fetch_sub(message.message.bytes(), Ordering::Relaxed);
         if dropped == 0 {
             return Some(TailEvent::Message(message));
         }
@@ -275,17 +283,20 @@ impl Worker {
 
     /// Hands a delivery to a tail.
     pub(super) fn deliver_to_tail(&mut self, key: SessionKey, delivery: Delivery) {
-        let time = self.engine.now();
+        let (time, room) = (self.engine.now(), self.room());
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(tail) = &session.tail else { return };
         let Delivery { message, retain: retained, seq, .. } = delivery;
         let seq = (seq > SeqNo(0)).then_some(seq);
+        let (bytes, waiting) = (message.bytes(), tail.bytes.load(Ordering::Relaxed));
+        let has_room = room == Room::Plenty && waiting + bytes <= TAIL_BYTES;
         match tail.messages.try_reserve() {
-            Ok(place) => {
+            Ok(place) if has_room => {
+                tail.bytes.fetch_add(bytes, Ordering::Relaxed);
                 let dropped = tail.dropped.swap(0, Ordering::Relaxed);
                 place.send((dropped, TailMessage { message, time, seq, retained }));
             }
-            Err(_) => {
+            _ => {
                 tail.dropped.fetch_add(1, Ordering::Relaxed);
                 self.stats.dropped.fetch_add(1, Ordering::Relaxed);
             }

@@ -20,7 +20,6 @@ use super::router::SessionKey;
 use super::session::Session;
 use super::turn::ConnectionKey;
 use super::worker::Worker;
-use crate::limits::TURNS_IN_FLIGHT;
 
 /// Why a client of a tenant with too many connections is not let in.
 pub(super) const TENANT_FULL: &str = "the tenant has as many connections as it may";
@@ -265,7 +264,7 @@ impl Worker {
 
     /// Reads those again whose turn it is.
     pub(super) fn give_turns(&mut self) {
-        if self.tenants.due().is_none() || self.committing.len() >= TURNS_IN_FLIGHT {
+        if self.tenants.due().is_none() || !self.may_read() {
             return;
         }
         for key in self.tenants.take_turns(Instant::now()) {

@@ -19,6 +19,7 @@ use super::router::SessionKey;
 use super::session::{Delivery, Stored};
 use super::subscribe::UNNUMBERED;
 use super::worker::Worker;
+use crate::limits::{DELIVERIES_IN_FLIGHT, TURN_BYTES, TURNS_IN_FLIGHT};
 
 /// Something to write to a connection once the turn is durable.
 #[derive(Debug)]
@@ -94,6 +95,8 @@ pub(super) struct Turn {
     pub(super) replies: Vec<Reply>,
     /// Sessions for whom something was logged, or that are done with something of the log.
     pub(super) noted: Vec<SessionKey>,
+    /// Bytes of the messages that the deliveries share.
+    pub(super) message_bytes: usize,
 }
 
 impl Turn {
@@ -110,7 +113,14 @@ impl Turn {
             undo: Vec::new(),
             replies: Vec::new(),
             noted: Vec::new(),
+            message_bytes: 0,
         }
+    }
+
+    /// Whether it has as much as a turn may have. Asked between messages, never between the parts of one.
+    pub(super) fn is_full(&self) -> bool {
+        let noted = size_of_val(&*self.deliveries) + size_of_val(&*self.answers) + size_of_val(&*self.undo);
+        self.builder.bytes() + noted + self.message_bytes >= TURN_BYTES
     }
 
     /// Writes the record of something that has happened; tried again with the next turn where the commit fails.
@@ -141,6 +151,12 @@ pub(super) struct Committing {
 }
 
 impl Worker {
+    /// Whether more is to be read: what waits for its commit, or to be released, is bounded.
+    pub(super) fn may_read(&self) -> bool {
+        let deliveries = || self.committing.iter().map(|turn| turn.deliveries.len()).sum::<usize>();
+        self.committing.len() < TURNS_IN_FLIGHT && deliveries() < DELIVERIES_IN_FLIGHT
+    }
+
     /// Hands the turn to the engine.
     pub(super) fn submit_turn(&mut self) {
         if self.turn.is_empty() {

@@ -13,11 +13,12 @@ use sonde_access::{Action, Principal, allows};
 use sonde_engine::{State, Timestamp};
 use sonde_proto::mqtt::{Connect, Property, Publish};
 
+use super::budget::Weight;
 use super::message::Message;
 use super::router::SessionKey;
 use super::session::Session;
 use super::worker::Worker;
-use crate::limits::TURN_BYTES;
+use crate::limits::WILL_OVERHEAD;
 
 /// Namespace of the wills.
 pub(super) const WILLS: &str = "mqtt.will";
@@ -42,7 +43,20 @@ pub(super) struct PendingWill {
     pub(super) due: u64,
 }
 
+/// What a will takes of the memory for wills: it is in the state store, too.
+fn weight(message: &Message) -> Weight {
+    Weight::of_will(2 * message.bytes() + WILL_OVERHEAD)
+}
+
 impl Will {
+    /// What the will of a CONNECT would take of that; 0 where it has none.
+    pub(super) fn weight_of(connect: &Connect<'_>) -> usize {
+        connect.will.as_ref().map_or(0, |will| {
+            let bytes = Message::bytes_of(will.topic, will.payload, will.properties.as_bytes());
+            2 * bytes + WILL_OVERHEAD
+        })
+    }
+
     /// The will of a CONNECT. Its expiry counts from its publication.
     pub(super) fn of(connect: &Connect<'_>) -> Option<Box<Self>> {
         let will = connect.will.as_ref()?;
@@ -57,7 +71,8 @@ impl Will {
             properties: will.properties,
             payload: will.payload,
         };
-        let message = Message::of(&publish, Timestamp::from_nanos(0));
+        let mut message = Message::of(&publish, Timestamp::from_nanos(0));
+        message.weight = weight(&message);
         Some(Box::new(Self { message, delay: delay.unwrap_or_default() }))
     }
 
@@ -91,7 +106,8 @@ impl PendingWill {
             0 => None,
             _ => Some(Arc::new(Principal::from_record(principal)?)),
         };
-        let message = Message::decode(message, now)?;
+        let mut message = Message::decode(message, now)?;
+        message.weight = weight(&message);
         let due = u32::from_le_bytes(*delay).min(session_expiry).into();
         Some(Self { message, principal, due })
     }
@@ -139,7 +155,7 @@ impl Worker {
     pub(super) fn publish_left_wills(&mut self, wills: Vec<(PendingWill, State)>) {
         for (will, gone) in wills {
             self.publish_will(&will, Some(gone));
-            if self.turn.builder.bytes() >= TURN_BYTES {
+            if self.turn.is_full() {
                 self.submit_turn();
             }
         }

@@ -30,7 +30,7 @@ use super::sys::Sys;
 use super::tenant::Tenants;
 use super::turn::{Committing, Turn};
 use super::{Authenticate, Inbox, MqttStats, Offers};
-use crate::limits::{CONNECTIONS, READ_BUFFER, TOPICS, TURNS_IN_FLIGHT};
+use crate::limits::{CONNECTIONS, READ_BUFFER, REMEMBERED_TOPIC, TOPICS};
 use crate::row::RowBuffer;
 use crate::source::{Source, Sources};
 use crate::topics::{TopicStats, Topics};
@@ -283,7 +283,7 @@ impl Worker {
             self.serve_inbox();
             self.release_turns();
             self.publish_on();
-            if self.committing.len() < TURNS_IN_FLIGHT {
+            if self.may_read() {
                 self.read_ready();
             }
             self.pump_due();
@@ -296,6 +296,7 @@ impl Worker {
                 self.inbox.wake();
             }
             self.write_dirty();
+            self.shed();
             self.pump_held();
             self.sweep();
         }
@@ -331,12 +332,12 @@ impl Worker {
     /// How long the loop may sleep.
     fn patience(&self) -> Duration {
         let has_more = !self.ready.is_empty() || !self.publishing.is_empty();
-        let busy = has_more && self.committing.len() < TURNS_IN_FLIGHT;
+        let busy = has_more && self.may_read();
         if busy || self.replaying || self.searches_on || !self.dirty.is_empty() {
             return Duration::ZERO;
         }
         // Nobody gets a turn while nothing is read.
-        let reading = self.committing.len() < TURNS_IN_FLIGHT;
+        let reading = self.may_read();
         let due = self.doors.due().into_iter().chain(self.tenants.due().filter(|_| reading)).min();
         due.map_or(TICK, |due| due.saturating_duration_since(Instant::now()).min(TICK))
     }
@@ -366,6 +367,9 @@ impl Worker {
         stats.set_source(source.as_ref().map(|source| source.name.as_str()));
         let early = self.early.iter().any(|filter| filter_matches(filter, topic));
         let info = Rc::new(TopicInfo { source, stats, early });
+        if topic.len() > REMEMBERED_TOPIC {
+            return info;
+        }
         if self.topic_cache.len() >= TOPICS {
             self.topic_cache.clear();
         }
