@@ -93,6 +93,9 @@ pub const STALLED_RETRY: Duration = Duration::from_millis(100);
 pub const MERGE_BYTES: usize = 16 << 20;
 /// Rows of a record batch that a scan hands out.
 pub const BATCH_ROWS: usize = 8192;
+/// Looks at manifest, checkpoint and log that an examination beside a running server takes at most, while each finds
+/// something else.
+pub const EXAMINE_LOOKS: usize = 8;
 /// Bytes of the manifest before it is rewritten as a snapshot; twice its snapshot's, where that is more.
 pub const MANIFEST_BYTES: u64 = 4 << 20;
 /// Bytes of one frame of the manifest's snapshot.
