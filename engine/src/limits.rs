@@ -114,8 +114,10 @@ pub const BACKUP_MANIFEST_BYTES: u64 = 1 << 30;
 pub const BACKUP_PROGRESS: Duration = Duration::from_secs(10);
 /// How far the clock goes on before the next frame of the log states it: what a restore to an instant is exact to.
 pub const CLOCK_MARK: Duration = Duration::from_secs(1);
-/// Series of a table that has no `max_series` of its own. Each takes about 120 bytes of memory with its place in the
-/// tag index, so a tag whose values never repeat fills a small machine long before it fills its disk.
+/// Bytes of memory that the series of all tables take, unless the options say otherwise.
+pub const SERIES_MEMORY: usize = 1 << 30;
+/// Series of a table that has no `max_series` of its own. Each takes about 130 bytes of memory with its place in the
+/// tag index, so the memory of all tables' series is used up before on all but large machines.
 pub const TABLE_SERIES: usize = 10_000_000;
 /// The most that `max_series` may be: handles and ranks have 32 bits.
 pub const SERIES_AT_MOST: usize = 1_000_000_000;

@@ -99,8 +99,10 @@ fn bustle(engine: &Engine, round: i64) {
     engine.flush().unwrap();
     let id = table(engine, "t").id();
     match round % 4 {
-        0 => drop(engine.compact(id).unwrap()),
-        1 => drop(engine.cool(id, Timestamp::from_nanos(START + (round % 40) * DAY)).unwrap()),
+        0 => engine.compact(id).unwrap(),
+        1 => {
+            engine.cool(id, Timestamp::from_nanos(START + (round % 40) * DAY)).unwrap();
+        }
         2 => {
             let other = create(engine, "other", DAY).id();
             engine.change_catalog(CatalogRequest::DropTable(other)).unwrap();

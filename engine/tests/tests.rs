@@ -40,5 +40,6 @@ mod messages;
 mod power;
 mod recovery;
 mod repair;
+mod series;
 mod torture;
 mod types;
