@@ -27,6 +27,8 @@ pub const QUEUED_BYTES: usize = 64 << 20;
 pub const QUEUED_BYTES_OF_ALL: u64 = 16 << 30;
 /// Messages of a connected session that stay in memory after their commit; more are read from the log.
 pub const LIVE_MESSAGES: usize = 1024;
+/// Messages that wait for a session before it is pumped at once, and not when its turn is seen to.
+pub const PUMPED_MESSAGES: usize = 64;
 /// Messages that are read from the log at once for a session.
 pub const FETCH_MESSAGES: u64 = 512;
 /// Bytes of messages that are read from the log at once for a session, one message more at most.

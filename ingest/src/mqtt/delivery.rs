@@ -19,7 +19,7 @@ use super::session::{Delivery, Stored};
 use super::subscribe::SEQ_PROPERTY;
 use super::turn::Answer;
 use super::worker::Worker;
-use crate::limits::{FETCH_BYTES, LIVE_MESSAGES, OUT_BYTES};
+use crate::limits::{FETCH_BYTES, LIVE_MESSAGES, OUT_BYTES, PUMPED_MESSAGES};
 
 /// What all the PUBLISHes to a session in a turn are written with.
 #[derive(Debug)]
@@ -86,6 +86,11 @@ impl Worker {
         }
         let is_short = self.budget.room(self.retained.message_bytes()) >= Room::Short;
         let needs_memory = delivery.qos != QoS::AtMostOnce && delivery.stored == Stored::Nowhere;
+        if is_short {
+            // What may go goes first: it is asked below whether anything waits.
+            self.pump(key);
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if let Stored::Log(seq) = delivery.stored {
             // Only what comes next; else it is read from the log when its turn comes.
             let has_room = session.queue.len() < LIVE_MESSAGES && session.queue_bytes() < FETCH_BYTES;
@@ -103,7 +108,26 @@ impl Worker {
         } else if let Some(session) = self.sessions.get_mut(key) {
             session.push(delivery);
         }
-        self.pump(key);
+        let many = self.sessions.get(key).is_some_and(|session| session.queue.len() >= PUMPED_MESSAGES);
+        if many { self.pump(key) } else { self.pump_soon(key) }
+    }
+
+    /// Something changed for a session; it is pumped once when everything of the same kind is seen to.
+    pub(super) fn pump_soon(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if !std::mem::replace(&mut session.due, true) {
+            self.due.push(key);
+        }
+    }
+
+    /// Pumps the sessions for which something changed.
+    pub(super) fn pump_due(&mut self) {
+        for key in std::mem::take(&mut self.due) {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.due = false;
+                self.pump(key);
+            }
+        }
     }
 
     /// How much more may be held in memory.

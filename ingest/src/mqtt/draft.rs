@@ -1,6 +1,7 @@
 //! A message on its way in: what it says lies in the packet that brought it, and is copied where somebody keeps it.
 
 use std::cell::OnceCell;
+use std::sync::Arc;
 
 use sonde_engine::{MessageRef, SeqNo, Timestamp};
 use sonde_proto::mqtt::Publish;
@@ -21,7 +22,7 @@ pub(super) enum Form<'a> {
 pub(super) struct Draft<'a> {
     form: Form<'a>,
     arrival: Timestamp,
-    copy: OnceCell<Message>,
+    copy: OnceCell<Arc<Message>>,
 }
 
 impl<'a> Draft<'a> {
@@ -30,8 +31,9 @@ impl<'a> Draft<'a> {
     }
 
     /// A message that arrived before.
-    pub(super) fn again(message: &'a Message) -> Self {
-        Self::new(Form::Message(message), message.arrival)
+    pub(super) fn again(message: &'a Arc<Message>) -> Self {
+        let (form, copy) = (Form::Message(message), OnceCell::from(Arc::clone(message)));
+        Self { form, arrival: message.arrival, copy }
     }
 
     pub(super) fn topic(&self) -> &str {
@@ -42,14 +44,13 @@ impl<'a> Draft<'a> {
     }
 
     /// The message, to be kept.
-    pub(super) fn whole(&self) -> &Message {
-        match self.form {
-            Form::Message(message) if message.arrival == self.arrival => message,
-            Form::Message(message) => {
-                self.copy.get_or_init(|| Message { arrival: self.arrival, ..message.clone() }.weighed())
-            }
-            Form::Packet(publish) => self.copy.get_or_init(|| Message::of(publish, self.arrival)),
-        }
+    pub(super) fn whole(&self) -> &Arc<Message> {
+        self.copy.get_or_init(|| {
+            Arc::new(match self.form {
+                Form::Packet(publish) => Message::of(publish, self.arrival),
+                Form::Message(message) => Message { arrival: self.arrival, ..message.clone() }.weighed(),
+            })
+        })
     }
 
     /// The packet, where nothing of it is left out of a message that is made of it.
@@ -111,7 +112,7 @@ mod tests {
             assert_eq!((bytes, draft.topic()), (whole.bytes(), "a/b"));
             assert_eq!(logged, whole.raw(&whole.properties_to_keep()).to_message());
             assert_eq!((whole.arrival, whole.expiry.is_some()), (arrival, !publish.properties.is_empty()));
-            assert_eq!(Message::of_log(&logged.borrowed()), *whole);
+            assert_eq!(Message::of_log(&logged.borrowed()), **whole);
         }
     }
 
@@ -120,7 +121,7 @@ mod tests {
         let message = Message::new("t", b"x", QoS::AtLeastOnce, false);
         let arrival = Timestamp::from_secs(7);
         let draft = Draft::new(Form::Message(&message), arrival);
-        assert_eq!(*draft.whole(), Message { arrival, ..message.clone() });
-        assert!(std::ptr::eq(Draft::again(draft.whole()).whole(), draft.whole()), "it has arrived");
+        assert_eq!(**draft.whole(), Message { arrival, ..message.clone() });
+        assert!(Arc::ptr_eq(Draft::again(draft.whole()).whole(), draft.whole()), "it has arrived");
     }
 }

@@ -5,6 +5,8 @@
 //! - A QoS 2 message of a durable session is sent once the record of its packet id is durable, and released once the
 //!   record that says so is: after a crash the exchange goes on with the same packet id ([MQTT-4.4.0-1]).
 
+use std::sync::Arc;
+
 use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
@@ -237,7 +239,7 @@ impl Session {
     }
 
     /// The message of an exchange that went on under its packet id was read from the log.
-    pub(super) fn read_again(&mut self, packet_id: u16, message: Message) {
+    pub(super) fn read_again(&mut self, packet_id: u16, message: Arc<Message>) {
         let Some(in_flight) = self.in_flight.get_mut(&packet_id) else { return };
         if let InFlight::Unread { number, seq, manner } = in_flight {
             let (number, seq, stored) = (*number, *seq, Stored::Log(*seq));
@@ -335,12 +337,6 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_nanos(0);
 
-    fn delivery(number: u64, qos: QoS) -> Delivery {
-        let message = Message::new("t", b"x", qos, false);
-        let (stored, seq, via) = (Stored::Copy(number), SeqNo(0), Via::default());
-        Delivery { number, stored, seq, message, qos, retain: false, via }
-    }
-
     /// What is left to do for a copy under this number, in a session that is not durable.
     fn done(number: u64) -> Done {
         Done { stored: Stored::Copy(number), records: vec![] }
@@ -357,7 +353,7 @@ mod tests {
     #[test]
     fn a_qos_2_delivery_takes_four_steps() {
         let mut session = Session::new("c", 1);
-        session.push(delivery(7, QoS::ExactlyOnce));
+        session.push(Delivery::copy(7, QoS::ExactlyOnce));
         let (id, _) = send(&mut session).unwrap();
         assert_eq!(session.completed(id), None, "PUBCOMP before PUBREC");
         assert_eq!(session.received_by_client(id), Received::Release(done(7)));
@@ -372,7 +368,7 @@ mod tests {
     fn a_durable_session_records_the_packet_id_before_it_sends() {
         let mut session = Session::new("c", 1);
         session.expiry = 60;
-        session.push(delivery(7, QoS::ExactlyOnce));
+        session.push(Delivery::copy(7, QoS::ExactlyOnce));
         let Some(Next::Record(1, record)) = session.next_to_send(NOW, true) else {
             panic!("sent without a record")
         };
@@ -394,7 +390,7 @@ mod tests {
         let mut session = Session::new("c", 1);
         session.expiry = 60;
         let logged =
-            Delivery { stored: Stored::Log(SeqNo(9)), seq: SeqNo(9), ..delivery(7, QoS::ExactlyOnce) };
+            Delivery { stored: Stored::Log(SeqNo(9)), seq: SeqNo(9), ..Delivery::copy(7, QoS::ExactlyOnce) };
         session.push(logged);
         let Some(Next::Record(1, record)) = session.next_to_send(NOW, true) else { panic!() };
         let value = record.value.unwrap();
@@ -407,7 +403,7 @@ mod tests {
         let mut session = Session::new("c", 1);
         session.send_maximum = 2;
         for number in 0..4 {
-            session.push(delivery(number, QoS::AtLeastOnce));
+            session.push(Delivery::copy(number, QoS::AtLeastOnce));
         }
         let ids: Vec<u16> = std::iter::from_fn(|| send(&mut session)).map(|(id, _)| id).collect();
         assert_eq!(ids, [1, 2]);
@@ -419,12 +415,15 @@ mod tests {
     fn what_is_sent_again_is_within_the_receive_maximum_and_in_its_order() {
         let mut session = Session::new("c", 1);
         for number in 0..6 {
-            session.push(delivery(number, if number % 2 == 0 { QoS::ExactlyOnce } else { QoS::AtLeastOnce }));
+            session.push(Delivery::copy(
+                number,
+                if number % 2 == 0 { QoS::ExactlyOnce } else { QoS::AtLeastOnce },
+            ));
         }
         let ids: Vec<u16> = std::iter::from_fn(|| send(&mut session)).map(|(id, _)| id).collect();
         assert_eq!(ids, [1, 2, 3, 4, 5, 6]);
         assert!(matches!(session.received_by_client(1), Received::Release(_)));
-        session.push(delivery(6, QoS::AtLeastOnce));
+        session.push(Delivery::copy(6, QoS::AtLeastOnce));
         // It comes back, and takes three at a time; one of them is what it has of the exchange of id 1.
         session.send_maximum = 3;
         assert_eq!(session.begin_again(), [1]);
@@ -451,9 +450,9 @@ mod tests {
     fn what_expired_is_taken_out_even_where_nothing_may_be_sent() {
         let mut session = Session::new("c", 1);
         session.send_maximum = 1;
-        let mut expiring = delivery(2, QoS::AtLeastOnce);
-        expiring.message.expiry = Some(1);
-        for delivery in [delivery(1, QoS::AtLeastOnce), expiring, delivery(3, QoS::AtLeastOnce)] {
+        let mut expiring = Delivery::copy(2, QoS::AtLeastOnce);
+        Arc::make_mut(&mut expiring.message).expiry = Some(1);
+        for delivery in [Delivery::copy(1, QoS::AtLeastOnce), expiring, Delivery::copy(3, QoS::AtLeastOnce)] {
             session.push(delivery);
         }
         assert_eq!(send(&mut session), Some((1, 1)));

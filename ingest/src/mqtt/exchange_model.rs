@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
@@ -304,7 +305,7 @@ impl World {
             Packet::Publish { id, .. } if self.publisher.received.contains(&id) => Packet::PubRec(id),
             Packet::Publish { id, message, .. } => {
                 self.number += 1;
-                let copy = Message::new("t", &[message], self.qos, false);
+                let copy = Arc::new(Message::new("t", &[message], self.qos, false));
                 let (number, qos) = (self.number, self.qos);
                 let (stored, seq, via) = (Stored::Copy(number), SeqNo(0), Via::default());
                 let delivery = Delivery { number, stored, seq, message: copy, qos, retain: false, via };

@@ -78,6 +78,7 @@ impl Worker {
                 if let Some(session) = self.sessions.get_mut(key) {
                     let (Manner { qos, retain, identifiers }, stored) = (manner.clone(), Stored::Log(seq));
                     let via = Via { group: None, identifiers };
+                    let message = Arc::new(message);
                     session.hand_out(Delivery { number: *block, stored, seq, message, qos, retain, via });
                 }
             }
@@ -149,7 +150,7 @@ impl Worker {
                     Some(message) if !allows(&principal, Action::Subscribe(&message.topic)) => {
                         denied.push(*id)
                     }
-                    Some(message) => session.read_again(*id, message),
+                    Some(message) => session.read_again(*id, Arc::new(message)),
                     None => gone.push((*seq, *id)),
                 }
             }

@@ -14,7 +14,7 @@ const NANOS: i64 = 1_000_000_000;
 /// The flag of a message's bytes that says that its arrival stands in them.
 const HAS_ARRIVAL: u8 = 8;
 
-/// A message: shared by everyone it is delivered to.
+/// A message, which those share to whom it is delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// Where it was published.
@@ -50,7 +50,7 @@ impl Message {
             payload: payload.into(),
             qos,
             retain,
-            properties: Arc::from([]),
+            properties: Arc::default(),
             expiry: None,
             arrival: Timestamp::from_nanos(0),
             origin: Origin::Client,

@@ -6,6 +6,7 @@
 //! - The log's cursor of the sessions is never behind a message that waits.
 //! - What cannot be kept, or is gone from the log, is counted with its reason.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_engine::{Engine, LOG_CURSORS, SeqNo, State};
@@ -14,6 +15,7 @@ use sonde_proto::mqtt::ReasonCode;
 use super::backlog::{BASE_AT, Block, Manner};
 use super::budget::Room;
 use super::exchange::{Done, InFlight};
+use super::message::Message;
 use super::quota::{Dropped, Overflow, QueueLimits};
 use super::records::SEQ_AT;
 use super::router::SessionKey;
@@ -67,7 +69,7 @@ impl Session {
     pub(super) fn is_overtaking(&self) -> bool {
         let first = self.queue.front().filter(|delivery| matches!(delivery.stored, Stored::Copy(_)));
         let first = first.map(|delivery| delivery.number);
-        first.zip(self.backlog.next_block()).is_some_and(|(first, block)| first > block)
+        first.is_some_and(|first| self.backlog.next_block().is_some_and(|block| first > block))
     }
 
     /// Puts a message of the log into the queue: before what came behind it, which waited as a copy.
@@ -129,7 +131,7 @@ impl Worker {
             self.count_dropped(key, why, 1);
             return false;
         }
-        delivery.message = delivery.message.clone().weighed();
+        delivery.message = Arc::new(Message::clone(&delivery.message).weighed());
         let Some(record) = self.sessions.get(key).map(|session| session.queue_record(delivery)) else {
             return false;
         };

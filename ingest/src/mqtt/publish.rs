@@ -347,7 +347,7 @@ impl Worker {
     /// A delivery is done with: its records go, and the next one may be sent.
     fn done(&mut self, session: SessionKey, done: Done) {
         self.finish(session, done);
-        self.pump(session);
+        self.pump_soon(session);
     }
 
     pub(super) fn pubrec(&mut self, key: ConnectionKey, session: SessionKey, ack: &Ack<'_>) {

@@ -356,7 +356,7 @@ fn read_delivery(number: u64, value: &[u8], now: Timestamp) -> Option<Delivery> 
         _ => rest.split_first_chunk::<8>().map(|(seq, rest)| (SeqNo(u64::from_le_bytes(*seq)), rest))?,
     };
     let (via, message) = if flags & VIA == 0 { (Via::default(), rest) } else { Via::decode(rest)? };
-    let (stored, message) = (Stored::Copy(number), Message::decode(message, now)?);
+    let (stored, message) = (Stored::Copy(number), Arc::new(Message::decode(message, now)?));
     Some(Delivery { number, stored, seq, message, qos, retain: flags & 4 != 0, via })
 }
 
@@ -366,12 +366,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-
-    fn delivery(number: u64, qos: QoS) -> Delivery {
-        let message = Message::new("t", b"x", qos, false);
-        let (stored, seq, via) = (Stored::Copy(number), SeqNo(0), Via::default());
-        Delivery { number, stored, seq, message, qos, retain: false, via }
-    }
 
     /// What is left of records that were written one after the other.
     fn written(records: &[State]) -> BTreeMap<(String, Vec<u8>), Vec<u8>> {
@@ -463,7 +457,7 @@ mod tests {
     fn a_delivery_reads_back_with_what_it_came_by() {
         let session = Session::new("c", 1);
         let now = Timestamp::from_nanos(0);
-        let plain = delivery(7, QoS::AtLeastOnce);
+        let plain = Delivery::copy(7, QoS::AtLeastOnce);
         let shared = Via { group: Some("$share/g/a".into()), ..Via::identifier(3) };
         for (via, seq, read) in [
             (Via::default(), SeqNo(9), SeqNo(9)),

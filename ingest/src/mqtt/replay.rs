@@ -12,6 +12,7 @@
 //! - It ends with its connection; nothing of it is durable.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_access::{Action, allows};
@@ -254,7 +255,7 @@ impl Worker {
         };
         let rows = self.past.of(key).map(|rows| rows.take(until)).unwrap_or_default();
         let moved = !rows.is_empty();
-        rows.into_iter().for_each(|message| self.hand_replayed(target, SeqNo(0), message, qos));
+        rows.into_iter().for_each(|message| self.hand_replayed(target, SeqNo(0), Arc::new(message), qos));
         self.pump(target);
         moved
     }
@@ -296,13 +297,13 @@ impl Worker {
             tracing::warn!(filter, %first, %last, "the log's budget ended before a replay had read it");
         }
         for (seq, message) in found {
-            self.hand_replayed(target, seq, message, qos);
+            self.hand_replayed(target, seq, Arc::new(message), qos);
         }
         self.pump(target);
         Ok(true)
     }
 
-    fn hand_replayed(&mut self, target: SessionKey, seq: SeqNo, message: Message, qos: QoS) {
+    fn hand_replayed(&mut self, target: SessionKey, seq: SeqNo, message: Arc<Message>, qos: QoS) {
         let reader = self.reader(target);
         if !reader.is_some_and(|principal| allows(&principal, Action::Subscribe(&message.topic))) {
             self.stats.denied.fetch_add(1, Ordering::Relaxed);

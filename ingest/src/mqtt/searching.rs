@@ -8,6 +8,8 @@
 //!   subscribes to it again.
 //! - Searches are of memory: a durable session goes on with them when its client is back, but not after a restart.
 
+use std::sync::Arc;
+
 use sonde_proto::mqtt::{QoS, filter_matches};
 
 use super::budget::Room;
@@ -142,6 +144,7 @@ impl Worker {
         let qos = subscription.qos.min(message.qos);
         let via = Via::identifier(subscription.identifier);
         let (number, stored, seq) = (self.next_number(), Stored::Nowhere, UNNUMBERED);
+        let message = Arc::new(message);
         let mut delivery = Delivery { number, stored, seq, message, qos, retain: true, via };
         if qos != QoS::AtMostOnce && self.sessions.get(key).is_some_and(|session| session.is_durable()) {
             delivery.stored = Stored::Copy(number);

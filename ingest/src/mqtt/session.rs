@@ -46,13 +46,23 @@ pub(super) struct Delivery {
     pub(super) stored: Stored,
     /// Its sequence number in the log, until its commit that in the turn's batch; 0 where nothing stores it.
     pub(super) seq: SeqNo,
-    pub(super) message: Message,
+    pub(super) message: Arc<Message>,
     /// The QoS it is sent with: the smaller of the message's and the subscription's.
     pub(super) qos: QoS,
     /// The retain flag it is sent with.
     pub(super) retain: bool,
     /// The subscriptions that it comes by.
     pub(super) via: Via,
+}
+
+#[cfg(test)]
+impl Delivery {
+    /// A copy of a message that says `x`.
+    pub(super) fn copy(number: u64, qos: QoS) -> Self {
+        let message = Arc::new(Message::new("t", b"x", qos, false));
+        let (stored, seq, via) = (Stored::Copy(number), SeqNo(0), Via::default());
+        Self { number, stored, seq, message, qos, retain: false, via }
+    }
 }
 
 /// What of a session its client may not read.
@@ -119,6 +129,8 @@ pub(super) struct Session {
     pub(super) backlog: Backlog,
     /// Whether the present turn knows that the backlog has something to record.
     pub(super) noted: bool,
+    /// Whether it is among the worker's `due`.
+    pub(super) due: bool,
     pub(super) next_packet_id: u16,
     /// The will of the connection that broke, until its delay is over.
     pub(super) will: Option<Box<PendingWill>>,
@@ -162,6 +174,7 @@ impl Session {
             in_flight_beside: 0,
             backlog: Backlog::default(),
             noted: false,
+            due: false,
             next_packet_id: 1,
             will: None,
             send_maximum: SEND_MAXIMUM,
@@ -353,19 +366,13 @@ impl Session {
 mod tests {
     use super::*;
 
-    fn delivery(number: u64, qos: QoS) -> Delivery {
-        let message = Message::new("t", b"x", qos, false);
-        let (stored, seq, via) = (Stored::Copy(number), SeqNo(0), Via::default());
-        Delivery { number, stored, seq, message, qos, retain: false, via }
-    }
-
     #[test]
     fn what_may_not_be_read_is_taken_out() {
         let (mut session, now) = (Session::new("c", 1), Timestamp::from_nanos(0));
         for number in 0..4 {
             let topic = if number % 2 == 0 { "open" } else { "secret" };
-            let message = Message::new(topic, b"x", QoS::AtLeastOnce, false);
-            let delivery = Delivery { message, ..delivery(number, QoS::AtLeastOnce) };
+            let message = Arc::new(Message::new(topic, b"x", QoS::AtLeastOnce, false));
+            let delivery = Delivery { message, ..Delivery::copy(number, QoS::AtLeastOnce) };
             session.push(delivery);
         }
         session.next_to_send(now, true).unwrap();
@@ -381,7 +388,7 @@ mod tests {
         let (mut session, now) = (Session::new("c", 1), Timestamp::from_nanos(0));
         session.expiry = 60;
         for number in 0..3 {
-            session.push(delivery(number, QoS::ExactlyOnce));
+            session.push(Delivery::copy(number, QoS::ExactlyOnce));
         }
         while session.next_to_send(now, true).is_some() {}
         session.started(1).unwrap();
@@ -403,7 +410,7 @@ mod tests {
             (0..).zip([QoS::AtLeastOnce, QoS::ExactlyOnce, QoS::AtLeastOnce, QoS::ExactlyOnce])
         {
             let via = if number == 2 { Via::default() } else { shared.clone() };
-            session.push(Delivery { via, ..delivery(number, qos) });
+            session.push(Delivery { via, ..Delivery::copy(number, qos) });
         }
         assert_eq!(std::iter::from_fn(|| session.next_to_send(Timestamp::from_nanos(0), true)).count(), 3);
         let numbers: Vec<u64> = session.shared_messages().iter().map(|delivery| delivery.number).collect();

@@ -84,7 +84,7 @@ impl Worker {
             }
             stored = Stored::Copy(number);
         }
-        let (seq, message) = (out.number, out.draft.whole().clone());
+        let (seq, message) = (out.number, Arc::clone(out.draft.whole()));
         let mut delivery =
             Delivery { number, stored, seq, message, qos: to.qos, retain: to.retain, via: to.via };
         if out.early && !is_kept && !replays {

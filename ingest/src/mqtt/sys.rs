@@ -5,6 +5,7 @@
 //! - Its values are made when somebody has subscribed to `$SYS/...`; only the traffic is counted always.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_proto::mqtt::QoS;
@@ -145,7 +146,7 @@ impl Worker {
             if self.sys.said.get(&topic) == Some(&value) {
                 continue;
             }
-            let message = said(&topic, &value);
+            let message = Arc::new(said(&topic, &value));
             let arriving = Arriving {
                 topic: &topic,
                 payload: &message.payload,

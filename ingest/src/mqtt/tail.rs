@@ -26,7 +26,7 @@ use crate::limits::{TAIL_MESSAGES, TAILS};
 #[derive(Clone, Debug)]
 pub struct TailMessage {
     /// The message.
-    pub message: Message,
+    pub message: Arc<Message>,
     /// When it was delivered: after its commit.
     pub time: Timestamp,
     /// Its place in the log; none where nothing stored it, and for retained messages.

@@ -204,6 +204,7 @@ impl Worker {
             }
             self.deliver(session, delivery);
         }
+        self.pump_due();
         turn.replies.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
     }
 

@@ -132,6 +132,8 @@ pub(super) struct Worker {
     pub(super) ready: VecDeque<usize>,
     /// Connections that may have something to write.
     pub(super) dirty: Vec<usize>,
+    /// Sessions that are to be pumped.
+    pub(super) due: Vec<SessionKey>,
     pub(super) committing: VecDeque<Committing>,
     /// What all connections are read into.
     pub(super) buffer: Vec<u8>,
@@ -207,6 +209,7 @@ impl Worker {
             topic_cache: HashMap::default(),
             ready: VecDeque::new(),
             dirty: Vec::new(),
+            due: Vec::new(),
             committing: VecDeque::new(),
             buffer: vec![0; READ_BUFFER],
             started: Instant::now(),
@@ -283,6 +286,7 @@ impl Worker {
             if self.committing.len() < TURNS_IN_FLIGHT {
                 self.read_ready();
             }
+            self.pump_due();
             self.searches_on = self.step_searches();
             self.submit_turn();
             self.release_turns();
