@@ -1,8 +1,8 @@
 //! How much memory the series of all tables take, and what they may take: a share of the process' memory of their own.
 //!
 //! What a series takes is charged when it is registered, by an estimate of what it will have taken once everybody has
-//! asked for it: the order of the keys and the index of the tags are built by the queries that need them. What the index
-//! really takes replaces its part of the estimate as soon as it is there.
+//! asked for it: the order of the keys and the index of the tags are built by the queries that need them. Where the index
+//! takes more than its part of the estimate, that is charged once it is there.
 //!
 //! # Invariants
 //! - Rows of new series reserve what these will take when the batch is built, and whoever finds no room is refused then:

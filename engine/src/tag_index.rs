@@ -40,7 +40,7 @@ pub(crate) struct TagIndex {
 #[derive(Default)]
 struct Measured {
     series: usize,
-    /// By how many bytes that was more than what was charged.
+    /// By how many bytes that was more than what was charged, if it was.
     beyond: isize,
 }
 
@@ -102,7 +102,8 @@ impl TagIndex {
         if keys.len() < self.measured.series + self.measured.series / 8 {
             return 0;
         }
-        let beyond = self.memory().cast_signed() - self.charged.cast_signed();
+        // Where it is less, the charge stays: room that is there after a query, and not after a restart, helps nobody.
+        let beyond = self.memory().saturating_sub(self.charged).cast_signed();
         let before = std::mem::replace(&mut self.measured, Measured { series: keys.len(), beyond });
         beyond - before.beyond
     }

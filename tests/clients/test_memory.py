@@ -296,6 +296,9 @@ def test_promise_7_series_stay_within_their_memory(binary, tmp_path):
                 assert part in refused.error, refused
             [[series]] = server.sql("SELECT series FROM system.tables WHERE name = 'many'")
             assert series > 75_000, series
+            gauges = dict(line.rsplit(" ", 1) for line in server.http("GET", "/metrics").text.splitlines())
+            held, most = (int(gauges[f"sonde_series_bytes{end}"]) for end in ("", "_at_most"))
+            assert most // 10 * 9 < held <= most == limit // 32 * 3
             refuses_new_series_alone(server, series)
             server.kill9()
             watch.ended.set()
@@ -309,7 +312,8 @@ def test_promise_7_series_stay_within_their_memory(binary, tmp_path):
             refuses_new_series_alone(server, series)
             again.ended.set()
             again.join()
-            print(f"{series} series: {watch.peak / MIB:.0f} MiB, {again.peak / MIB:.0f} after the restart, of {limit // MIB}")
+            peaks = [f"{watched.peak / MIB:.0f}" for watched in (watch, again)]
+            print(f"{series} series: {peaks[0]} MiB, {peaks[1]} after the restart, of {limit // MIB}")
             assert group.killed == 0 and server.running
             assert max(watch.peak, again.peak) <= limit + limit // 8
             server.stop()
