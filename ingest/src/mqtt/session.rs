@@ -355,6 +355,14 @@ impl Session {
         Some(delivery)
     }
 
+    /// Takes the QoS 0 message that has waited longest out of the queue.
+    pub(super) fn take_unpromised(&mut self) -> Option<Delivery> {
+        let at = self.queue.iter().position(|delivery| delivery.qos == QoS::AtMostOnce)?;
+        let delivery = self.queue.remove(at)?;
+        self.left(&delivery);
+        Some(delivery)
+    }
+
     /// Takes what has expired out of the queue.
     pub(super) fn take_expired(&mut self, now: Timestamp) -> Vec<Delivery> {
         self.take_where(|delivery| delivery.message.is_expired(now))
