@@ -47,7 +47,7 @@ impl Worker {
     ) {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let peer = connection.peer.ip();
-        if self.connects_too_often(peer, connect.client_id) {
+        if self.connects_too_often(peer, connect.client_id, principal.owner()) {
             let why = "this client or its address connects too often: wait before the next time";
             return self.turn_back(key, (ReasonCode::CONNECTION_RATE_EXCEEDED, 3, why));
         }
@@ -277,11 +277,16 @@ impl Worker {
             self.turn.builder.state(state.gone(WILLS, &[]));
         }
         if let Some(asked) = asked.filter(|_| state.is_durable()) {
-            let gone = if asked == 0 { state.forget() } else { Vec::new() };
-            gone.into_iter().for_each(|record| self.turn.builder.state(record));
-            state.expiry = asked.min(SESSION_EXPIRY.as_secs() as u32);
-            if state.is_durable() {
-                self.turn.builder.state(state.record());
+            if asked == 0 {
+                // What was logged for it in this turn gets its number while the session is durable.
+                self.settle_order(session);
+                self.forget_records(session);
+            }
+            if let Some(state) = self.sessions.get_mut(session) {
+                state.expiry = asked.min(SESSION_EXPIRY.as_secs() as u32);
+                if state.is_durable() {
+                    self.turn.builder.state(state.record());
+                }
             }
         }
         self.close(key.place);

@@ -166,7 +166,7 @@ impl Session {
     }
 
     /// Messages in flight that this connection has, or is about to have.
-    fn unacknowledged(&self) -> usize {
+    pub(super) fn unacknowledged(&self) -> usize {
         self.in_flight.len() - self.resending.len()
     }
 
