@@ -168,7 +168,10 @@ def test_the_overflow_policy_holds_for_sessions_that_end_with_their_connection(m
 
 
 def test_what_others_publish_costs_an_away_session_nothing(make_server):
-    server = make_server("log.max_bytes=128MiB")
+    server = make_server("log.max_bytes=128MiB", "mqtt.queued_bytes=1GiB")
+    # More than enough to take all that is kept: each wants everything.
+    for n in range(70):
+        away(server, f"greedy-{n}", "#")
     names = {unique("dev"): None, unique("dev"): {"subscription_identifier": 7}}
     for name, props in names.items():
         away(server, name, "cmd/dev", 1, props)
@@ -247,6 +250,36 @@ def test_what_this_connection_has_not_got_again_may_be_taken_from_it(make_server
         reader.acknowledge(sent[qos])
         assert reader.message().topic == "open/x"
         reader.hears_nothing()
+
+
+def test_a_user_of_the_same_name_inherits_nothing(make_server):
+    server = make_server("mqtt.anonymous=never")
+    names = [unique("dev") for _ in range(2)]
+
+    def user(how, password):
+        server.sql(f"CREATE {how} u PASSWORD '{password}'")
+        server.sql("GRANT ALL ON 'a/#' TO u")
+        return {"username": "u", "password": password, "clean": False, "props": KEPT}
+
+    who = user("USER", "old password")
+    for name in names:
+        reader = client(server, name, **who)
+        assert reader.subscribe(("a/#", 1)) == [1]
+        reader.disconnect()
+    client(server, username="a", password=server.token).publish("a/x", b"secret", 1)
+    server.sql("DROP USER u")
+    for name, who in zip(names, [user("USER", "new password"), None]):
+        # OR REPLACE makes a new user, too; ALTER keeps it.
+        who = who or user("OR REPLACE USER", "newer password")
+        reader = client(server, name, **who)
+        assert not reader.connack.session_present
+        reader.hears_nothing()
+        assert reader.subscribe(("a/#", 1)) == [1]
+        reader.disconnect()
+    server.sql("ALTER USER u PASSWORD 'newest password'")
+    server.restart()
+    reader = client(server, names[1], **who | {"password": "newest password"})
+    assert reader.connack.session_present
 
 
 def test_a_session_that_ends_with_its_disconnect_leaves_no_copies(make_server):

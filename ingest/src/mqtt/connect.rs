@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sonde_access::{Principal, SCRAM};
+use sonde_access::{Origin, Principal, SCRAM};
 use sonde_proto::mqtt::{
     ConnAck, Connect, DecodeError, Disconnect, Properties, PropertiesBuilder, Property, ReasonCode, Version,
 };
@@ -227,10 +227,24 @@ impl Worker {
         self.touch(key.place);
     }
 
-    /// Whether someone may have the session of this client id: a session with an owner is that one's alone.
-    fn may_take(&self, client_id: &str, principal: &Principal) -> bool {
-        let known = self.by_client.get(client_id).and_then(|key| self.sessions.get(*key));
-        known.is_none_or(|session| session.owner.is_none() || session.owner == principal.owner())
+    /// Whether someone may have the session of this client id: a session with an owner is that one's alone. That of a user
+    /// who is no more is nobody's, and ends.
+    fn may_take(&mut self, client_id: &str, principal: &Principal) -> bool {
+        let Some(key) = self.by_client.get(client_id).copied() else { return true };
+        let Some(session) = self.sessions.get(key) else { return true };
+        let Some(owner) = &session.owner else { return true };
+        let recorded = session.principal.as_deref();
+        if principal.is_owner(owner, recorded) {
+            return true;
+        }
+        let is_over = session.connection.is_none()
+            && recorded.is_some_and(|recorded| {
+                matches!(recorded.origin(), Origin::User) && self.authenticate.rights_of(recorded).is_none()
+            });
+        if is_over {
+            self.drop_session(key);
+        }
+        is_over
     }
 
     /// The session of a client, taken over from its last connection; whether it was there before.

@@ -170,9 +170,7 @@ mod tests {
         assert_eq!((flapping.banned(5), flapping.connect(who(), 102)), (1, still));
         assert_eq!((flapping.banned(103), flapping.connect(who(), 103)), (0, welcome));
         // Slowly is not too often.
-        assert!(
-            (200..1000).step_by(21).all(|now| flapping.connect(of(None, "slow"), now) == welcome)
-        );
+        assert!((200..1000).step_by(21).all(|now| flapping.connect(of(None, "slow"), now) == welcome));
         flapping.sweep(2000);
         assert!(flapping.known.is_empty());
     }
