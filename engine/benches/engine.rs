@@ -1,10 +1,10 @@
-//! The engine alone, one writer: durable writes, recovery, flush, compaction, scan with sum, range of one series; and
-//! loads of 30 days, in order and shuffled.
+//! The engine alone, one writer: durable writes, recovery, flush, compaction, scan with sum, ranges of one series; loads of
+//! 30 days, in order and shuffled; and the start with 100,000 chunks.
 //!
-//! `cargo bench -p sonde-engine --bench engine --profile demo -- [--scale 0.1] [--only late]`. The rows: 1,000 series, a
-//! row every 10 s, four float64 fields that walk in steps of 0.01, written in time order in batches of 10,000. The loads
-//! have as many rows over 30 days, in memtables of the usual 64 MiB; flushes, and merges until none is due any more, are
-//! part of their time.
+//! `cargo bench -p sonde-engine --bench engine --profile demo -- [--scale 0.1] [--only late|chunks]`. The rows: 1,000
+//! series, a row every 10 s, four float64 fields that walk in steps of 0.01, written in time order in batches of 10,000. The
+//! loads have as many rows over 30 days, in memtables of the usual 64 MiB; flushes, and merges until none is due any more,
+//! are part of their time.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -38,25 +38,37 @@ fn main() {
     let scale: f64 =
         args.iter().position(|arg| arg == "--scale").map_or(1.0, |at| args[at + 1].parse().unwrap());
     let rows = (5_000_000.0 * scale) as usize / BATCH * BATCH;
-    let late_only = args.iter().any(|arg| arg == "late");
+    let only = |part: &str| args.windows(2).any(|pair| pair == ["--only", part]);
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-engine-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     println!("Engine, {rows} rows of {} float64 fields, {SERIES} series", FIELDS.len());
-    if !late_only {
+    if !only("late") && !only("chunks") {
         one_by_one(&dir, rows);
     }
-    loads(&dir, rows);
+    if !only("chunks") {
+        loads(&dir, rows);
+    }
+    if !only("late") {
+        many_chunks(&dir, (100.0 * scale) as usize);
+    }
 }
 
 /// Each thing for itself.
 fn one_by_one(dir: &Path, rows: usize) {
     let engine = open(dir, 1 << 30, Arc::new(SystemClock));
-    let table = create(&engine);
+    let table = create(&engine, "readings");
     let in_order = |row: usize| (row % SERIES, row / SERIES, START + (row / SERIES) as i64 * STEP);
     rate("durable write", rows, || write(&engine, &table, rows, in_order));
+    let gigabytes = engine.log_status().bytes as f64 / 1e9;
     drop((engine, table));
     let mut engine = None;
+    let started = Instant::now();
     rate("recovery from the log", rows, || engine = Some(open(dir, 1 << 30, Arc::new(SystemClock))));
+    figure(
+        "  the same, for a GB of log (its last segment whole)",
+        started.elapsed().as_secs_f64() / gigabytes,
+        "s",
+    );
     let engine = engine.unwrap();
     scans(&engine, "in memory", rows);
     rate("flush", rows, || engine.flush().unwrap());
@@ -67,6 +79,36 @@ fn one_by_one(dir: &Path, rows: usize) {
     scans(&engine, "in chunks", rows);
     engine.close().unwrap();
     drop((engine, table));
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// A start with so many times 1,000 chunks: 1,000 tables, a row a day in each.
+fn many_chunks(dir: &Path, days: usize) {
+    let clock = Arc::new(Later(AtomicI64::new(START)));
+    let engine = open(dir, 1 << 30, Arc::<Later>::clone(&clock));
+    let tables: Vec<Arc<Table>> = (0..1000).map(|n| create(&engine, &format!("readings_{n}"))).collect();
+    for day in 0..days as i64 {
+        let time = Timestamp::from_nanos(START + day * DAY);
+        clock.0.store(time.as_nanos(), Ordering::Relaxed);
+        let mut builder = engine.batch();
+        builder.begin_message();
+        for table in &tables {
+            let tags = [(id(table, "device"), "device-0000".into())];
+            let fields = FIELDS.map(|name| (id(table, name), FieldValue::Float(value(0, day as usize, 0))));
+            builder.row(table, &Row { time, tags: &tags, fields: &fields }, None).unwrap();
+        }
+        engine.write(builder.finish().unwrap()).wait().unwrap();
+        engine.flush().unwrap();
+    }
+    let chunks = engine.chunks().len();
+    engine.close().unwrap();
+    drop((engine, tables));
+    let started = Instant::now();
+    let engine = open(dir, 1 << 30, clock);
+    figure(&format!("start with {chunks} chunks"), started.elapsed().as_secs_f64(), "s");
+    assert_eq!(engine.chunks().len(), chunks);
+    engine.close().unwrap();
+    drop(engine);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -89,7 +131,7 @@ fn loads(dir: &Path, rows: usize) {
     for (name, base) in [("in order", false), ("shuffled", false), ("shuffled, over old chunks", true)] {
         let clock = Arc::new(Later(AtomicI64::new(START + 31 * DAY)));
         let engine = open(dir, 64 << 20, Arc::<Later>::clone(&clock));
-        let table = create(&engine);
+        let table = create(&engine, "readings");
         if base {
             load(&engine, &clock, &table, rows, &in_order);
         }
@@ -182,24 +224,28 @@ fn open(dir: &Path, memtable_bytes: usize, clock: Arc<dyn Clock>) -> Engine {
     }
 }
 
-fn create(engine: &Engine) -> Arc<Table> {
+fn create(engine: &Engine, name: &str) -> Arc<Table> {
     let column = |name: &str, role, kind| NewColumn { name: name.into(), role, kind };
     let mut columns = vec![column("device", ColumnRole::Tag, PhysicalType::Text)];
     columns.extend(FIELDS.map(|name| column(name, ColumnRole::Field, PhysicalType::Float64)));
     let new = NewTable {
         database: "public".into(),
-        name: "readings".into(),
+        name: name.into(),
         kind: TableKind::Points,
         open: true,
         options: TableOptions::default(),
         columns,
     };
     engine.change_catalog(CatalogRequest::CreateTable(new)).unwrap();
-    current(engine)
+    named(engine, name)
 }
 
 fn current(engine: &Engine) -> Arc<Table> {
-    Arc::clone(engine.catalog().require_table("public", "readings").unwrap())
+    named(engine, "readings")
+}
+
+fn named(engine: &Engine, name: &str) -> Arc<Table> {
+    Arc::clone(engine.catalog().require_table("public", name).unwrap())
 }
 
 fn id(table: &Table, name: &str) -> ColumnId {
@@ -263,21 +309,20 @@ fn scans(engine: &Engine, place: &str, rows: usize) {
         rate(&format!("{name}, {place}"), 5 * times * rows, again);
     }
 
-    let hour = 3600 * 1_000_000_000;
-    let mut range = all.clone();
-    range.tags =
-        vec![TagFilter { column: id(&table, "device"), values: [Some("device-0500".to_owned())].into() }];
-    range.time = TimeRange { start: Timestamp::from_nanos(START), end: Timestamp::from_nanos(START + hour) };
-    let runs = 200;
-    let started = Instant::now();
-    for _ in 0..runs {
-        assert_eq!(read(engine, &range).1, 360.min(rows / SERIES));
+    for hours in [1, 12] {
+        let mut range = all.clone();
+        range.tags =
+            vec![TagFilter { column: id(&table, "device"), values: [Some("device-0500".to_owned())].into() }];
+        let end = START + i64::from(hours) * 3600 * 1_000_000_000;
+        range.time = TimeRange { start: Timestamp::from_nanos(START), end: Timestamp::from_nanos(end) };
+        let runs = 200;
+        let started = Instant::now();
+        for _ in 0..runs {
+            assert_eq!(read(engine, &range).1, (hours as usize * 360).min(rows / SERIES));
+        }
+        let each = started.elapsed().as_secs_f64() * 1e6 / f64::from(runs);
+        figure(&format!("{hours} h of one series, {place}"), each, "us");
     }
-    figure(
-        &format!("one hour of one series, {place}"),
-        started.elapsed().as_secs_f64() * 1e6 / f64::from(runs),
-        "us",
-    );
 }
 
 /// Sum and count of the only column.
