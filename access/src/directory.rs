@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::filter::{Identity, Place};
 use crate::limits::{NAME_BYTES, ROLES_OF_USER, RULES};
-use crate::rights::{By, Origin, Principal, Privileges, Proof, Rights, check_filter};
+use crate::rights::{By, Origin, Principal, Privileges, Proof, Realm, Rights, check_filter};
 use crate::scram::ScramKeys;
 use crate::token::{Grants, StoredToken, digest, fingerprint};
 
@@ -203,8 +203,7 @@ impl Directory {
             origin: Origin::Token(digest.into()),
             identity,
             rights,
-            expires: None,
-            proof: Proof::default(),
+            ..Principal::default()
         })
     }
 
@@ -216,8 +215,8 @@ impl Directory {
             origin: Origin::User,
             identity: of_user(identity(claim), user),
             rights: Arc::clone(&user.rights),
-            expires: None,
             proof: user.stored.proof(by, 0),
+            ..Principal::default()
         }
     }
 
@@ -236,6 +235,7 @@ impl Directory {
             .with(Place::Username, Some(&claims.subject))
             .with(Place::Tenant, claims.tenant.as_deref());
         let proof = Proof { by: By::Key, user: 0, credential: claims.key };
+        let realm = Realm { issuer: claims.issuer, tenant: claims.tenant };
         Some(Principal {
             name: claims.subject,
             origin: Origin::Bearer(roles),
@@ -243,6 +243,7 @@ impl Directory {
             rights,
             expires,
             proof,
+            realm,
         })
     }
 
@@ -362,7 +363,7 @@ mod tests {
         let pump = directory.principal(user, By::Certificate, Claim::default());
         assert!(allows(&pump, Action::Subscribe("own/d1")) && allows(&pump, Action::Subscribe("plant/#")));
         assert!(!allows(&pump, Action::Subscribe("own/d2")) && !allows(&pump, Action::Query));
-        assert_eq!(pump.owner().as_deref(), Some("user:pump"));
+        assert_eq!(pump.owner().as_deref(), Some("user#0:pump"));
     }
 
     #[test]
@@ -386,6 +387,7 @@ mod tests {
         let claims = |subject: &str, roles: &[&str]| crate::jwt::Claims {
             subject: subject.into(),
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            issuer: Some("us".into()),
             tenant: Some("acme".into()),
             expires: 9,
             key: 3,
@@ -415,8 +417,14 @@ mod tests {
         let now = of_user(stored.clone());
         let of = |by| now.principal(now.user("pump").unwrap(), by, Claim::default());
         let (password, certificate) = (of(By::Password), of(By::Certificate));
-        let claims =
-            crate::jwt::Claims { subject: "pump".into(), roles: vec![], tenant: None, expires: 9, key: 3 };
+        let claims = crate::jwt::Claims {
+            subject: "pump".into(),
+            roles: vec![],
+            issuer: None,
+            tenant: None,
+            expires: 9,
+            key: 3,
+        };
         let token = now.bearer(claims, Claim::default()).unwrap();
         assert_eq!((token.signing_key(), password.signing_key()), (Some(3), None));
         // Who is still in: by password, by certificate, by JSON Web Token; and whether the user is the same.
@@ -449,6 +457,7 @@ mod tests {
         let claims = crate::jwt::Claims {
             subject: "x".into(),
             roles: vec!["readers".into()],
+            issuer: None,
             tenant: Some("acme".into()),
             expires: 9,
             key: 3,

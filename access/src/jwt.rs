@@ -111,6 +111,8 @@ pub struct Claims {
     pub subject: String,
     /// Roles that it names.
     pub roles: Vec<String>,
+    /// Who has issued it, if it says so.
+    pub issuer: Option<String>,
     /// The tenant that it names.
     pub tenant: Option<String>,
     /// When it ends, in seconds since the epoch.
@@ -208,9 +210,8 @@ fn check(claims: &Value, now: u64, expected: &Expected) -> Result<Claims, &'stat
         Some(Some(begin)) if begin > now + JWT_LEEWAY => return Err("its time has not come (nbf)"),
         _ => {}
     }
-    if let Some(issuer) = &expected.issuer
-        && claims.get("iss").and_then(Value::as_str) != Some(issuer)
-    {
+    let issuer = claims.get("iss").and_then(Value::as_str);
+    if expected.issuer.is_some() && issuer != expected.issuer.as_deref() {
         return Err("it is not from auth.issuer (iss)");
     }
     let is_for = |wanted: &str| match claims.get("aud") {
@@ -231,7 +232,8 @@ fn check(claims: &Value, now: u64, expected: &Expected) -> Result<Claims, &'stat
         _ => Vec::new(),
     };
     let tenant = expected.tenant.as_deref().and_then(|name| claims.get(name)?.as_str());
-    Ok(Claims { subject, roles, tenant: tenant.map(str::to_owned), expires, key: 0 })
+    let (issuer, tenant) = (issuer.map(str::to_owned), tenant.map(str::to_owned));
+    Ok(Claims { subject, roles, issuer, tenant, expires, key: 0 })
 }
 
 #[cfg(test)]
@@ -276,6 +278,7 @@ mod tests {
         let claims = r#"{"sub":"pump","exp":1001.5,"nbf":1030,"iss":"us","aud":["x","sonde"],"roles":["a","b"],"org":"acme"}"#;
         let claims = told(HEADER, claims).unwrap();
         assert_eq!((claims.subject.as_str(), claims.expires), ("pump", 1001));
+        assert_eq!(claims.issuer.as_deref(), Some("us"));
         assert!(keys().has(claims.key) && !keys().has(claims.key + 1));
         assert_eq!((claims.roles, claims.tenant.as_deref()), (vec!["a".into(), "b".into()], Some("acme")));
     }

@@ -157,6 +157,9 @@ impl Rights {
     }
 }
 
+/// What preceded the names of users and of bearers, as owners.
+const EARLIER_USER: &str = "user:";
+
 /// By what someone was recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
@@ -196,6 +199,14 @@ pub(crate) struct Proof {
     pub(crate) credential: u64,
 }
 
+/// Whose names the subject of a JSON Web Token is one of; nobody's where it is no token, or its subject is a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Realm {
+    pub(crate) issuer: Option<String>,
+    /// As the token has it: `${tenant}` leaves out what could widen a rule.
+    pub(crate) tenant: Option<String>,
+}
+
 /// Someone who was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
@@ -207,6 +218,7 @@ pub struct Principal {
     /// Until when it was recognised, in seconds since the epoch.
     pub(crate) expires: Option<u64>,
     pub(crate) proof: Proof,
+    pub(crate) realm: Realm,
 }
 
 /// A principal as it is kept where it outlives the process: everything but its rights.
@@ -216,6 +228,8 @@ struct Kept {
     origin: Origin,
     identity: Identity,
     proof: Proof,
+    #[serde(default)]
+    realm: Realm,
 }
 
 impl Principal {
@@ -248,6 +262,7 @@ impl Principal {
             rights: Arc::new(Rights::of_token(&grants)),
             expires: None,
             proof: Proof::default(),
+            realm: Realm::default(),
         }
     }
 
@@ -279,27 +294,29 @@ impl Principal {
     /// Everything but its rights, to be read back by `from_record`.
     #[must_use]
     pub fn to_record(&self) -> Vec<u8> {
-        let Self { name, origin, identity, proof, .. } = self.clone();
-        serde_json::to_vec(&Kept { name, origin, identity, proof }).unwrap_or_default()
+        let Self { name, origin, identity, proof, realm, .. } = self.clone();
+        serde_json::to_vec(&Kept { name, origin, identity, proof, realm }).unwrap_or_default()
     }
 
     /// Whether another one's record says the same.
     #[must_use]
     pub fn is_recorded_as(&self, other: &Self) -> bool {
-        let of = |who: &Self| (who.name.clone(), who.origin.clone(), who.identity.clone(), who.proof);
-        of(self) == of(other)
+        self.name == other.name
+            && self.origin == other.origin
+            && self.identity == other.identity
+            && (self.proof, &self.realm) == (other.proof, &other.realm)
     }
 
     /// Reads what `to_record` wrote. Users and bearers of tokens have no rights until these are asked for again.
     #[must_use]
     pub fn from_record(record: &[u8]) -> Option<Self> {
-        let Kept { name, origin, identity, proof } = serde_json::from_slice(record).ok()?;
+        let Kept { name, origin, identity, proof, realm } = serde_json::from_slice(record).ok()?;
         let someone = match origin {
             Origin::Admin => Self::admin(&name),
             Origin::Anonymous => Self::anonymous_device(),
             Origin::Token(_) | Origin::User | Origin::Bearer(_) => Self::default(),
         };
-        Some(Self { name, origin, identity, proof, ..someone })
+        Some(Self { name, origin, identity, proof, realm, ..someone })
     }
 
     /// The tenant, `${tenant}` of the rights, whose limits it shares.
@@ -308,15 +325,38 @@ impl Principal {
         self.identity.get(Place::Tenant)
     }
 
-    /// As whom it owns MQTT sessions; `None` where nobody knows who it is.
+    /// As whom it owns MQTT sessions; `None` where nobody knows who it is. A user who was dropped and one who is created
+    /// under the name are two, and so are the subjects of one name of two tenants.
     #[must_use]
     pub fn owner(&self) -> Option<String> {
         match self.origin {
             Origin::Anonymous => None,
             Origin::Admin => Some("admin".to_owned()),
             Origin::Token(_) => Some(format!("token:{}", self.name)),
-            Origin::User | Origin::Bearer(_) => Some(format!("user:{}", self.name)),
+            Origin::User => Some(format!("user#{}:{}", self.proof.user, self.name)),
+            Origin::Bearer(_) => {
+                let Realm { issuer, tenant } = &self.realm;
+                Some(format!("bearer:{}", serde_json::json!([issuer, tenant, self.name])))
+            }
         }
+    }
+
+    /// Whether it is whom a session was recorded as `owner`'s of; `recorded` is who that was, where it is known.
+    #[must_use]
+    pub fn is_owner(&self, owner: &str, recorded: Option<&Self>) -> bool {
+        self.owner().as_deref() == Some(owner)
+            || owner.strip_prefix(EARLIER_USER) == Some(&self.name) && self.is_earlier(recorded)
+    }
+
+    /// Whether it is a user or a bearer as builds before this one told them: by name, and by what they kept beside it.
+    fn is_earlier(&self, recorded: Option<&Self>) -> bool {
+        let is_named = matches!(self.origin, Origin::User | Origin::Bearer(_));
+        is_named
+            && recorded.is_none_or(|recorded| match (&recorded.origin, &self.origin) {
+                (Origin::User, Origin::User) => recorded.proof.user == self.proof.user,
+                (Origin::Bearer(_), Origin::Bearer(_)) => recorded.tenant() == self.tenant(),
+                _ => false,
+            })
     }
 
     /// Whether it has the same rights as another: what one may do the other may, too.
@@ -400,6 +440,63 @@ mod tests {
             assert!(!allows(&device, action), "{action:?}");
         }
         assert!(allows(&Principal::admin("root"), Action::Admin));
+    }
+
+    fn named(name: &str, origin: Origin, user: u64, tenant: Option<&str>) -> Principal {
+        Principal {
+            name: name.into(),
+            identity: Identity::default().with(Place::Tenant, tenant),
+            proof: Proof { user, ..Proof::default() },
+            realm: Realm { issuer: Some("us".into()), tenant: tenant.map(str::to_owned) },
+            origin,
+            ..Principal::default()
+        }
+    }
+
+    #[test]
+    fn names_alone_own_nothing() {
+        let bearer = |name, tenant| named(name, Origin::Bearer(vec![]), 0, tenant);
+        let all = [
+            named("a", Origin::User, 1, None),
+            named("a", Origin::User, 2, None),
+            named("1:a", Origin::User, 0, None),
+            bearer("a", None),
+            bearer("a", Some("acme")),
+            bearer("a", Some("be/ta")),
+            bearer("a", Some("gam/ma")),
+            bearer("a\",\"b", None),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for (other_at, other) in all.iter().enumerate() {
+                let owner = other.owner().unwrap_or_default();
+                assert_eq!(one.is_owner(&owner, Some(other)), at == other_at, "{owner}");
+            }
+            // Its session is still its own after a restart.
+            let again = Principal::from_record(&one.to_record()).unwrap_or_default();
+            assert!(again.is_recorded_as(one) && again.owner() == one.owner());
+        }
+    }
+
+    #[test]
+    fn sessions_of_earlier_builds_stay_with_their_owners() {
+        let bearer = |tenant| named("a", Origin::Bearer(vec![]), 0, tenant);
+        let user = |number| named("a", Origin::User, number, None);
+        let is_owner = |who: &Principal, known: Option<&Principal>| who.is_owner("user:a", known);
+        assert!(is_owner(&user(1), Some(&user(1))) && !is_owner(&user(2), Some(&user(1))));
+        let earlier = |mut who: Principal| {
+            who.realm = Realm::default();
+            who
+        };
+        let (acme, beta) = (bearer(Some("acme")), bearer(Some("beta")));
+        assert!(is_owner(&acme, Some(&earlier(acme.clone()))) && !is_owner(&beta, Some(&earlier(acme))));
+        assert!(is_owner(&user(1), None) && !user(1).is_owner("user:b", None));
+        assert!(!Principal::admin("a").is_owner("user:a", None));
+        // What an earlier build kept has no realm.
+        let kept = br#"{"name":"a","origin":{"Bearer":["r"]},"identity":IDENTITY,"proof":{"by":"Key","user":0,"credential":3}}"#;
+        let identity = serde_json::to_string(&beta.identity).unwrap_or_default();
+        let kept = String::from_utf8_lossy(kept).replace("IDENTITY", &identity);
+        assert!(is_owner(&beta, Principal::from_record(kept.as_bytes()).as_ref()));
+        assert!(Principal::from_record(kept.as_bytes()).is_some());
     }
 
     fn someone(rules: Vec<TopicRule>) -> Principal {

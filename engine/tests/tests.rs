@@ -41,5 +41,6 @@ mod power;
 mod recovery;
 mod repair;
 mod retention;
+mod series;
 mod torture;
 mod types;

@@ -74,10 +74,9 @@ pub const DELIVERIES_IN_FLIGHT: usize = 64 << 10;
 pub const READ_AT_ONCE: usize = 256 << 10;
 /// Bytes of the copies of one message for members of groups that are away; the groups beyond do not get it.
 pub const COPIES_BYTES: usize = 32 << 20;
-/// Bytes of what is kept for one session of segments that go from the log, one message more at most.
+/// Bytes of what is kept for one session of segments that go from the log, unless it is a single message. For all together a
+/// quarter of what MQTT's messages may take of the memory is kept so.
 pub const KEPT_BYTES: u64 = 1 << 20;
-/// Bytes of what is kept so for all sessions together.
-pub const KEPT_BYTES_OF_ALL: u64 = 64 << 20;
 /// Questions and messages that wait for the event loop: more than there are connections, each of which may have one.
 pub const INBOX_COMMANDS: usize = CONNECTIONS + 16_384;
 /// Turns whose commit is outstanding before reading pauses.

@@ -17,8 +17,8 @@ def data(message, method=METHOD):
 class Scram:
     """One exchange."""
 
-    def __init__(self, username, password):
-        self.password, self.nonce = password, base64.b64encode(os.urandom(18)).decode()
+    def __init__(self, username, password, nonce_bytes=18):
+        self.password, self.nonce = password, base64.b64encode(os.urandom(nonce_bytes)).decode()
         self.bare = f"n={username.replace('=', '=3D').replace(',', '=2C')},r={self.nonce}"
         self.first = f"n,,{self.bare}".encode()
 

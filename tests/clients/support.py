@@ -36,6 +36,13 @@ def unique(prefix="t"):
     return f"{prefix}{next(_names)}"
 
 
+def processor_seconds(server):
+    """What the process has used of processors."""
+    with open(f"/proc/{server.process.pid}/stat") as stat:
+        fields = stat.read().rsplit(")")[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def wait_until(condition, what, seconds=20):
     """The first true value of `condition()`. Fails with `what`, a text or what makes one, after the deadline."""
     deadline = time.monotonic() + seconds

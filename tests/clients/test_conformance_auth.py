@@ -43,13 +43,33 @@ def test_scram(broker, user):
     come_in(broker, user).ping()
 
 
-@covers(v5="3.15.2-2 3.15.2-3 3.1.2-24")
+@covers(v5="3.1.2-24")
 def test_challenges_fit_the_clients_maximum(broker, user):
-    """A challenge that does not fit cannot be sent, so a small client gets it without further properties."""
-    wire, _, challenge = begin(broker, user, maximum_packet_size=256)
-    assert challenge.size <= 256
+    """A challenge that does not fit cannot be sent: the client hears why, if that fits, and is closed."""
+    _, _, challenge = begin(broker, user)
+    for size in (40, challenge.size - 1):
+        wire = broker.wire()
+        wire.send(connect(5, unique("c"), props={**data(Scram(user, PASSWORD).first), "maximum_packet_size": size}))
+        said = wire.until_closed()
+        assert all(packet.size <= size for packet in said)
+        assert [(packet.kind, packet.reason) for packet in said] == [(CONNACK, 0x95)]
+    # One byte more, and it fits.
+    wire, _, challenge = begin(broker, user, maximum_packet_size=challenge.size)
     wire.send(auth(CONTINUE, data(b"nonsense")))
-    assert all(packet.size <= 256 for packet in wire.until_closed())
+    assert all(packet.size <= challenge.size for packet in wire.until_closed())
+
+
+@covers(v5="3.1.2-24")
+def test_a_second_challenge_fits_too(broker, user):
+    """A longer nonce of the client makes a longer challenge than that of its CONNECT."""
+    _, _, challenge = begin(broker, user)
+    wire, scram, challenge = begin(broker, user, maximum_packet_size=challenge.size)
+    wire.send(auth(CONTINUE, data(scram.final(challenge.props["authentication_data"]))))
+    assert wire.next().reason == 0
+    wire.send(auth(AGAIN, data(Scram(user, PASSWORD, 60).first)))
+    said = wire.until_closed()
+    assert all(packet.size <= challenge.size for packet in said)
+    assert [(packet.kind, packet.reason) for packet in said] == [(DISCONNECT, 0x95)]
 
 
 @covers(v5="4.12.0-4 3.2.2-7 4.13.2-1")

@@ -14,15 +14,19 @@ from mqtt_packet import (
     PUBREC,
     PUBREL,
     SUBACK,
+    UNSUBACK,
     V5,
     Will,
     ack,
     connect,
+    disconnect,
     options,
     packet,
     publish,
     subscribe,
+    unsubscribe,
 )
+from mqtt_wire import Wire, connected
 from support import unique
 from test_conformance_common import until
 
@@ -99,11 +103,13 @@ def test_clean_start_and_expiry_are_independent(broker):
     assert broker.durable(client_id=client.client_id).connack.session_present
 
 
-@covers(v5="3.2.2-9 3.2.2-10 3.2.2-12 3.2.2-13")
+@covers(v5="3.2.2-9 3.2.2-10")
 def test_connack_offers_everything(broker):
     """What CONNACK does not deny is there: QoS 2, retained messages, wildcards, shared subscriptions, identifiers."""
-    props = broker.client().connack.props
+    client = broker.client()
+    props = client.connack.props
     assert "maximum_qos" not in props
+    assert client.subscribe(*((topic(), qos) for qos in range(3))) == [0, 1, 2]
     for feature in ("retain_available", "wildcard_available", "shared_available", "subscription_identifiers_available"):
         assert props.get(feature, 1) == 1, feature
     assert props.get("receive_maximum", 65535) > 0
@@ -117,7 +123,7 @@ def test_response_information_comes_only_to_who_asks(broker, asked):
     assert "response_information" not in broker.client(props=props).connack.props
 
 
-@covers(v5="3.1.2-29 3.2.2-19 3.2.2-20")
+@covers(v5="3.1.2-29")
 def test_without_problem_information_answers_have_neither_reason_strings_nor_user_properties(broker):
     client = broker.client(props={"request_problem_information": 0})
     name = topic()
@@ -134,11 +140,41 @@ def test_without_problem_information_answers_have_neither_reason_strings_nor_use
         assert not {"reason_string", "user_property"} & set(answer.props), answer
 
 
-@covers(v5="3.1.2-21 3.2.2-21 3.2.2-22")
-def test_a_keep_alive_of_the_server_replaces_the_clients(broker):
-    """Only a server that says so may use another one than the client's."""
-    connack = broker.client(keep_alive=300).connack
-    assert connack.props.get("server_keep_alive", 300) > 0
+@covers(v5="3.1.2-21 3.2.2-21")
+@ours_only
+@pytest.mark.parametrize("asked", [0, 300])
+def test_a_keep_alive_of_the_server_replaces_the_clients(make_server, asked):
+    address = make_server("mqtt.keep_alive_maximum=1 second").address("mqtt")
+    with connected(address, keep_alive=asked) as silent, connected(address, keep_alive=asked) as lively:
+        since = time.monotonic()
+        assert silent.connack.props["server_keep_alive"] == 1
+        while not silent.has_arrived(0.2):
+            lively.ping()
+            assert time.monotonic() - since < 10, "it is still there"
+        assert time.monotonic() - since > 1, "closed before the keep alive was over"
+        assert [(p.kind, p.reason) for p in silent.until_closed()] == [(DISCONNECT, 0x8D)]
+        lively.ping()
+    with connected(make_server("mqtt.keep_alive_maximum=10 minutes").address("mqtt"), keep_alive=300) as client:
+        assert "server_keep_alive" not in client.connack.props, "the client's is short enough"
+
+
+@covers(v5="3.1.2-24 3.2.2-19 3.2.2-7")
+@ours_only
+def test_a_refusal_fits_the_clients_maximum(make_server):
+    """CONNACK that refuses has a Reason String, unless that makes it too large; it may be too large even without one."""
+    address = make_server("mqtt.anonymous=never").address("mqtt")
+    said = {}
+    for size in (200, 40, 20, 5, 4):
+        with Wire(address) as wire:
+            wire.send(connect(V5, unique("c"), username="nobody", password="wrong", props={"maximum_packet_size": size}))
+            said[size] = wire.until_closed()
+        assert all(it.kind == CONNACK and it.size <= size for it in said[size]), said
+    assert "reason_string" in said[200][0].props
+    (whole,) = {it.size for it in said[200]}
+    assert whole > 40, "else the next ones show nothing"
+    for size in (40, 20, 5):
+        assert [(it.reason, it.props) for it in said[size]] == [(said[200][0].reason, {})]
+    assert said[4] == []
 
 
 @covers(v5="3.1.4-2 3.1.4-6 3.2.2-6 3.2.2-7 3.2.2-8 4.13.2-1")
@@ -180,34 +216,45 @@ def test_no_authentication_method_for_who_names_none(broker):
 @covers(v5="3.1.2-24 3.1.2-25")
 @every_qos
 def test_what_is_too_large_for_a_client_is_done_with(broker, qos):
-    client, sender, name = broker.client(props={"maximum_packet_size": 120}), broker.client(), topic()
+    props = {"maximum_packet_size": 120, "receive_maximum": 1}
+    client, sender, name = broker.client(props=props), broker.client(), topic()
     client.subscribe((name, 2))
-    sender.publish(name, b"x" * 200, qos)
+    for _ in range(3):  # each of them would take the only place in flight
+        sender.publish(name, b"x" * 200, qos)
     sender.publish(name, "small", qos)
     found = client.message()
     assert found.payload == b"small" and found.size <= 120
 
 
-@covers(
-    v5="3.1.2-24 3.2.2-19 3.2.2-20 3.4.2-2 3.4.2-3 3.5.2-2 3.5.2-3 3.6.2-2 3.6.2-3 3.7.2-2 3.7.2-3 3.9.2-1 3.9.2-2 3.11.2-1 "
-    "3.11.2-2 3.14.2-3 3.14.2-4"
-)
-def test_answers_fit_the_clients_maximum(broker):
-    """However small it is: reason strings and user properties go first."""
-    size = 64 if not broker.server else 40
-    client = broker.client(props={"maximum_packet_size": size})
-    assert client.connack.size <= size
+def answers_to(client):
+    """What the server has to say to a client that does what it may not, by the kind of the packet."""
     answers = [client.publish("$SYS/a/topic/that/nobody/may/publish/to", "1", 1)]
     client.send(publish(V5, "$SYS/a/topic", "1", 2, 50))
     answers.append(client.expect(PUBREC, 50))
     client.send(ack(PUBREL, 60))
     answers.append(client.expect(PUBCOMP, 60))
-    client.send(subscribe(V5, 70, [("a/b/c/d", 0)]))
+    client.send(subscribe(V5, 70, [("$conf/a/filter/that/nobody/may/read", 0)]))
     answers.append(client.expect(SUBACK, 70))
-    client.unsubscribe("x")
-    client.send(packet(0))
-    answers += client.until_closed()
-    assert all(answer.size <= size for answer in answers), answers
+    client.send(unsubscribe(V5, 71, ["a/filter/that/was/never/subscribed/to/by/anybody"]))
+    answers.append(client.expect(UNSUBACK, 71))
+    client.send(disconnect(0, {"session_expiry": 9}))  # and CONNECT had none
+    return {answer.kind: answer for answer in answers + client.until_closed()}
+
+
+@covers(v5="3.1.2-24 3.4.2-2 3.5.2-2 3.9.2-1 3.11.2-1 3.14.2-3")
+def test_answers_fit_the_clients_maximum(broker):
+    """However small it is: reason strings and user properties go first."""
+    size = 64 if not broker.server else 40
+    client = broker.client(props={"maximum_packet_size": size})
+    assert client.connack.size <= size
+    answers = answers_to(client)
+    assert all(answer.size <= size for answer in answers.values()), answers
+    if broker.server:
+        roomy = answers_to(broker.client())
+        assert set(answers) == set(roomy) == {PUBACK, PUBREC, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT}
+        for kind in set(answers) - {PUBCOMP}:
+            assert "reason_string" in roomy[kind].props and roomy[kind].size > size, roomy[kind]
+            assert "reason_string" not in answers[kind].props, answers[kind]
 
 
 @covers(v5="3.3.4-9 4.9.0-1 4.9.0-2 4.9.0-3 3.3.4-10")
@@ -436,6 +483,8 @@ def test_the_server_uses_no_more_aliases_than_the_client_allows(broker, maximum)
                 names[alias] = found.topic
         assert (found.topic or names[alias]) == f"{name}/{n % 10}"
         assert found.payload == str(n % 10).encode()
+    if broker.server:
+        assert set(names) == set(range(1, (maximum or 0) + 1)), "and it uses them"
 
 
 # Subscription options and identifiers
@@ -675,6 +724,8 @@ def test_nothing_comes_after_a_disconnect(broker):
     said = client.until_closed()
     kinds = [p.kind for p in said]
     assert kinds.count(DISCONNECT) <= 1 and (DISCONNECT not in kinds or kinds[-1] == DISCONNECT)
+    if broker.server:
+        assert (said[-1].kind, said[-1].reason) == (DISCONNECT, 0x81)
     assert all("session_expiry" not in p.props for p in said if p.kind == DISCONNECT)
 
 

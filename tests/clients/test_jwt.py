@@ -215,3 +215,28 @@ def test_a_file_without_keys_is_refused_at_the_start(binary, tmp_path):
     path.write_text('{"keys": []}')
     said = Server(binary, tmp_path, (f"auth.jwks={path}",)).fails_to_start(78)
     assert "auth.jwks" in said and "no key for RS256, ES256 or EdDSA" in said
+
+
+def test_subjects_of_one_name_and_two_tenants_have_sessions_of_their_own(make_server, jwks):
+    server = make_server(f"auth.jwks={jwks}", "auth.issuer=https://issuer", "auth.audience=sonde", "mqtt.anonymous=never")
+    server.sql("CREATE ROLE devices")
+    server.sql("GRANT ALL ON '${tenant}/#' TO devices")
+    name = unique("pump")
+
+    def come(tenant, expect=0):
+        wire, password = Wire(server.address("mqtt")), token(sub=name, roles=["devices"], tenant=tenant)
+        wire.connect(name, expect, clean=False, username="any", password=password, props={"session_expiry": 600})
+        return wire
+
+    first = come("acme")
+    assert first.subscribe(("acme/cmd", 1)) == [1]
+    first.disconnect()
+    with connected(server.address("mqtt"), username="admin", password=server.token) as sender:
+        assert sender.publish("acme/cmd", "open", 1).reason == 0
+    come("beta", 0x85).socket.close()
+    # What looks alike in a topic is not the same tenant.
+    come("ac/me", 0x85).socket.close()
+    server.restart()
+    again = come("acme")
+    assert again.connack.session_present and again.message().payload == b"open"
+    again.disconnect()

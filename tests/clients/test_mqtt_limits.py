@@ -100,6 +100,28 @@ def test_who_connects_too_often_is_refused_for_a_while(make_server):
     wait_until(lambda: connects() == 0, "the end of the ban")
 
 
+def test_nobody_gets_the_client_id_of_another_refused(make_server):
+    server = make_server("mqtt.flapping_connects=3", "mqtt.flapping_ban=1h", "mqtt.anonymous=never")
+    name = unique("flapping")
+    for user in ("victim", "mallory"):
+        server.sql(f"CREATE USER {user} PASSWORD 'password of {user}'")
+        server.sql(f"GRANT PUBLISH ON '{user}/#' TO {user}")
+
+    def connects(user, expiry):
+        who = {"username": user, "password": f"password of {user}", "clean": False}
+        with wire(server, version=V5) as client:
+            return client.connect(name, None, props={"session_expiry": expiry}, **who).reason
+
+    assert connects("victim", 600) == 0
+    assert [connects("mallory", 600) for _ in range(4)] == [0x85, 0x85, 0x85, 0x9F]
+    assert metric(server, "sonde_mqtt_banned") == 1
+    # Nor where the client id is nobody's for a while.
+    assert connects("victim", 0) == 0
+    wait_until(lambda: server.sql("SELECT count(*) FROM system.sessions") == [[0]], "the end of the session")
+    assert connects("mallory", 0) == 0x9F
+    assert connects("victim", 0) == 0
+
+
 def test_a_client_that_says_nothing_is_closed_and_counted(server):
     before = refused(server, "late")
     with wire(server) as silent, wire(server, "mqtt_ws") as silent_too:

@@ -1,6 +1,7 @@
 """What waits for an MQTT session that is away: all of it, in order, through kill -9; and what its limits do."""
 
 import pytest
+from mqtt_wire import connected
 from paho_client import ANSWER_SECONDS, V5, V311, Client
 from support import unique, wait_until
 
@@ -148,6 +149,45 @@ def test_what_is_too_much_is_dropped_and_counted(make_server, overflow, kept):
     server.restart()
     with Client(server, name=name, durable=True) as client:
         assert numbers(client, 10) == list(kept)
+
+
+@pytest.mark.parametrize("overflow", ["drop_new", "drop_oldest", "disconnect"])
+def test_qos_0_costs_nobody_what_was_acknowledged(make_server, overflow):
+    """A queue is full: a QoS 0 message is itself the one that goes, whatever the policy says, and sends nobody away."""
+    server = make_server("mqtt.queued_messages=10", f"mqtt.queue_overflow={overflow}")
+    name, topic = unique("client"), unique()
+    props = {"session_expiry": 600, "receive_maximum": 1}
+    with connected(server.address("mqtt"), client_id=name, props=props) as slow:
+        slow.subscribe((f"{topic}/#", 1))
+        with connected(server.address("mqtt")) as sender:
+            for n in range(11):
+                assert sender.publish(f"{topic}/1", str(n), 1).reason == 0
+            for n in range(20):
+                sender.publish(f"{topic}/0", f"zero {n}")
+            wait_until(lambda: session(server, name)["dropped_queue_full"] == 20, lambda: session(server, name))
+            waiting = session(server, name)
+            assert (waiting["state"], waiting["queued"], waiting["dropped"]) == ("connected", 10, 20)
+            assert [slow.message().payload for _ in range(11)] == [b"%d" % n for n in range(11)]
+            slow.hears_nothing()
+
+
+def test_what_is_promised_takes_the_place_of_what_is_not(make_server):
+    server = make_server("mqtt.queued_messages=10")
+    topic = unique()
+    with connected(server.address("mqtt"), client_id="c", props={"receive_maximum": 1}) as slow:
+        slow.subscribe((topic, 1))
+        with connected(server.address("mqtt")) as sender:
+            # One is in flight, one waits, and before it QoS 0 may not be sent.
+            for n in range(2):
+                sender.publish(topic, f"one {n}", 1)
+            for n in range(9):
+                sender.publish(topic, f"zero {n}")
+            for n in range(2, 11):
+                assert sender.publish(topic, f"one {n}", 1).reason == 0
+            wait_until(lambda: session(server, "c")["dropped_queue_full"] == 9, lambda: session(server, "c"))
+            assert session(server, "c")["queued"] == 10
+            assert [slow.message().payload for _ in range(11)] == [b"one %d" % n for n in range(11)]
+            slow.hears_nothing()
 
 
 def test_what_the_log_loses_is_counted(make_server):

@@ -15,10 +15,11 @@ from mqtt_packet import (
     packet,
     properties,
     publish,
+    subscribe,
     text,
     two,
 )
-from mqtt_wire import connected
+from mqtt_wire import Wire, connected, tcp
 from support import unique
 
 FILTERS = 1024  # of a SUBSCRIBE: `limits::FILTERS`
@@ -227,3 +228,32 @@ def test_a_filter_that_nothing_matches_is_found_out_at_once(make_server):
         assert [it.kind for it in wire.waiting if it.kind == PUBLISH] == []
         wire.subscribe(("devices/+/commands", 0))
         assert wire.message().topic == "devices/7/commands"
+
+
+def test_what_is_stored_comes_whole_where_memory_is_scarce(make_server):
+    """Some hold messages in flight; QoS 0 to a client that reads has no holes for it, be it retained or of the past."""
+    server = make_server("memory.limit=256MiB")
+    sender, name, count = connected(server.address("mqtt")), unique("big"), 90
+    retain(sender, [f"/{name}/{n}" for n in range(count)], b"x" * 70_000)
+    for n in range(count):
+        payload = b'{"device": "d%d", "ts": %d, "text": "%s"}' % (n, 1_700_000_000 + n, b"y" * 70_000)
+        assert sender.publish(f"{name}/t", payload, 1).reason == 0
+    holders = []
+    for n in range(4):
+        holder = connected(server.address("mqtt"))
+        holder.subscribe((f"/{name}-held/{n}", 1))
+        for _ in range(7):
+            sender.publish(f"/{name}-held/{n}", bytes(990_000), 1)
+        holder.message(acknowledge=False)
+        holders.append(holder)
+    for client_id, topic_filter in {"retained": f"/{name}/#", "past": f"$replay/1600000000/{name}/t"}.items():
+        reader = Wire(tcp(server.address("mqtt"), receive_buffer=4096))
+        reader.connect(client_id)
+        reader.send(subscribe(V5, 1, [(topic_filter, 0)]))
+        # It reads, but not at once.
+        time.sleep(0.5)
+        got = [reader.expect(PUBLISH) for _ in range(count)]
+        assert len({(it.topic, it.payload) for it in got}) == count
+        ((dropped,),) = server.sql(f"SELECT dropped FROM system.sessions WHERE client = '{client_id}'")
+        assert dropped == 0
+        reader.socket.close()

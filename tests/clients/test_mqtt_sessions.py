@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from mqtt_packet import DISCONNECT, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, V5, V311, ack, publish
+from mqtt_packet import DISCONNECT, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, V5, V311, ack, connect, disconnect, publish, subscribe
 from mqtt_wire import Wire, connected
 from support import unique, wait_until
 
@@ -24,6 +24,11 @@ def away(server, name, topic_filter, qos=1, props=None):
     wire = durable(server, name, clean=True)
     assert wire.subscribe((topic_filter, qos), props=props) == [qos]
     wire.disconnect()
+
+
+def anonymous_memory(server):
+    with open(f"/proc/{server.process.pid}/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 
 def session(server, name):
@@ -163,7 +168,10 @@ def test_the_overflow_policy_holds_for_sessions_that_end_with_their_connection(m
 
 
 def test_what_others_publish_costs_an_away_session_nothing(make_server):
-    server = make_server("log.max_bytes=128MiB")
+    server = make_server("log.max_bytes=128MiB", "mqtt.queued_bytes=1GiB")
+    # More than enough to take all that is kept: each wants everything.
+    for n in range(70):
+        away(server, f"greedy-{n}", "#")
     names = {unique("dev"): None, unique("dev"): {"subscription_identifier": 7}}
     for name, props in names.items():
         away(server, name, "cmd/dev", 1, props)
@@ -212,6 +220,90 @@ def test_what_was_dropped_is_known_over_restarts(make_server):
     away(server, name, topic)
     server.restart()
     assert session(server, name)["dropped"] == 0, "a session anew"
+
+
+def test_what_this_connection_has_not_got_again_may_be_taken_from_it(make_server):
+    """REVOKE while a client still has to get again what it did not acknowledge over the connection before."""
+    server = make_server("mqtt.anonymous=never")
+    server.sql("CREATE USER u PASSWORD 'pw123456789'")
+    server.sql("GRANT ALL ON 'sec/#' TO u")
+    server.sql("GRANT ALL ON 'open/#' TO u")
+    who = {"username": "u", "password": "pw123456789", "clean": False}
+    sender = client(server, username="a", password=server.token)
+    readers = {qos: client(server, f"reader{qos}", props=KEPT, **who) for qos in (1, 2)}
+    for qos, reader in readers.items():
+        assert reader.subscribe((f"sec/{qos}", qos), ("open/x", qos)) == [qos, qos]
+        for n in range(5):
+            sender.publish(f"sec/{qos}", str(n), qos)
+        for _ in range(5):
+            reader.message(acknowledge=False)
+        reader.break_off()
+    for qos in readers:
+        readers[qos] = client(server, f"reader{qos}", props=KEPT | {"receive_maximum": 1}, **who)
+    sent = {qos: reader.message(acknowledge=False) for qos, reader in readers.items()}
+    server.sql("REVOKE ALL ON 'sec/#' FROM u")
+    subscribed = "SELECT count(*) FROM system.subscriptions WHERE filter LIKE 'sec/%'"
+    wait_until(lambda: server.sql(subscribed) == [[0]], "the end of the subscriptions")
+    sender.publish("open/x", b"open", 2)
+    for qos, reader in readers.items():
+        assert (sent[qos].topic, sent[qos].payload) == (f"sec/{qos}", b"0")
+        reader.acknowledge(sent[qos])
+        assert reader.message().topic == "open/x"
+        reader.hears_nothing()
+
+
+def test_a_user_of_the_same_name_inherits_nothing(make_server):
+    server = make_server("mqtt.anonymous=never")
+    names = [unique("dev") for _ in range(2)]
+
+    def user(how, password):
+        server.sql(f"CREATE {how} u PASSWORD '{password}'")
+        server.sql("GRANT ALL ON 'a/#' TO u")
+        return {"username": "u", "password": password, "clean": False, "props": KEPT}
+
+    who = user("USER", "old password")
+    for name in names:
+        reader = client(server, name, **who)
+        assert reader.subscribe(("a/#", 1)) == [1]
+        reader.disconnect()
+    client(server, username="a", password=server.token).publish("a/x", b"secret", 1)
+    server.sql("DROP USER u")
+    for name, who in zip(names, [user("USER", "new password"), None]):
+        # OR REPLACE makes a new user, too; ALTER keeps it.
+        who = who or user("OR REPLACE USER", "newer password")
+        reader = client(server, name, **who)
+        assert not reader.connack.session_present
+        reader.hears_nothing()
+        assert reader.subscribe(("a/#", 1)) == [1]
+        reader.disconnect()
+    server.sql("ALTER USER u PASSWORD 'newest password'")
+    server.restart()
+    reader = client(server, names[1], **who | {"password": "newest password"})
+    assert reader.connack.session_present
+
+
+def test_a_session_that_ends_with_its_disconnect_leaves_no_copies(make_server):
+    """Copies of what is retained are on their way when DISCONNECT ends the session: their records go with it."""
+    server = make_server("memory.limit=512MiB")
+    server.sql("DROP SOURCE default")
+    sender = client(server)
+    for n in range(30):
+        sender.publish(f"kept/{n}", random.randbytes(100_000), 1, retain=True)
+
+    def come_and_go():
+        wire = Wire(server.address("mqtt"))
+        wire.send(connect(V5, "comes and goes", clean=True, props=KEPT), subscribe(V5, 1, [("kept/#", 1)]))
+        wire.expect(PUBLISH)
+        wire.send(disconnect(0, {"session_expiry": 0}))
+        wire.until_closed()
+        wire.socket.close()
+
+    for _ in range(10):
+        come_and_go()
+    before = anonymous_memory(server)
+    for _ in range(100):
+        come_and_go()
+    assert anonymous_memory(server) - before < 32 << 20
 
 
 def test_a_keep_alive_ends_after_one_and_a_half_of_it(server):

@@ -23,6 +23,7 @@ use super::connection::{Connection, Parked};
 use super::guard::{Addresses, Flapping, Verdict, Who, counted};
 use super::options::{ConnectionLimits, ListenAddress, ListenerOptions, MqttOptions, TenantLimits};
 use super::pace::{Meter, Pace};
+use super::seldom::Seldom;
 use super::stats::{Kind, Refused};
 use super::transport::{Socket, Stack, TlsStore, Transport};
 use super::turn::ConnectionKey;
@@ -51,6 +52,8 @@ pub(super) struct Doors {
     turned_away: BTreeMap<(Instant, u64), Socket>,
     /// Connections that are over a rate, by when they are read again.
     pub(super) waiting: BTreeSet<(Instant, usize, u64)>,
+    /// Connections that could not be accepted.
+    not_accepted: Seldom,
     random: RandomState,
 }
 
@@ -199,6 +202,7 @@ impl Doors {
             limits,
             turned_away: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            not_accepted: Seldom::default(),
             random: RandomState::new(),
         })
     }
@@ -271,8 +275,10 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     // Out of descriptors, or the client has gone. Those behind it bring no event: they are tried again.
-                    tracing::warn!(%error, "cannot accept an MQTT connection");
                     door.again = true;
+                    if let Some(times) = self.doors.not_accepted.again(Instant::now()) {
+                        tracing::warn!(%error, times, "cannot accept an MQTT connection");
+                    }
                     return;
                 }
             }
@@ -386,13 +392,19 @@ impl Worker {
     }
 
     /// Whether a client that was recognised comes back too often, or its address does.
-    pub(super) fn connects_too_often(&mut self, peer: IpAddr, client_id: &str) -> bool {
+    pub(super) fn connects_too_often(
+        &mut self,
+        peer: IpAddr,
+        client_id: &str,
+        owner: Option<String>,
+    ) -> bool {
         if !self.doors.flapping.is_on() {
             return false;
         }
         let now = self.now();
         let address = counted(peer).map(Who::Address);
-        let client = (!client_id.is_empty()).then(|| Who::Client(client_id.into()));
+        let client = (!client_id.is_empty())
+            .then(|| Who::Client { owner: owner.map(Into::into), id: client_id.into() });
         let mut refused = false;
         for who in address.into_iter().chain(client) {
             let verdict = self.doors.flapping.connect(who.clone(), now);

@@ -8,13 +8,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use sonde_access::{Action, Principal, SCRAM, Scram, allows};
 use sonde_proto::mqtt::{
     Auth, Connect, Packet, Properties, PropertiesBuilder, Property, ReasonCode, Version, decode,
 };
 
-use super::connection::Phase;
+use super::connection::{Connection, Phase};
 use super::packets::explain;
 use super::router::SessionKey;
 use super::session::Session;
@@ -127,6 +128,9 @@ pub(super) type Unwelcome = (ReasonCode, u8, &'static str);
 const OUTDATED: &str =
     "the user, password, token, key, certificate or client id of this connection is not accepted any more";
 
+/// Why an exchange does not go on that was begun.
+const AUTH_TOO_LARGE: &str = "the AUTH packet is larger than this client takes (Maximum Packet Size)";
+
 fn unwelcome(refusal: Refusal, has_secret: bool) -> Unwelcome {
     match refusal {
         Refusal::Unknown if has_secret => as_it_is(ReasonCode::BAD_USER_NAME_OR_PASSWORD, 4),
@@ -175,7 +179,9 @@ impl Worker {
         let (_, connection) = self.connections.get_mut(key.place)?;
         let peer = connection.peer;
         if let Err(error) = self.engine.health() {
-            tracing::warn!(%peer, %error, "MQTT client refused: nothing can be stored");
+            if let Some(times) = self.not_stored.again(Instant::now()) {
+                tracing::warn!(%peer, %error, times, "MQTT client refused: nothing can be stored");
+            }
             return Some(Err(as_it_is(ReasonCode::SERVER_UNAVAILABLE, 3)));
         }
         let id = connect.client_id;
@@ -193,8 +199,10 @@ impl Worker {
             (Some(SCRAM), first) => {
                 return match self.authenticate.begin_scram(peer.ip(), first.unwrap_or_default()) {
                     Ok((scram, told)) => {
+                        if !write_auth(connection, CONTINUE, &told) {
+                            return Some(Err((ReasonCode::PACKET_TOO_LARGE, 5, AUTH_TOO_LARGE)));
+                        }
                         connection.waiting = Some(Box::new(Waiting::Exchange(encoded(connect), scram)));
-                        write_auth(&mut connection.out, CONTINUE, &told);
                         self.touch(key.place);
                         None
                     }
@@ -315,11 +323,11 @@ impl Worker {
             (AGAIN, None) => {
                 let first = data(&auth.properties).unwrap_or_default();
                 match self.authenticate.begin_scram(connection.peer.ip(), first) {
-                    Ok((scram, told)) => {
+                    Ok((scram, told)) if write_auth(connection, CONTINUE, &told) => {
                         connection.waiting = Some(Box::new(Waiting::Again(scram)));
-                        write_auth(&mut connection.out, CONTINUE, &told);
                         self.touch(key.place);
                     }
+                    Ok(_) => self.refuse_because(key, ReasonCode::PACKET_TOO_LARGE, AUTH_TOO_LARGE),
                     Err(_) => self.refuse(key, ReasonCode::NOT_AUTHORIZED),
                 }
             }
@@ -343,7 +351,9 @@ impl Worker {
                 if let Some(session) = self.sessions.get_mut(session) {
                     session.principal = Some(Arc::clone(&now));
                 }
-                write_auth(&mut connection.out, ReasonCode::SUCCESS, &told);
+                if !write_auth(connection, ReasonCode::SUCCESS, &told) {
+                    return self.refuse_because(key, ReasonCode::PACKET_TOO_LARGE, AUTH_TOO_LARGE);
+                }
                 self.touch(key.place);
                 self.recheck(session, &now);
             }
@@ -446,6 +456,10 @@ impl Worker {
         for delivery in unreadable.waiting.iter().chain(&unreadable.begun) {
             self.done_with(key, delivery.stored);
         }
+        if messages > 0 {
+            // Nothing of it is in the way any more.
+            self.pump_soon(key);
+        }
         // Others of its groups may read what it may not.
         let waiting = unreadable.waiting.into_iter();
         self.hand_on(waiting.filter(|delivery| delivery.via.group.is_some()).collect());
@@ -487,9 +501,17 @@ fn connect_of(bytes: &[u8]) -> Option<Connect<'_>> {
     }
 }
 
-fn write_auth(out: &mut Vec<u8>, reason: ReasonCode, told: &[u8]) {
+/// Appends an AUTH; `false`, and nothing appended, where it is larger than the client takes ([MQTT-3.1.2-24]).
+#[must_use]
+fn write_auth(connection: &mut Connection, reason: ReasonCode, told: &[u8]) -> bool {
     let mut properties = PropertiesBuilder::new();
     properties.push(Property::AuthenticationMethod(SCRAM));
     properties.push(Property::AuthenticationData(told));
-    Auth { reason, properties: properties.as_properties() }.encode(out);
+    let start = connection.out.len();
+    Auth { reason, properties: properties.as_properties() }.encode(&mut connection.out);
+    let fits = connection.out.len() - start <= connection.packet_maximum;
+    if !fits {
+        connection.out.truncate(start);
+    }
+    fits
 }

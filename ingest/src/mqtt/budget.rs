@@ -220,6 +220,11 @@ impl Budget {
         self.limits.messages / 8
     }
 
+    /// Bytes that all sessions may keep of what goes from the log: a quarter, beside the rest.
+    pub(super) fn kept(&self) -> u64 {
+        self.limits.messages as u64 / 4
+    }
+
     /// Counts what waits to be written to a connection as it is now.
     pub(super) fn count(&mut self, connection: &mut Connection) {
         let unwritten = connection.unwritten();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sonde_access::{Principal, SCRAM};
+use sonde_access::{Origin, Principal, SCRAM};
 use sonde_proto::mqtt::{
     ConnAck, Connect, DecodeError, Disconnect, Properties, PropertiesBuilder, Property, ReasonCode, Version,
 };
@@ -47,7 +47,7 @@ impl Worker {
     ) {
         let Some((_, connection)) = self.connections.get(key.place) else { return };
         let peer = connection.peer.ip();
-        if self.connects_too_often(peer, connect.client_id) {
+        if self.connects_too_often(peer, connect.client_id, principal.owner()) {
             let why = "this client or its address connects too often: wait before the next time";
             return self.turn_back(key, (ReasonCode::CONNECTION_RATE_EXCEEDED, 3, why));
         }
@@ -232,10 +232,24 @@ impl Worker {
         self.touch(key.place);
     }
 
-    /// Whether someone may have the session of this client id: a session with an owner is that one's alone.
-    fn may_take(&self, client_id: &str, principal: &Principal) -> bool {
-        let known = self.by_client.get(client_id).and_then(|key| self.sessions.get(*key));
-        known.is_none_or(|session| session.owner.is_none() || session.owner == principal.owner())
+    /// Whether someone may have the session of this client id: a session with an owner is that one's alone. That of a user
+    /// who is no more is nobody's, and ends.
+    fn may_take(&mut self, client_id: &str, principal: &Principal) -> bool {
+        let Some(key) = self.by_client.get(client_id).copied() else { return true };
+        let Some(session) = self.sessions.get(key) else { return true };
+        let Some(owner) = &session.owner else { return true };
+        let recorded = session.principal.as_deref();
+        if principal.is_owner(owner, recorded) {
+            return true;
+        }
+        let is_over = session.connection.is_none()
+            && recorded.is_some_and(|recorded| {
+                matches!(recorded.origin(), Origin::User) && self.authenticate.rights_of(recorded).is_none()
+            });
+        if is_over {
+            self.drop_session(key);
+        }
+        is_over
     }
 
     /// The session of a client, taken over from its last connection; whether it was there before.
@@ -282,11 +296,16 @@ impl Worker {
             self.turn.builder.state(state.gone(WILLS, &[]));
         }
         if let Some(asked) = asked.filter(|_| state.is_durable()) {
-            let gone = if asked == 0 { state.forget() } else { Vec::new() };
-            gone.into_iter().for_each(|record| self.turn.builder.state(record));
-            state.expiry = asked.min(SESSION_EXPIRY.as_secs() as u32);
-            if state.is_durable() {
-                self.turn.builder.state(state.record());
+            if asked == 0 {
+                // What was logged for it in this turn gets its number while the session is durable.
+                self.settle_order(session);
+                self.forget_records(session);
+            }
+            if let Some(state) = self.sessions.get_mut(session) {
+                state.expiry = asked.min(SESSION_EXPIRY.as_secs() as u32);
+                if state.is_durable() {
+                    self.turn.builder.state(state.record());
+                }
             }
         }
         self.close(key.place);

@@ -84,7 +84,7 @@ impl Worker {
         } else if needs_memory && session.holds_enough(room) {
             self.count_dropped(key, Dropped::QueueFull, 1);
             self.done_with(key, delivery.stored);
-        } else if let Err(why) = self.make_room(key, delivery.message.bytes() as u64) {
+        } else if let Err(why) = self.make_room(key, delivery.message.bytes() as u64, delivery.qos) {
             self.count_dropped(key, why, 1);
             self.done_with(key, delivery.stored);
         } else if let Some(session) = self.sessions.get_mut(key) {

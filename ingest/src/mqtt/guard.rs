@@ -1,5 +1,6 @@
 //! Who connects too much: how many connections an address has, and who comes back too often.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 
 use foldhash::{HashMap, HashMapExt};
@@ -42,10 +43,11 @@ impl Addresses {
     }
 }
 
-/// Who connects: a client id, or an address.
+/// Who connects: someone by a client id, or an address. A client id alone is nobody's: whoever may not have its session
+/// must not be able to have it refused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Who {
-    Client(Box<str>),
+    Client { owner: Option<Box<str>>, id: Box<str> },
     Address(IpAddr),
 }
 
@@ -65,6 +67,8 @@ pub(super) struct Flapping {
     /// Seconds for which it is refused then.
     ban: u64,
     known: HashMap<Who, Connects>,
+    /// When each refusal ends, the next one first: all last equally long.
+    ends: VecDeque<u64>,
 }
 
 /// What comes of a connect.
@@ -79,7 +83,7 @@ pub(super) enum Verdict {
 
 impl Flapping {
     pub(super) fn new(limit: u32, ban: u64) -> Self {
-        Self { limit, ban, known: HashMap::new() }
+        Self { limit, ban, known: HashMap::new(), ends: VecDeque::new() }
     }
 
     /// Whether anything is counted.
@@ -90,10 +94,11 @@ impl Flapping {
     /// Counts a connect at a second of the loop's clock.
     pub(super) fn connect(&mut self, who: Who, now: u64) -> Verdict {
         if self.known.len() >= CONNECT_COUNTS && !self.known.contains_key(&who) {
-            self.known.retain(|_, known| known.refused_until > now);
-            if self.known.len() >= CONNECT_COUNTS {
+            if self.banned(now) > CONNECT_COUNTS / 2 {
+                // Else everybody who connects would go through all of them for little.
                 return Verdict::Welcome;
             }
+            self.known.retain(|_, known| known.refused_until > now);
         }
         let known = self.known.entry(who).or_insert(Connects { since: now, count: 0, refused_until: 0 });
         if now < known.refused_until {
@@ -107,6 +112,7 @@ impl Flapping {
             return Verdict::Welcome;
         }
         *known = Connects { since: now, count: 0, refused_until: now + self.ban };
+        self.ends.push_back(now + self.ban);
         Verdict::Banned
     }
 
@@ -116,8 +122,11 @@ impl Flapping {
     }
 
     /// How many are refused.
-    pub(super) fn banned(&self, now: u64) -> usize {
-        self.known.values().filter(|known| now < known.refused_until).count()
+    pub(super) fn banned(&mut self, now: u64) -> usize {
+        while self.ends.front().is_some_and(|end| *end <= now) {
+            self.ends.pop_front();
+        }
+        self.ends.len()
     }
 }
 
@@ -150,17 +159,18 @@ mod tests {
     #[test]
     fn who_connects_too_often_is_refused_for_a_while() {
         let mut flapping = Flapping::new(3, 100);
-        let who = || Who::Client("c".into());
+        let of = |owner: Option<&str>, id: &str| Who::Client { owner: owner.map(Into::into), id: id.into() };
+        let who = || of(Some("user:u"), "c");
         let verdicts: Vec<_> = (0..5).map(|now| flapping.connect(who(), now)).collect();
         let [welcome, banned, still] = [Verdict::Welcome, Verdict::Banned, Verdict::StillBanned];
         assert_eq!(verdicts, [welcome, welcome, welcome, banned, still]);
-        assert_eq!(flapping.connect(Who::Client("other".into()), 5), welcome);
+        assert_eq!(flapping.connect(of(Some("user:u"), "other"), 5), welcome);
+        assert_eq!(flapping.connect(of(Some("user:other"), "c"), 5), welcome, "nobody refuses others");
+        assert_eq!(flapping.connect(of(None, "c"), 5), welcome);
         assert_eq!((flapping.banned(5), flapping.connect(who(), 102)), (1, still));
         assert_eq!((flapping.banned(103), flapping.connect(who(), 103)), (0, welcome));
         // Slowly is not too often.
-        assert!(
-            (200..1000).step_by(21).all(|now| flapping.connect(Who::Client("slow".into()), now) == welcome)
-        );
+        assert!((200..1000).step_by(21).all(|now| flapping.connect(of(None, "slow"), now) == welcome));
         flapping.sweep(2000);
         assert!(flapping.known.is_empty());
     }

@@ -5,6 +5,8 @@
 //! - What is kept waits under its sequence number as before; its record goes when the session is done with the message.
 //! - It is in memory, as all state is, so it is bounded, for a session and for all together; what is beyond goes with the
 //!   log, and is counted when its session comes for it.
+//! - Those who want much leave room for those who want little: whoever needs least is first, and all together share half of
+//!   the room evenly.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use super::message::Message;
 use super::router::SessionKey;
 use super::session::Session;
 use super::worker::Worker;
-use crate::limits::{KEPT_BYTES, KEPT_BYTES_OF_ALL, TURN_BYTES};
+use crate::limits::{KEPT_BYTES, TURN_BYTES};
 
 /// Namespace of the messages that are kept, under their sequence numbers.
 pub(super) const KEPT: &str = "mqtt.kept";
@@ -56,6 +58,32 @@ impl Kept {
 
     pub(super) fn numbers(&self) -> impl Iterator<Item = SeqNo> {
         self.messages.keys().map(|seq| SeqNo(*seq))
+    }
+}
+
+/// The part of what is free that the first message of a session may take.
+const FREE_TO_FIRST: u64 = 4;
+
+/// What sessions may have kept.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    /// Bytes for one session.
+    of_one: u64,
+    /// Bytes that nobody has.
+    free: u64,
+}
+
+impl Shares {
+    /// Half of the room evenly for all; the rest is for first messages, and for those who come later.
+    fn new(room: u64, used: u64, sessions: usize) -> Self {
+        let of_one = KEPT_BYTES.min(room / 2 / sessions.max(1) as u64);
+        Self { of_one, free: room.saturating_sub(used) }
+    }
+
+    /// Whether a session that has so many bytes kept may have a message more.
+    fn allow(&self, kept: u64, message: u64) -> bool {
+        let is_within = kept + message <= self.of_one && message <= self.free;
+        is_within || kept == 0 && message <= self.free / FREE_TO_FIRST
     }
 }
 
@@ -110,23 +138,22 @@ impl Worker {
         if end <= self.kept_to {
             return;
         }
-        let mut of_all: u64 = self.sessions.iter().map(|(_, session)| session.kept.bytes()).sum();
-        let is_behind = |session: &Session| {
-            session.kept.looked_to < end && session.backlog.oldest().is_some_and(|oldest| oldest <= end)
-        };
-        let behind: Vec<SessionKey> =
-            self.sessions.iter().filter(|(_, session)| is_behind(session)).map(|(key, _)| key).collect();
+        let used: u64 = self.sessions.iter().map(|(_, session)| session.kept.bytes()).sum();
+        let needs = |session: &Session| session.backlog.oldest().is_some_and(|oldest| oldest <= end);
+        let needing = self.sessions.iter().filter(|(_, session)| needs(session));
+        let mut shares = Shares::new(self.budget.kept(), used, needing.clone().count());
+        let behind = needing.filter(|(_, session)| session.kept.looked_to < end);
+        let mut behind: Vec<(u64, SessionKey)> =
+            behind.map(|(key, session)| (session.backlog.bytes(), key)).collect();
+        behind.sort_unstable();
         let mut bytes = 0;
-        for key in behind {
+        for (_, key) in behind {
             if bytes >= TURN_BYTES as u64 {
                 // The rest with the next pass of the loop.
                 return self.inbox.wake();
             }
-            match self.keep_of(key, end, KEPT_BYTES_OF_ALL.saturating_sub(of_all)) {
-                Ok(kept) => {
-                    bytes += kept;
-                    of_all += kept;
-                }
+            match self.keep_of(key, end, &mut shares) {
+                Ok(kept) => bytes += kept,
                 Err(error) => {
                     tracing::error!(%error, "cannot read from the log what is about to go from it");
                     return;
@@ -137,28 +164,31 @@ impl Worker {
     }
 
     /// Keeps what a session needs of the log up to `end`, its oldest first; returns the bytes.
-    fn keep_of(&mut self, key: SessionKey, end: SeqNo, room: u64) -> sonde_engine::Result<u64> {
+    fn keep_of(&mut self, key: SessionKey, end: SeqNo, shares: &mut Shares) -> sonde_engine::Result<u64> {
         let mut bytes = 0;
         loop {
             let Some(session) = self.sessions.get_mut(key) else { return Ok(bytes) };
             let from = session.kept.looked_to;
             let ranges: Vec<SeqRange> = session.backlog.ranges_between(from, end);
-            if ranges.is_empty() || session.kept.bytes() >= KEPT_BYTES || bytes >= room {
+            // None is smaller than a byte.
+            if ranges.is_empty() || !shares.allow(session.kept.bytes(), 1) {
                 session.kept.looked_to = end;
                 return Ok(bytes);
             }
             let (found, position) = self.read_ranges(&ranges)?;
             let Some(session) = self.sessions.get_mut(key) else { return Ok(bytes) };
             for (seq, message) in found {
-                if session.kept.bytes() >= KEPT_BYTES || bytes >= room {
-                    break;
-                }
                 if session.kept.has(seq) {
                     continue;
                 }
                 let size = message.bytes() as u64;
+                if !shares.allow(session.kept.bytes(), size) {
+                    session.kept.looked_to = end;
+                    return Ok(bytes);
+                }
                 session.kept.insert(seq, size);
                 bytes += size;
+                shares.free -= size;
                 let record = session.kept_record(seq, Some(&message));
                 self.turn.settle(record);
             }
@@ -179,6 +209,31 @@ impl Worker {
 mod tests {
     use super::*;
     use sonde_engine::SegmentState;
+
+    /// Sessions that want everything, however many, before one that wants little.
+    #[test]
+    fn whoever_wants_little_has_it() {
+        for (sessions, message) in [(70, 900_000), (10_000, 60_000), (1000, 100)] {
+            let room = 16 << 20;
+            let mut shares = Shares::new(room, 0, sessions);
+            for _ in 0..sessions {
+                let mut kept = 0;
+                while shares.allow(kept, message) {
+                    (kept, shares.free) = (kept + message, shares.free - message);
+                }
+                assert!(kept <= KEPT_BYTES);
+            }
+            assert!(shares.free < room / 4 * 3, "{} of {room} are free", shares.free);
+            assert!(
+                Shares::new(room, room - shares.free, sessions + 1).allow(0, 1000),
+                "{sessions}, {shares:?}"
+            );
+        }
+        let few = Shares::new(64 << 20, 0, 10);
+        assert!(few.allow(0, 2 << 20) && !few.allow(1, 2 << 20), "one that is larger is kept alone");
+        assert!(few.allow(KEPT_BYTES - 10, 10) && !few.allow(KEPT_BYTES - 10, 11));
+        assert!(!Shares::new(100, 100, 1).allow(0, 1));
+    }
 
     #[test]
     fn segments_are_endangered_while_two_more_would_push_them_out() {

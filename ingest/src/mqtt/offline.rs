@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sonde_engine::{Engine, LOG_CURSORS, SeqNo, State};
-use sonde_proto::mqtt::ReasonCode;
+use sonde_proto::mqtt::{QoS, ReasonCode};
 
 use super::backlog::{BASE_AT, Block, Manner};
 use super::budget::Room;
@@ -104,7 +104,7 @@ impl Worker {
             self.count_dropped(key, Dropped::QueueFull, 1);
             return None;
         }
-        if let Err(why) = self.make_room(key, bytes) {
+        if let Err(why) = self.make_room(key, bytes, manner.qos) {
             self.count_dropped(key, why, 1);
             return None;
         }
@@ -136,7 +136,7 @@ impl Worker {
         let refused = if self.room() >= Room::Short {
             Err(Dropped::QueueFull)
         } else {
-            self.make_room(key, delivery.message.bytes() as u64)
+            self.make_room(key, delivery.message.bytes() as u64, delivery.qos)
         };
         if let Err(why) = refused {
             self.count_dropped(key, why, 1);
@@ -173,13 +173,23 @@ impl Worker {
         (!self.tenants.may_wait(session, bytes)).then_some(Dropped::TenantFull)
     }
 
-    /// Lets what the policy says go for a message of this size that is to wait; fails where that is not enough.
-    pub(super) fn make_room(&mut self, key: SessionKey, bytes: u64) -> Result<(), Dropped> {
+    /// Lets what the policy says go for a message of this size that is to wait; fails where that is not enough. Nobody is
+    /// promised a message of QoS 0: it takes no other's place, and gives its own to one of QoS 1 or 2.
+    pub(super) fn make_room(&mut self, key: SessionKey, bytes: u64, qos: QoS) -> Result<(), Dropped> {
         if self.is_too_much(key, bytes).is_none() {
             return Ok(());
         }
         self.drop_expired(key);
         while let Some(why) = self.is_too_much(key, bytes) {
+            if qos == QoS::AtMostOnce {
+                return Err(why);
+            }
+            let unpromised = self.sessions.get_mut(key).and_then(Session::take_unpromised);
+            if let Some(delivery) = unpromised {
+                self.count_dropped(key, why, 1);
+                self.done_with(key, delivery.stored);
+                continue;
+            }
             match self.queue_limits.overflow {
                 Overflow::DropNew => return Err(why),
                 Overflow::Disconnect => {

@@ -22,6 +22,7 @@ use sonde_query::statement::parse_duration;
 
 use super::message::Message;
 use super::past::Work;
+use super::portion::{Portion, takes_more};
 use super::router::SessionKey;
 use super::session::{Delivery, Session, Stored};
 use super::subscription::Subscription;
@@ -29,7 +30,7 @@ use super::sys;
 use super::via::Via;
 use super::worker::{Worker, interest};
 use crate::decode::time_of_number;
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, REPLAY_SEQS, REPLAYS, SESSION_REPLAYS};
+use crate::limits::{REPLAY_SEQS, REPLAYS, SESSION_REPLAYS};
 
 /// What the filter of a replay begins with.
 const PREFIX: &str = "$replay/";
@@ -189,9 +190,7 @@ impl Worker {
     fn keeps_up(&self, target: SessionKey) -> bool {
         let Some(session) = self.sessions.get(target) else { return false };
         let connection = session.connection.and_then(|place| self.connections.get(place));
-        let has_room =
-            connection.is_some_and(|(_, c)| c.greeted && !c.closing && c.out.len() < OUT_BYTES / 4);
-        has_room && (session.queue.len() as u64) < FETCH_MESSAGES
+        connection.is_some_and(|(_, connection)| takes_more(session, connection, self.room()))
     }
 
     /// Nothing can be read for a replay: its client is sent away, and begins it again.
@@ -253,7 +252,8 @@ impl Worker {
         else {
             return false;
         };
-        let rows = self.past.of(key).map(|rows| rows.take(until)).unwrap_or_default();
+        let portion = Portion::of(self.room());
+        let rows = self.past.of(key).map(|rows| rows.take(until, portion)).unwrap_or_default();
         let moved = !rows.is_empty();
         rows.into_iter().for_each(|message| self.hand_replayed(target, SeqNo(0), Arc::new(message), qos));
         self.pump(target);
@@ -268,12 +268,13 @@ impl Worker {
         published: SeqNo,
         next_row: Option<Timestamp>,
     ) -> sonde_engine::Result<bool> {
+        let mut portion = Portion::of(self.room());
         let Some(replay) = self.sessions.get_mut(key).and_then(|session| session.replay.as_mut()) else {
             return Ok(false);
         };
         let first = replay.position.plus(1);
         let range = SeqRange { first, last: published.min(replay.position.plus(REPLAY_SEQS)) };
-        let (mut found, mut bytes, mut held) = (Vec::new(), 0, None);
+        let (mut found, mut held) = (Vec::new(), None);
         let turn = self.engine.read_messages(&mut self.messages, &[range], &mut |raw| {
             if raw.received >= replay.from && filter_matches(&replay.inner, raw.topic) {
                 if next_row.is_some_and(|row| raw.received >= row) {
@@ -281,10 +282,10 @@ impl Worker {
                     return ControlFlow::Break(());
                 }
                 let message = Message::of_log(&raw);
-                bytes += message.bytes();
+                portion.take(&message);
                 found.push((raw.seq, message));
             }
-            match bytes >= FETCH_BYTES || found.len() as u64 >= FETCH_MESSAGES {
+            match portion.is_used_up() {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }

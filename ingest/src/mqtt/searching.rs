@@ -1,12 +1,13 @@
-//! What is retained goes to new subscriptions a piece a turn, so that no client holds up the others, however many filters it
+//! What is retained goes to new subscriptions a portion a turn, so that no client holds up the others, however many filters it
 //! subscribes to and however much matches them.
 //!
 //! # Invariants
-//! - The first piece is in the batch that records the subscription, if there is room; the next one waits for the commit of
+//! - The first portion is in the batch that records the subscription, if there is room; the next one waits for the commit of
 //!   the one before, and for a client that takes what it gets.
 //! - A search is of a filter that the session has subscribed to: it ends with that, and begins anew where the client
 //!   subscribes to it again.
-//! - Searches are of memory: a durable session goes on with them when its client is back, but not after a restart.
+//! - Searches are of memory: a durable session goes on with them when its client is back, but not after a restart. Meanwhile
+//!   it is not among those that are gone through.
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use sonde_proto::mqtt::{QoS, filter_matches};
 
 use super::budget::Room;
 use super::message::Message;
+use super::portion::{Portion, takes_more};
 use super::router::SessionKey;
 use super::search::Search;
 use super::session::{Delivery, Stored};
@@ -22,36 +24,25 @@ use super::subscription::Subscription;
 use super::sys::ROOT;
 use super::via::Via;
 use super::worker::Worker;
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES, OUT_BYTES, SEARCH_STEPS};
-
-/// How much a session may get at once.
-struct Piece {
-    messages: u64,
-    bytes: usize,
-}
-
-impl Piece {
-    fn is_used_up(&self) -> bool {
-        self.messages == 0 || self.bytes == 0
-    }
-
-    fn take(&mut self, message: &Message) {
-        self.messages = self.messages.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(message.bytes());
-    }
-}
+use crate::limits::{FETCH_MESSAGES, SEARCH_STEPS};
 
 impl Worker {
     /// A subscription is to get what is retained for it.
     pub(super) fn begin_search(&mut self, key: SessionKey, filter: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.searches.is_empty() {
-            self.searching.push_back(key);
-        }
         session.searches.insert(filter.into(), Search::new(filter));
+        self.go_on_searching(key);
     }
 
-    /// A piece for every session that something retained is looked for and that takes it, as far as the turn has room.
+    /// What a session is to get of what is retained is looked for as soon as it is its turn.
+    pub(super) fn go_on_searching(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if !session.searches.is_empty() && !std::mem::replace(&mut session.searching, true) {
+            self.searching.push_back(key);
+        }
+    }
+
+    /// A portion for every session that something retained is looked for and that takes it, as far as the turn has room.
     /// Returns whether there is more to do right away.
     pub(super) fn step_searches(&mut self) -> bool {
         let mut steps = SEARCH_STEPS;
@@ -69,7 +60,10 @@ impl Worker {
                 goes_on = true;
                 self.step_search(key, &mut steps);
             }
-            if self.sessions.get(key).is_some_and(|session| !session.searches.is_empty()) {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            // A client that is back has it begin again.
+            session.searching = session.is_here() && !session.searches.is_empty();
+            if session.searching {
                 self.searching.push_back(key);
             }
         }
@@ -81,25 +75,25 @@ impl Worker {
         let Some(session) = self.sessions.get(key).filter(|session| !session.searches.is_empty()) else {
             return false;
         };
-        if self.released < session.searched_in || self.room() >= Room::Short {
+        let room = self.room();
+        if self.released < session.searched_in || room >= Room::Short {
             return false;
         }
         if let Some(tail) = &session.tail {
-            return self.room() == Room::Plenty && tail.has_room(FETCH_MESSAGES as usize);
+            return room == Room::Plenty && tail.has_room(FETCH_MESSAGES as usize);
         }
         let connection = session.connection.and_then(|place| self.connections.get(place));
-        let has_room = connection.is_some_and(|(_, c)| !c.closing && c.out.len() < OUT_BYTES / 4);
-        has_room && (session.queue.len() as u64) < FETCH_MESSAGES
+        connection.is_some_and(|(_, connection)| takes_more(session, connection, room))
     }
 
     fn step_search(&mut self, key: SessionKey, steps: &mut usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let mut searches = std::mem::take(&mut session.searches);
-        let mut piece = Piece { messages: FETCH_MESSAGES, bytes: FETCH_BYTES };
+        let mut portion = Portion::of(self.room());
         // Made once, however many filters ask for them.
         let mut ours = None;
         while let Some(mut entry) = searches.first_entry() {
-            if *steps == 0 || piece.is_used_up() {
+            if *steps == 0 || portion.is_used_up() {
                 break;
             }
             let search = entry.get_mut();
@@ -113,16 +107,16 @@ impl Worker {
                 let ours = ours.get_or_insert_with(|| self.sys_messages());
                 *steps = steps.saturating_sub(ours.len());
                 for message in ours.iter().filter(|message| filter_matches(search.filter(), &message.topic)) {
-                    piece.take(message);
+                    portion.take(message);
                     self.hand_retained(key, subscription, message.clone());
                 }
                 search.end();
             }
-            while !piece.is_used_up() {
+            while !portion.is_used_up() {
                 let Some(message) = self.retained.next_of(search, steps) else { break };
                 if !message.is_expired(self.clock) {
                     let message = message.clone();
-                    piece.take(&message);
+                    portion.take(&message);
                     self.hand_retained(key, subscription, message);
                 }
             }
@@ -132,7 +126,7 @@ impl Worker {
         }
         if let Some(session) = self.sessions.get_mut(key) {
             session.searches = searches;
-            if piece.messages < FETCH_MESSAGES {
+            if !portion.is_whole {
                 // The turn that is being gathered is the next one that is submitted.
                 session.searched_in = self.submitted + 1;
             }

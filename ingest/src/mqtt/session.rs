@@ -116,6 +116,8 @@ pub(super) struct Session {
     pub(super) subscriptions: HashMap<Box<str>, Subscription>,
     /// The subscriptions that have not had all yet that is retained for them.
     pub(super) searches: BTreeMap<Box<str>, Search>,
+    /// Whether it is among the worker's `searching`.
+    pub(super) searching: bool,
     /// The last turn, counted as the worker does, that has something of that.
     pub(super) searched_in: u64,
     /// QoS 2 numbers that were received and not released.
@@ -173,6 +175,7 @@ impl Session {
             connected_at: None,
             subscriptions: HashMap::default(),
             searches: BTreeMap::new(),
+            searching: false,
             searched_in: 0,
             received: BTreeSet::new(),
             in_flight: BTreeMap::new(),
@@ -206,21 +209,26 @@ impl Session {
         self.connection.is_some() || self.tail.is_some() || self.replay.is_some()
     }
 
-    /// Takes out what waits and may not be read, in flight too where no connection has it and the client has not said that
-    /// it has the message: what PUBREC has answered goes on with PUBREL, which says nothing of the message.
+    /// Takes out what waits and may not be read, in flight too where this connection does not have it and the client has not
+    /// said that it has the message: what PUBREC has answered goes on with PUBREL, which says nothing of the message.
     pub(super) fn keep_readable(&mut self, may_read: impl Fn(&str) -> bool) -> Unreadable {
         let mut found = Unreadable {
             waiting: self.take_where(|delivery| !may_read(&delivery.message.topic)),
             ..Unreadable::default()
         };
-        if self.connection.is_some() {
-            return found;
-        }
+        // Whether each that is to be sent again over this connection was sent over one before.
+        let resending: HashMap<u16, bool> = self.resending.iter().copied().collect();
         let sent: Vec<u16> = self.in_flight.keys().copied().collect();
         for id in sent {
+            let was_sent = match (self.connection, resending.get(&id)) {
+                (None, _) => true,
+                (Some(_), Some(before)) => *before,
+                (Some(_), None) if matches!(self.in_flight.get(&id), Some(InFlight::Starting(_))) => false,
+                (Some(_), None) => continue,
+            };
             let (delivery, begun) = match self.in_flight.get(&id) {
                 Some(InFlight::Starting(delivery)) => (delivery, false),
-                Some(InFlight::Sent(delivery)) => (delivery, delivery.qos == QoS::ExactlyOnce),
+                Some(InFlight::Sent(delivery)) => (delivery, was_sent && delivery.qos == QoS::ExactlyOnce),
                 Some(InFlight::Logged { .. } | InFlight::Released(_)) | None => continue,
             };
             if may_read(&delivery.message.topic) {
@@ -409,6 +417,14 @@ impl Session {
         Some(delivery)
     }
 
+    /// Takes the QoS 0 message that has waited longest out of the queue.
+    pub(super) fn take_unpromised(&mut self) -> Option<Delivery> {
+        let at = self.queue.iter().position(|delivery| delivery.qos == QoS::AtMostOnce)?;
+        let delivery = self.queue.remove(at)?;
+        self.left(&delivery);
+        Some(delivery)
+    }
+
     /// Takes what has expired out of the queue.
     pub(super) fn take_expired(&mut self, now: Timestamp) -> Vec<Delivery> {
         self.take_where(|delivery| delivery.message.is_expired(now))
@@ -418,6 +434,7 @@ impl Session {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
+    use super::super::exchange::Next;
     use super::*;
 
     #[test]
@@ -453,6 +470,37 @@ mod tests {
         assert_eq!((numbers(&found.begun), numbers(&found.waiting)), (vec![0], vec![2]));
         assert_eq!(found.records.len(), 2, "the exchanges' records go");
         assert_eq!(session.in_flight.keys().copied().collect::<Vec<_>>(), [2], "PUBREL says nothing");
+    }
+
+    /// REVOKE comes while a connection still has to get again what the one before had.
+    #[test]
+    fn what_this_connection_has_not_got_again_it_does_not_get() {
+        for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            let (mut session, now) = (Session::new("c", 1), Timestamp::from_nanos(0));
+            (session.expiry, session.connection, session.send_maximum) = (60, Some(0), 10);
+            for number in 0..4 {
+                session.push(Delivery::copy(number, qos));
+            }
+            while let Some(next) = session.next_to_send(now, true) {
+                if let Next::Record(id @ 1..=3, _) = next {
+                    session.started(id).unwrap();
+                }
+            }
+            // QoS 1: a new connection takes one at once; QoS 2: the fourth has no record of its packet id yet.
+            session.begin_again();
+            session.send_maximum = session.unacknowledged() + 1;
+            assert_eq!(session.next_again(true), Some((1, true)));
+            let found = session.keep_readable(|_| false);
+            let numbers = |found: &[Delivery]| found.iter().map(|it| it.number).collect::<Vec<_>>();
+            let expected = match qos {
+                QoS::ExactlyOnce => (vec![1, 2], vec![3]),
+                _ => (vec![], vec![1, 2, 3]),
+            };
+            assert_eq!((numbers(&found.begun), numbers(&found.waiting)), expected);
+            assert_eq!(found.records.len(), if qos == QoS::ExactlyOnce { 3 } else { 0 });
+            assert_eq!((session.next_again(true), session.started(4).is_none()), (None, true));
+            assert_eq!(session.in_flight.keys().copied().collect::<Vec<_>>(), [1], "the client has it");
+        }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //!
 //! # Invariants
 //! - Turns are released in their order; the answers of one leave together.
-//! - A turn whose commit failed leaves memory as the state store has it, and no client of it hears anything more.
+//! - A turn whose commit failed leaves memory as the state store has it, and no client of it hears anything more. Once the
+//!   engine refuses everything until a restart, nothing is tried again: the restart reads what is stored.
 
 use std::pin::Pin;
 use std::task::{Context, Poll as TaskPoll};
+use std::time::Instant;
 
 use futures::channel::oneshot;
 use sonde_engine::{Engine, Origin, Receipt, SeqNo, State, WriteBatchBuilder};
@@ -68,6 +70,18 @@ pub(super) enum Undo {
 }
 
 impl Undo {
+    /// Whether it makes something to be committed once more.
+    fn is_tried_again(&self) -> bool {
+        match self {
+            Self::Received(..) | Self::Released(..) | Self::Retained(_) => false,
+            Self::Subscribed(..)
+            | Self::Settled(_)
+            | Self::Backlog(..)
+            | Self::Drops(_)
+            | Self::HandedOn(_) => true,
+        }
+    }
+
     /// The session that it is about.
     fn session(&self) -> Option<SessionKey> {
         match self {
@@ -226,10 +240,14 @@ impl Worker {
 
     /// The commit was refused: nobody is acknowledged, and every client of the turn is sent away to try again.
     fn fail(&mut self, turn: Committing, error: &sonde_engine::Error) {
-        tracing::warn!(%error, clients = turn.answers.len(), "MQTT messages could not be stored; their clients are closed");
-        turn.undo.into_iter().for_each(|undo| self.undo(undo));
+        if let Some(times) = self.not_stored.again(Instant::now()) {
+            tracing::warn!(%error, clients = turn.answers.len(), times, "MQTT messages could not be stored; their clients are closed");
+        }
+        let tries_again = self.engine.health().is_ok() && self.engine.is_open();
+        let undo = turn.undo.into_iter().filter(|undo| tries_again || !undo.is_tried_again());
+        undo.for_each(|undo| self.undo(undo));
         self.discard_backlogs(&turn.blocks);
-        for (key, packet_id) in turn.starts {
+        for (key, packet_id) in turn.starts.into_iter().filter(|_| tries_again) {
             // Nothing is sent without its record: tried again.
             let record = self.sessions.get(key).and_then(|session| session.in_flight_record(packet_id));
             if let Some(record) = record {
@@ -354,6 +372,7 @@ impl Worker {
                 self.stats.connack(ReasonCode::SUCCESS);
                 if let Some(session) = connection.session() {
                     self.resend(session);
+                    self.go_on_searching(session);
                 }
             }
             Answer::Close(reason, _) => {

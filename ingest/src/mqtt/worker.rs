@@ -24,6 +24,7 @@ use super::quota::QueueLimits;
 use super::records;
 use super::retained::Retained;
 use super::router::{Interest, Router, SessionKey};
+use super::seldom::Seldom;
 use super::session::Session;
 use super::subscription::Subscription;
 use super::sys::Sys;
@@ -88,7 +89,7 @@ pub(super) struct Worker {
     /// Rows on their way to them.
     pub(super) past: Past,
     /// Whether one of them can go on.
-    replaying: bool,
+    pub(super) replaying: bool,
     /// The sessions that something retained is looked for; whose turn it is first.
     pub(super) searching: VecDeque<SessionKey>,
     /// Whether one of them can go on.
@@ -96,6 +97,8 @@ pub(super) struct Worker {
     /// Turns that were handed to the engine, and those of them that have ended.
     pub(super) submitted: u64,
     pub(super) released: u64,
+    /// Turns and clients for which nothing could be stored.
+    pub(super) not_stored: Seldom,
     /// Reads what waits in the log.
     pub(super) messages: MessageReader,
     /// Where the log says that sessions stand; none where nothing waits.
@@ -186,6 +189,7 @@ impl Worker {
             searches_on: false,
             submitted: 0,
             released: 0,
+            not_stored: Seldom::default(),
             messages: MessageReader::new(),
             log_cursor: offline::log_cursor(&engine),
             queued_bytes: 0,

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use sonde_proto::mqtt::ReasonCode;
 
+use super::budget::Room;
 use super::connection::Parked;
 use super::packets::explain;
 use super::turn::{Answer, ConnectionKey};
@@ -41,7 +42,10 @@ impl Worker {
                 self.close(place);
                 continue;
             }
-            self.searches_on |= before >= OUT_BYTES / 4 && left < OUT_BYTES / 4 && !self.searching.is_empty();
+            let most = if self.room() == Room::Plenty { OUT_BYTES / 4 } else { 1 };
+            let takes_more = before >= most && left < most;
+            self.searches_on |= takes_more && !self.searching.is_empty();
+            self.replaying |= takes_more && !self.replays.is_empty();
             // What waited for room goes on.
             let has_room = before > OUT_BYTES && left <= OUT_BYTES;
             if let Some(session) = session.filter(|_| has_room) {

@@ -18,9 +18,9 @@ use foldhash::HashMap;
 use sonde_engine::{Engine, SeqNo, Timestamp};
 
 use super::message::Message;
+use super::portion::Portion;
 use super::router::SessionKey;
 use super::{Command, Inbox};
-use crate::limits::{FETCH_BYTES, FETCH_MESSAGES};
 use crate::source::Sources;
 use history::{History, Piece};
 
@@ -51,14 +51,14 @@ impl Rows {
     }
 
     /// Takes out rows up to a time, as many as are handed out at once.
-    pub(super) fn take(&mut self, until: Timestamp) -> Vec<Message> {
-        let (mut taken, mut bytes) = (Vec::new(), 0);
-        while bytes < FETCH_BYTES && (taken.len() as u64) < FETCH_MESSAGES {
+    pub(super) fn take(&mut self, until: Timestamp, mut portion: Portion) -> Vec<Message> {
+        let mut taken = Vec::new();
+        while !portion.is_used_up() {
             if self.waiting.front().is_none_or(|(time, _)| *time > until) {
                 break;
             }
             let Some((_, message)) = self.waiting.pop_front() else { break };
-            bytes += message.bytes();
+            portion.take(&message);
             taken.push(message);
         }
         taken
