@@ -143,7 +143,11 @@ const KEYS: &[(&str, &str, &str)] = &[
         "origins of web pages that may connect, separated by commas, * is any; empty: any, on loopback those of this machine",
     ),
     ("mqtt.wss_listen", "127.0.0.1:8084", "MQTT over secure WebSocket, once there is tls.cert; empty is off"),
-    ("query.memory", "", "memory of all queries together; empty is three eighths of memory.limit"),
+    (
+        "query.memory",
+        "",
+        "memory of all queries together; empty is five sixteenths of memory.limit, up to three eighths from 2 GiB on",
+    ),
     ("query.timeout", "5 minutes", "how long a query may run"),
     ("storage.data_dir", "", "the data directory"),
     (

@@ -85,6 +85,7 @@ async fn ready(State(front): State<Front>) -> Response {
 async fn metrics(State(front): State<Front>) -> Response {
     let log = front.engine.log_status();
     let (memory_bytes, memory_rows) = front.engine.memory();
+    let (series_bytes, series_most) = front.engine.series_memory();
     let chunks = front.engine.chunks();
     let cold = front.engine.cold_files();
     let mut values: Vec<(&str, &str, u64)> = vec![
@@ -96,6 +97,8 @@ async fn metrics(State(front): State<Front>) -> Response {
         ("sonde_flushed_position", "counter", log.flushed_to.0),
         ("sonde_memtable_bytes", "gauge", memory_bytes as u64),
         ("sonde_memtable_rows", "gauge", memory_rows as u64),
+        ("sonde_series_bytes", "gauge", series_bytes as u64),
+        ("sonde_series_bytes_at_most", "gauge", series_most as u64),
         ("sonde_chunks", "gauge", chunks.len() as u64),
         ("sonde_chunk_bytes", "gauge", chunks.iter().map(|chunk| chunk.bytes).sum()),
         ("sonde_cold_files", "gauge", cold.len() as u64),

@@ -38,6 +38,8 @@ pub(crate) struct Split {
     pub(crate) bodies: u64,
     /// Directories of chunks that stay open.
     pub(crate) directories: u64,
+    /// The series of all tables: their keys, the order of these, the index of their tags.
+    pub(crate) series: u64,
     /// Messages of MQTT that wait or are in flight.
     pub(crate) messages: u64,
     /// Retained messages of MQTT, which are in memory twice.
@@ -51,22 +53,29 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// The parts of a limit: 3/16 to memtables, 3/8 to queries, 1/8 to MQTT messages, 1/16 each to batches, requests and
-    /// (twice 1/32) retained messages, 1/32 each to directories and to notes of what waits in the log, 1/64 to wills. What is
-    /// left is for flushes and merges, series, sessions, connections and the program itself.
+    /// The parts of a limit: 3/16 to memtables, 5/16 to queries, 1/8 to MQTT messages, 1/16 each to series, batches,
+    /// requests and (twice 1/32) retained messages, 1/32 to directories, 1/64 each to wills and to notes of what waits in
+    /// the log. Where memtables need less, series get up to 1/8 and queries up to 3/8. What is left is for flushes and
+    /// merges, sessions, connections and the program itself.
     pub(crate) fn of(limit: u64) -> Self {
         let part = |part: u64| (limit / part).clamp(*PART.start(), *PART.end());
+        let memtable = (limit / 16).clamp(1 << 20, MEMTABLE_MOST);
+        let spare = 3 * (limit / 16).saturating_sub(memtable);
+        let series = (limit / 16 + spare).min(limit / 8);
+        let directories = part(32);
+        let beyond = directories.saturating_sub(limit / 32);
         Self {
             limit,
-            memtable: (limit / 16).clamp(1 << 20, MEMTABLE_MOST),
-            queries: limit / 8 * 3,
+            memtable,
+            queries: (limit / 16 * 5 + spare - (series - limit / 16)).min(limit / 8 * 3) - beyond,
             queue: part(16),
             bodies: part(16),
-            directories: part(32),
+            directories,
+            series,
             messages: limit / 8,
             retained: (limit / 32).min(RETAINED_BYTES as u64),
             wills: limit / 64,
-            backlogs: limit / 32,
+            backlogs: limit / 64,
             merge: (limit / 64).clamp(1 << 20, 16 << 20),
         }
     }
@@ -75,13 +84,14 @@ impl Split {
     pub(crate) fn text(&self) -> String {
         let mib = |bytes: u64| bytes >> 20;
         format!(
-            "{} MiB: queries {}, rows before a flush 3 x {}, waiting for commit {}, requests {}, chunk directories {}, MQTT messages {}, retained 2 x {}, wills {}, notes of waiting {}",
+            "{} MiB: queries {}, rows before a flush 3 x {}, waiting for commit {}, requests {}, chunk directories {}, series {}, MQTT messages {}, retained 2 x {}, wills {}, notes of waiting {}",
             mib(self.limit),
             mib(self.queries),
             mib(self.memtable),
             mib(self.queue),
             mib(self.bodies),
             mib(self.directories),
+            mib(self.series),
             mib(self.messages),
             mib(self.retained),
             mib(self.wills),
@@ -178,13 +188,23 @@ mod tests {
 
     #[test]
     fn the_parts_stay_below_the_whole() {
-        for limit in [64 << 20, 256 << 20, 512 << 20, 12 << 30, 1 << 40] {
+        for limit in [64 << 20, 256 << 20, 512 << 20, 1 << 30, 3 << 29, 2 << 30, 12 << 30, 1 << 40] {
             let split = Split::of(limit);
             let mqtt = split.messages + 2 * split.retained + split.wills + split.backlogs;
+            let requests = split.queue + split.bodies;
             let parts =
-                3 * split.memtable + split.queries + split.queue + split.bodies + split.directories + mqtt;
-            assert!(parts <= limit / 64 * 63, "{split:?}");
+                3 * split.memtable + split.queries + requests + split.directories + split.series + mqtt;
+            assert!(parts <= limit / 16 * 15, "{split:?}");
         }
+    }
+
+    #[test]
+    fn a_million_series_fit_two_gibibytes() {
+        let split = Split::of(2 << 30);
+        assert_eq!((split.series, split.queries), (256 << 20, 704 << 20));
+        // With two tags a MiB has 7,700 of them; the figures are in docs/configuration.md.
+        assert!((split.series >> 20) * 7_700 > 1_000_000);
+        assert_eq!(Split::of(128 << 20).series, 8 << 20);
     }
 
     #[test]

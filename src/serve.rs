@@ -155,6 +155,7 @@ fn open_engine(config: &Config, runtime: Handle) -> Result<Engine> {
     options.memtable_bytes = config.memory.memtable as usize;
     options.queue_bytes = config.memory.queue as usize;
     options.directory_bytes = config.memory.directories as usize;
+    options.series_bytes = config.memory.series as usize;
     options.merge_bytes = config.memory.merge as usize;
     options.log = log_budget(config);
     options.cold =

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::limits::BATCH_BYTES;
 use crate::open_part::{OpenPart, check_time, encode_key, key_values};
 use crate::raw::RawMessages;
+use crate::series_budget::Charged;
 use crate::tag_column::{TagColumn, in_key_order, series_of};
 
 /// Above this, integers are not exact as float64.
@@ -133,6 +134,8 @@ pub(crate) struct Part {
     pub(crate) new_keys: Vec<SeriesKey>,
     pub(crate) times: Vec<i64>,
     pub(crate) columns: Vec<(ColumnId, Column)>,
+    /// The memory of the new keys' series.
+    pub(crate) reserved: Charged,
 }
 
 impl Part {
@@ -319,7 +322,7 @@ impl WriteBatchBuilder {
     /// Adds a row of `table` to the current message. Fails, with nothing added, where a value does not fit its column
     /// or the row its batch. A row of a new series is refused where the table has as many as it may: its
     /// `max_series`; where it has none, this one, or [`TABLE_SERIES`](crate::limits::TABLE_SERIES). Batches that are built at the same moment do not
-    /// see each other's series, and may exceed the limit by them. Returns the row's series, for more rows of it.
+    /// see each other's series, and may exceed the limit by them. So is one that finds no memory. Returns the row's series, for more rows of it.
     pub fn row(
         &mut self,
         table: &Arc<Table>,

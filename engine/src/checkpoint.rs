@@ -5,9 +5,11 @@
 //! - The one that counts is never removed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use sonde_storage_format::{Checkpoint, TableSeries, path};
+use sonde_storage_format::{TableSeries, checkpoint_parts, path};
 
+use crate::catalog::Table;
 use crate::engine::Inner;
 use crate::error::{Error, Result};
 use crate::flushes::FlushInput;
@@ -19,18 +21,16 @@ fn dir(inner: &Inner) -> PathBuf {
 /// Writes the checkpoint of a flush; returns its number.
 pub(crate) fn write(inner: &Inner, input: &FlushInput) -> Result<u64> {
     let number = inner.manifest.lock().state.checkpoint.unwrap_or_default() + 1;
-    let series = input
-        .series
-        .iter()
-        .map(|(table, count)| TableSeries { table: table.id(), keys: table.series().first_keys(*count) });
-    let checkpoint = Checkpoint {
-        position: input.position,
-        catalog: input.catalog.clone(),
-        series: series.collect(),
-        state: input.state.clone(),
+    let keys = |(table, count): &(Arc<Table>, usize)| TableSeries {
+        table: table.id(),
+        keys: table.series().first_keys(*count),
     };
+    // Shared with the tables, as far as they are in full blocks; and the file is not made as a whole: with millions of
+    // series it is as large as they are.
+    let series: Vec<TableSeries> = input.series.iter().map(keys).collect();
+    let mut parts = checkpoint_parts(input.position, &input.catalog, &series, &input.state);
     let path = dir(inner).join(path::checkpoint(number));
-    let written = inner.storage.write_whole(&path, &mut std::iter::once(checkpoint.encode()));
+    let written = inner.storage.write_whole(&path, &mut parts);
     written.map_err(|error| Error::io("write", &path, &error))?;
     Ok(number)
 }

@@ -12,8 +12,8 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::TimestampNanosecondType;
 use arrow::record_batch::RecordBatch;
 use sonde_storage_format::{
-    Durability, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp, Tombstone,
-    TombstonePart,
+    ColdFile, Durability, SeqNo, SeqRange, SeriesId, SeriesKey, TableId, TableKind, TimeRange, Timestamp,
+    Tombstone, TombstonePart,
 };
 
 use crate::batch::WriteBatch;
@@ -232,18 +232,24 @@ impl Writer {
         });
     }
 
-    /// Fails where one of the points was written since they were read or, if that matters, rows of the table deleted.
+    /// Fails where one of the points was written since they were read or, if that matters, rows of the table deleted. Rows
+    /// that came since are in memory, in a chunk, or in a cold file already.
     pub(crate) fn refuse_changed(&self, points: &Points, deletes_matter: bool) -> Result<()> {
         let (table, read_at, mask) = (points.table, points.read_at, points.mask());
         let version = self.inner.versions.current();
         let memtables = version.frozen.iter().map(Arc::as_ref).chain([&self.active]);
-        let chunks = version.files.get(&table).into_iter().flat_map(|files| files.chunks());
+        let files = version.files.get(&table);
+        let chunks = files.into_iter().flat_map(|files| files.chunks());
         let flushed = |chunk: &Arc<Chunk>| {
             chunk.meta.seq.last > read_at && mask.reaches(chunk.meta.times.0, chunk.meta.times.1)
         };
+        let days = files.into_iter().flat_map(|files| files.cold.values());
+        // It says up to where it has rows, not which of them came last.
+        let cooled = |file: &Arc<ColdFile>| file.position > read_at && mask.reaches_into(&file.day);
         let deleted = self.deleted.get(&table).is_some_and(|seq| *seq > read_at);
         if memtables.into_iter().any(|memtable| memtable.has_since(table, read_at, &mask))
             || chunks.into_iter().any(flushed)
+            || days.into_iter().any(cooled)
             || (deletes_matter && deleted)
         {
             return Err(Error::Conflict("rows of the statement were changed meanwhile".into()));

@@ -2,8 +2,10 @@
 //! [`repair`] does about damage stands in `repair/`.
 //!
 //! # Invariants
-//! - By an examination nothing is written, cut or removed. A server may run beside it: a file that goes meanwhile is looked for again in the
-//!   manifest that is current then, and a log that ends in the middle of a frame is being written.
+//! - By an examination nothing is written, cut or removed.
+//! - A server may run beside it. Manifest, checkpoint and log are opened together before any of them is decoded. What is
+//!   wrong with them is looked at again, from the manifest that is current then, and is a finding once two looks in a
+//!   row agree on it; so is a chunk or a cold file that is not as it should be while the current manifest names it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,10 +13,11 @@ use std::path::{Path, PathBuf};
 use sonde_storage_format::{Checkpoint, ChunkMeta, ChunkReader, FormatError, SeqNo, Timestamp, path};
 
 use crate::error::{Error, Result};
+use crate::limits::EXAMINE_LOOKS;
 use crate::manifest::{self, ManifestState};
 pub use crate::repair::{Loss, Mended, Repaired, repair, repair_on};
-use crate::storage::{LocalStorage, Storage};
-use crate::wal;
+use crate::storage::{LocalStorage, Mapped, Storage};
+use crate::wal::{self, LogScan};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,12 +64,109 @@ pub fn examine(dir: &Path) -> Result<Examination> {
     let mut doctor = Doctor { dir, storage: &storage, found: Examination::default() };
     doctor.layout()?;
     let running = doctor.is_running();
-    let Some(state) = doctor.manifest() else { return Ok(doctor.found) };
-    doctor.chunks(&state);
-    let position = doctor.checkpoint(&state);
-    doctor.log(position.min(state.flushed_to), running);
-    doctor.cold(&state);
+    let Look { torn, read } = Look::settled(dir, &storage);
+    let read = match read {
+        Ok(read) => read,
+        Err(error) => {
+            doctor.note(Severity::Damage, "manifest", error.to_string());
+            return Ok(doctor.found);
+        }
+    };
+    doctor.manifest(&read.state, torn.filter(|_| !running));
+    doctor.chunks(&read.state, running);
+    doctor.checkpoint(&read.checkpoint);
+    doctor.log(&read.log, running);
+    doctor.cold(&read.state);
     Ok(doctor.found)
+}
+
+/// What the manifest says at one moment, and what is in the files that follow from it.
+struct Look {
+    /// The manifest's path, where it ends with a torn edit.
+    torn: Option<PathBuf>,
+    read: Result<Read>,
+}
+
+struct Read {
+    state: ManifestState,
+    checkpoint: Result<Option<CheckpointFound>>,
+    log: Result<LogFound>,
+}
+
+struct CheckpointFound {
+    number: u64,
+    position: SeqNo,
+    entries: usize,
+}
+
+struct LogFound {
+    scan: LogScan,
+    records: u64,
+}
+
+impl Look {
+    /// Looks until nothing is wrong, or the same twice in a row: a running server replaces the checkpoint with each flush,
+    /// removes segments, and may be in the middle of a frame.
+    fn settled(dir: &Path, storage: &dyn Storage) -> Self {
+        let mut look = Self::new(dir, storage);
+        for _ in 1..EXAMINE_LOOKS {
+            let wrong = look.wrong();
+            if wrong.is_empty() {
+                break;
+            }
+            look = Self::new(dir, storage);
+            if look.wrong() == wrong {
+                break;
+            }
+        }
+        look
+    }
+
+    fn new(dir: &Path, storage: &dyn Storage) -> Self {
+        match manifest::read(storage, &dir.join(path::MANIFEST_DIR)) {
+            Ok((state, torn)) => Self { torn, read: Ok(Read::new(dir, storage, state)) },
+            Err(error) => Self { torn: None, read: Err(error) },
+        }
+    }
+
+    /// What is wrong, as text.
+    fn wrong(&self) -> Vec<String> {
+        match &self.read {
+            Ok(read) => {
+                let errors = [read.checkpoint.as_ref().err(), read.log.as_ref().err()];
+                errors.into_iter().flatten().map(Error::to_string).collect()
+            }
+            Err(error) => vec![error.to_string()],
+        }
+    }
+}
+
+impl Read {
+    /// Opens everything before it decodes anything: what is open stays, even if the server removes it.
+    fn new(dir: &Path, storage: &dyn Storage, state: ManifestState) -> Self {
+        let path = |number| dir.join(path::STATE_DIR).join(path::checkpoint(number));
+        let opened = state.checkpoint.map(|number| {
+            let path = path(number);
+            let bytes = storage.map(&path).map_err(|error| Error::io("read", &path, &error));
+            bytes.map(|bytes| (number, path, bytes))
+        });
+        let segments = wal::find(storage, &dir.join(path::WAL_DIR));
+        let checkpoint = opened.transpose().and_then(|opened| opened.map(decode_checkpoint).transpose());
+        let from = match &checkpoint {
+            Ok(Some(found)) => found.position.min(state.flushed_to),
+            Ok(None) => SeqNo(0),
+            // That segments before it are gone is no further damage.
+            Err(_) => state.flushed_to,
+        };
+        let mut records = 0;
+        let scan = segments.and_then(|segments| wal::scan_found(segments, from, |_, _| records += 1));
+        Self { state, checkpoint, log: scan.map(|scan| LogFound { scan, records }) }
+    }
+}
+
+fn decode_checkpoint((number, path, bytes): (u64, PathBuf, Mapped)) -> Result<CheckpointFound> {
+    let checkpoint = Checkpoint::decode(&bytes).map_err(|source| Error::Corrupt { path, source })?;
+    Ok(CheckpointFound { number, position: checkpoint.position, entries: checkpoint.state.len() })
 }
 
 struct Doctor<'a> {
@@ -96,34 +196,23 @@ impl Doctor<'_> {
         running
     }
 
-    fn manifest(&mut self) -> Option<ManifestState> {
-        match manifest::read(self.storage, &self.dir.join(path::MANIFEST_DIR)) {
-            Ok((state, torn)) => {
-                if let Some(torn) = torn {
-                    let text =
-                        format!("{} ends with a torn edit, which the next start drops", torn.display());
-                    self.note(Severity::Warning, "manifest", text);
-                }
-                let (chunks, cold) = (state.chunks.len(), state.cold.len());
-                self.note(Severity::Good, "manifest", format!("{chunks} chunks, {cold} cold files"));
-                Some(state)
-            }
-            Err(error) => {
-                self.note(Severity::Damage, "manifest", error.to_string());
-                None
-            }
+    fn manifest(&mut self, state: &ManifestState, torn: Option<PathBuf>) {
+        if let Some(torn) = torn {
+            let text = format!("{} ends with a torn edit, which the next start drops", torn.display());
+            self.note(Severity::Warning, "manifest", text);
         }
+        let (chunks, cold) = (state.chunks.len(), state.cold.len());
+        self.note(Severity::Good, "manifest", format!("{chunks} chunks, {cold} cold files"));
     }
 
-    fn chunks(&mut self, state: &ManifestState) {
+    fn chunks(&mut self, state: &ManifestState, running: bool) {
         let dir = self.dir.join(path::CHUNK_DIR);
-        let (mut bytes, mut rows, mut damaged) = (0, 0, 0);
+        let (mut good, mut bytes, mut rows) = (0, 0, 0);
         for meta in state.chunks.values() {
             match check_chunk(self.storage, &dir.join(path::chunk(meta.id)), meta) {
-                Ok(()) => (bytes, rows) = (bytes + meta.bytes, rows + meta.rows),
-                Err(_) if self.has_gone(meta) => {}
+                Ok(()) => (good, bytes, rows) = (good + 1, bytes + meta.bytes, rows + meta.rows),
+                Err(_) if !self.is_named(|now| now.chunks.contains_key(&meta.id)) => {}
                 Err(error) => {
-                    damaged += 1;
                     let table = meta.table;
                     self.note(
                         Severity::Damage,
@@ -134,7 +223,6 @@ impl Doctor<'_> {
             }
             self.found.newest = self.found.newest.max(Some(meta.times.1));
         }
-        let good = state.chunks.len() - damaged;
         self.note(
             Severity::Good,
             "chunks",
@@ -143,69 +231,55 @@ impl Doctor<'_> {
         let names = self.storage.list(&dir).unwrap_or_default();
         let known: BTreeSet<String> = state.chunks.keys().map(|id| path::chunk(*id)).collect();
         let strangers = names.iter().filter(|name| !known.contains(*name)).count();
-        if strangers > 0 {
+        // A running server has removed at its start what no manifest names: these are chunks that came or go meanwhile.
+        if strangers > 0 && !running {
             let text = format!("{strangers} files of {} that the manifest does not name", dir.display());
             self.note(Severity::Warning, "chunks", text);
         }
     }
 
-    /// Whether a chunk has left the store since: a running server merges and removes chunks.
-    fn has_gone(&self, meta: &ChunkMeta) -> bool {
-        let now = manifest::read(self.storage, &self.dir.join(path::MANIFEST_DIR));
-        now.is_ok_and(|(state, _)| !state.chunks.contains_key(&meta.id))
+    /// Whether the manifest of now names a file still: a running server merges, moves and removes them.
+    fn is_named(&self, names: impl Fn(&ManifestState) -> bool) -> bool {
+        let mut wrong = None;
+        for _ in 0..EXAMINE_LOOKS {
+            match manifest::read(self.storage, &self.dir.join(path::MANIFEST_DIR)) {
+                Ok((state, _)) => return names(&state),
+                // It was replaced just now, unless it cannot be read.
+                Err(error) if wrong.as_ref() == Some(&error.to_string()) => break,
+                Err(error) => wrong = Some(error.to_string()),
+            }
+        }
+        true
     }
 
     /// Up to where the checkpoint that counts goes.
-    fn checkpoint(&mut self, state: &ManifestState) -> SeqNo {
-        let Some(number) = state.checkpoint else {
-            self.note(Severity::Good, "checkpoint", "none yet: everything is in the log");
-            return SeqNo(0);
+    fn checkpoint(&mut self, found: &Result<Option<CheckpointFound>>) {
+        let (severity, text) = match found {
+            Ok(Some(CheckpointFound { number, position, entries })) => {
+                (Severity::Good, format!("number {number}, up to {}, {entries} entries", position.0))
+            }
+            Ok(None) => (Severity::Good, "none yet: everything is in the log".to_owned()),
+            Err(error) => (Severity::Damage, error.to_string()),
         };
-        let path = self.dir.join(path::STATE_DIR).join(path::checkpoint(number));
-        let read = self.storage.read(&path).map_err(|error| Error::io("read", &path, &error));
-        let decoded = read.and_then(|bytes| {
-            Checkpoint::decode(&bytes).map_err(|source| Error::Corrupt { path: path.clone(), source })
-        });
-        match decoded {
-            Ok(checkpoint) => {
-                let entries = checkpoint.state.len();
-                let text = format!("number {number}, up to {}, {entries} entries", checkpoint.position.0);
-                self.note(Severity::Good, "checkpoint", text);
-                checkpoint.position
-            }
-            Err(error) => {
-                self.note(Severity::Damage, "checkpoint", error.to_string());
-                SeqNo(0)
-            }
-        }
+        self.note(severity, "checkpoint", text);
     }
 
     /// Every frame of the log.
-    fn log(&mut self, from: SeqNo, running: bool) {
-        let mut records = 0_u64;
-        let dir = self.dir.join(path::WAL_DIR);
-        let mut scan = || {
-            records = 0;
-            wal::scan(self.storage, &dir, from, |_, _| records += 1)
+    fn log(&mut self, found: &Result<LogFound>, running: bool) {
+        let LogFound { scan, records } = match found {
+            Ok(found) => found,
+            Err(error) => return self.note(Severity::Damage, "log", error.to_string()),
         };
-        // A running server may remove a segment while it is looked at.
-        let scanned = scan().or_else(|error| if running { scan() } else { Err(error) });
-        match scanned {
-            Ok(scan) => {
-                if let Some((path, offset)) = scan.torn.filter(|_| !running) {
-                    let text = format!(
-                        "{} ends with a torn frame at {offset}, which the next start cuts off",
-                        path.display()
-                    );
-                    self.note(Severity::Warning, "log", text);
-                }
-                let segments = scan.log.segments.len();
-                let text =
-                    format!("{segments} segments up to {}, {records} records to replay", scan.log.last_seq.0);
-                self.note(Severity::Good, "log", text);
-            }
-            Err(error) => self.note(Severity::Damage, "log", error.to_string()),
+        if let Some((path, offset)) = scan.torn.as_ref().filter(|_| !running) {
+            let text = format!(
+                "{} ends with a torn frame at {offset}, which the next start cuts off",
+                path.display()
+            );
+            self.note(Severity::Warning, "log", text);
         }
+        let (segments, last) = (scan.log.segments.len(), scan.log.last_seq.0);
+        let text = format!("{segments} segments up to {last}, {records} records to replay");
+        self.note(Severity::Good, "log", text);
     }
 
     /// Whether the files of the default cold tier are there with the bytes that they should have.
@@ -218,15 +292,17 @@ impl Doctor<'_> {
         for file in state.cold.values() {
             let path = root.join(&file.path);
             let found = std::fs::metadata(&path).map(|metadata| metadata.len());
-            match found {
-                Ok(bytes) if bytes == file.bytes => good += 1,
-                Ok(bytes) => {
-                    let text = format!("{}: expected {} bytes, found {bytes}", path.display(), file.bytes);
-                    self.note(Severity::Damage, "cold", text);
+            let text = match found {
+                Ok(bytes) if bytes == file.bytes => {
+                    good += 1;
+                    continue;
                 }
-                Err(error) => {
-                    self.note(Severity::Damage, "cold", Error::io("open", &path, &error).to_string())
-                }
+                Ok(bytes) => format!("{}: expected {} bytes, found {bytes}", path.display(), file.bytes),
+                Err(error) => Error::io("open", &path, &error).to_string(),
+            };
+            let day = (file.table, file.day.start);
+            if self.is_named(|now| now.cold.get(&day).is_some_and(|now| now.path == file.path)) {
+                self.note(Severity::Damage, "cold", text);
             }
         }
         self.note(Severity::Good, "cold", format!("{good} files have the bytes that the manifest states"));

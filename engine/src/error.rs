@@ -91,6 +91,18 @@ pub enum Error {
         /// How many there may be.
         limit: u64,
     },
+    /// The series of all tables take as much memory as they may; rows of those go on.
+    #[error("no memory for another series of table {table}, which has {series}: the series of all tables take {:.2} MiB of the {:.2} MiB that are theirs of memory.limit; rows of the series there are are stored as before. Raise memory.limit, drop tables whose series nobody needs, or make a tag whose values never repeat a field", mib(*used), mib(*limit))]
+    SeriesMemory {
+        /// The table that the row is of.
+        table: String,
+        /// How many series it has.
+        series: u64,
+        /// Bytes that the series of all tables take, those that wait for their commit included.
+        used: u64,
+        /// How many they may take.
+        limit: u64,
+    },
     /// The batch holds as much as it may: what was refused belongs into the next one.
     #[error("more than {limit} bytes of rows in one batch", limit = crate::limits::BATCH_BYTES)]
     BatchFull,
@@ -111,6 +123,10 @@ pub enum Error {
     /// The engine was closed.
     #[error("the engine is closed")]
     Closed,
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// The result of an engine operation.

@@ -324,30 +324,40 @@ impl Worker {
         }
     }
 
-    /// Removes what retention says, each kind of file for itself.
+    /// Removes what retention says: chunks, cold days, and the chunks that waited for these.
     fn retain(&mut self) {
-        // The version first: a table that the catalog does not know was dropped, and not made since.
-        let version = self.inner.versions.current();
-        let catalog = self.inner.catalog.load_full();
-        let gone = expired(&version, &catalog, self.inner.clock.now());
-        // Chunks first: they make room, which the note of what happens to cold files may need.
         let running = self.begin(Subject::new(JobKind::Retain, None, None), None);
-        let chunks = self.remove_chunks(&version, &gone, &catalog);
+        // Chunks first: they make room, which the note of what happens to cold files may need. What lies over a cold day
+        // waits for the edit that takes the day: behind a crash between the two nothing is seen that it hides.
+        let chunks = self.remove_chunks();
         report("retention of chunks", &chunks);
-        let cold = self.remove_cold(&version, gone.cold);
+        let cold = self.remove_cold();
         report("retention of cold files", &cold);
-        let outcome = chunks.and_then(|chunks| {
-            let work = Work { rows: chunks.rows + cold.as_ref().map_or(0, |cold| cold.rows), ..chunks };
-            cold.map(|cold| Work { bytes: work.bytes + cold.bytes, ..work })
+        let is_less = cold.as_ref().is_ok_and(|cold| *cold != Work::default());
+        let waited = if is_less { self.remove_chunks() } else { Ok(Work::default()) };
+        report("retention of chunks over cold files", &waited);
+        let sum: Result<Vec<Work>> = [chunks, cold, waited].into_iter().collect();
+        let outcome = sum.map(|parts| {
+            let sum =
+                |sum: Work, part: Work| Work { rows: sum.rows + part.rows, bytes: sum.bytes + part.bytes };
+            Some(parts.into_iter().fold(Work::default(), sum)).filter(|work| *work != Work::default())
         });
-        let outcome = outcome.map(|work| (work != Work::default()).then_some(work));
         self.end(&running, &outcome, None);
         report("removal of chunks that are deleted as a whole", &self.remove_hidden());
-        drop(version);
         self.clean_up();
     }
 
-    fn remove_chunks(&self, version: &Version, gone: &Expired, catalog: &Catalog) -> Result<Work> {
+    /// What is to go as of now.
+    fn expired(&self) -> (Arc<Version>, Arc<Catalog>, Expired) {
+        // The version first: a table that the catalog does not know was dropped, and not made since.
+        let version = self.inner.versions.current();
+        let catalog = self.inner.catalog.load_full();
+        let expired = expired(&version, &catalog, self.inner.clock.now());
+        (version, catalog, expired)
+    }
+
+    fn remove_chunks(&self) -> Result<Work> {
+        let (version, catalog, gone) = self.expired();
         let evicted = gone.evicted.iter().map(|chunk| (chunk.meta.table, chunk.meta.id));
         let remove: Vec<(TableId, ChunkId)> = gone.chunks.iter().copied().chain(evicted).collect();
         if remove.is_empty() {
@@ -371,7 +381,8 @@ impl Worker {
         Ok(work)
     }
 
-    fn remove_cold(&mut self, version: &Version, days: Vec<(TableId, TimeRange)>) -> Result<Work> {
+    fn remove_cold(&mut self) -> Result<Work> {
+        let (version, _, Expired { cold: days, .. }) = self.expired();
         if days.is_empty() {
             return Ok(Work::default());
         }

@@ -42,6 +42,7 @@ mod repair;
 mod retention;
 mod scan;
 mod series;
+mod series_budget;
 mod state;
 mod status;
 mod storage;

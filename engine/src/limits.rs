@@ -93,6 +93,9 @@ pub const STALLED_RETRY: Duration = Duration::from_millis(100);
 pub const MERGE_BYTES: usize = 16 << 20;
 /// Rows of a record batch that a scan hands out.
 pub const BATCH_ROWS: usize = 8192;
+/// Looks at manifest, checkpoint and log that an examination beside a running server takes at most, while each finds
+/// something else.
+pub const EXAMINE_LOOKS: usize = 8;
 /// Bytes of the manifest before it is rewritten as a snapshot; twice its snapshot's, where that is more.
 pub const MANIFEST_BYTES: u64 = 4 << 20;
 /// Bytes of one frame of the manifest's snapshot.
@@ -111,8 +114,10 @@ pub const BACKUP_MANIFEST_BYTES: u64 = 1 << 30;
 pub const BACKUP_PROGRESS: Duration = Duration::from_secs(10);
 /// How far the clock goes on before the next frame of the log states it: what a restore to an instant is exact to.
 pub const CLOCK_MARK: Duration = Duration::from_secs(1);
-/// Series of a table that has no `max_series` of its own. Each takes about 120 bytes of memory with its place in the
-/// tag index, so a tag whose values never repeat fills a small machine long before it fills its disk.
+/// Bytes of memory that the series of all tables take, unless the options say otherwise.
+pub const SERIES_MEMORY: usize = 1 << 30;
+/// Series of a table that has no `max_series` of its own. Each takes about 130 bytes of memory with its place in the
+/// tag index, so the memory of all tables' series is used up before on all but large machines.
 pub const TABLE_SERIES: usize = 10_000_000;
 /// The most that `max_series` may be: handles and ranks have 32 bits.
 pub const SERIES_AT_MOST: usize = 1_000_000_000;

@@ -92,6 +92,11 @@ impl Mask {
         first < self.span.end && self.span.start <= last
     }
 
+    /// Whether it may hide a row of a range of time.
+    pub(crate) fn reaches_into(&self, range: &TimeRange) -> bool {
+        range.start < self.span.end && self.span.start < range.end
+    }
+
     /// Whether it hides every row of these times, both inclusive, whatever its series.
     pub(crate) fn hides_all(&self, first: Timestamp, last: Timestamp) -> bool {
         self.ranges.iter().any(|(range, series)| series.is_none() && range.start <= first && last < range.end)
@@ -200,6 +205,8 @@ mod tests {
         let mask = mask(5, vec![some(10, 20, 0), points(&[(1, 30), (0, 5)])]);
         assert!(mask.reaches(at(30), at(40)) && mask.reaches(at(0), at(5)) && mask.reaches(at(0), at(99)));
         assert!(!mask.reaches(at(31), at(40)) && !mask.reaches(at(0), at(4)));
+        assert!(mask.reaches_into(&range(30, 40)) && mask.reaches_into(&range(0, 6)));
+        assert!(!mask.reaches_into(&range(31, 40)) && !mask.reaches_into(&range(0, 5)));
         assert!(!mask.hides_all(at(10), at(12)), "another series is not hidden");
         assert!(!self::mask(1, vec![]).reaches(Timestamp::MIN, Timestamp::MAX));
         let all = self::mask(1, vec![all(10, 20)]);

@@ -18,6 +18,7 @@ use crate::batch::{BatchSeries, FieldValue, NEW_SERIES, Part, RowColumns, type_c
 use crate::catalog::Table;
 use crate::error::{Error, Result};
 use crate::limits::{COALESCE_ROWS, TABLE_SERIES};
+use crate::series_budget::Charged;
 
 /// Marks a column that the part has not met.
 const NO_PLACE: u32 = u32::MAX;
@@ -89,6 +90,7 @@ impl OpenPart {
             new_keys: Vec::new(),
             times: Vec::new(),
             columns: Vec::new(),
+            reserved: Charged::new(table.series().budget()),
         };
         let (new_index, places) = (HashMap::default(), Vec::new());
         Self { table: Arc::clone(table), part, new_index, places, texts: 0 }
@@ -169,11 +171,20 @@ impl OpenPart {
             return Err(Error::Series { table: self.table.full_name(), limit: limit as u64 });
         }
         let key = SeriesKey::from_bytes(key).map_err(|error| Error::Row(error.to_string()))?;
+        if !self.part.reserved.try_add_series(key.as_bytes()) {
+            return Err(self.no_memory());
+        }
         let index = self.part.new_keys.len() as u32;
         self.texts += key.as_bytes().len();
         self.part.new_keys.push(key.clone());
         self.new_index.insert(key, index);
         Ok(BatchSeries(NEW_SERIES | u64::from(index)))
+    }
+
+    fn no_memory(&self) -> Error {
+        let series = self.table.series();
+        let (used, limit) = (series.budget().used() as u64, series.budget().limit() as u64);
+        Error::SeriesMemory { table: self.table.full_name(), series: series.len() as u64, used, limit }
     }
 
     pub(crate) fn push(

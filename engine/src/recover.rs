@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::mask::{self, Mask, TOMBSTONES};
 use crate::memtable::Memtable;
+use crate::series_budget::SeriesBudget;
 use crate::state::StateStore;
 use crate::storage::{Storage, create_dirs};
 use crate::version::{Chunk, TableFiles, Version};
@@ -49,7 +50,8 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     }
     let manifest = Manifest::open(Arc::clone(storage), &dir.join(path::MANIFEST_DIR))?;
     let flushed_to = manifest.state.flushed_to;
-    let (catalog, state) = (Catalog::default(), StateStore::default());
+    let catalog = Catalog::new(Arc::new(SeriesBudget::new(options.series_bytes)));
+    let state = StateStore::default();
     let (active, widths, chunks) = (Memtable::default(), Widths::default(), &manifest.state.chunks);
     let mut replay = Replay { catalog, state, active, widths, learned: BTreeSet::new(), rows: 0, now };
     let position = replay.checkpoint(dir, storage.as_ref(), manifest.state.checkpoint)?;
@@ -63,6 +65,7 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
     for (table, mask) in mask::of_state(&replay.state.list(TOMBSTONES), now)? {
         Arc::make_mut(masks.entry(table).or_default()).push(Arc::new(mask));
     }
+    warn_of_series(&replay.catalog);
     let version = Version { seq: last_seq, active: replay.active, frozen: Vec::new(), files, masks };
     Ok(Recovered {
         lock,
@@ -75,6 +78,18 @@ pub(crate) fn recover(options: &Options, storage: &Arc<dyn Storage>, now: Timest
         next_seq: last_seq.plus(1),
         replayed: replay.rows,
     })
+}
+
+/// Says where there are more series than there is memory for: as many were acknowledged when there was more of it.
+fn warn_of_series(catalog: &Catalog) {
+    let (used, limit) = (catalog.series_budget().used(), catalog.series_budget().limit());
+    if used > limit {
+        tracing::warn!(
+            used,
+            limit,
+            "the series take more memory than their share of memory.limit; rows of new series are refused until it is raised, or tables with many series are dropped"
+        );
+    }
 }
 
 /// Takes the directory for this process, for as long as the file is open.
@@ -125,7 +140,7 @@ impl Replay {
     fn checkpoint(&mut self, dir: &Path, storage: &dyn Storage, number: Option<u64>) -> Result<SeqNo> {
         let Some(number) = number else { return Ok(SeqNo(0)) };
         let path = dir.join(path::STATE_DIR).join(path::checkpoint(number));
-        let bytes = storage.read(&path).map_err(|error| Error::io("read", &path, &error))?;
+        let bytes = storage.map(&path).map_err(|error| Error::io("read", &path, &error))?;
         let checkpoint = Checkpoint::decode(&bytes).map_err(|source| Error::Corrupt { path, source })?;
         checkpoint.catalog.iter().for_each(|change| self.catalog.apply(change));
         for table in &checkpoint.series {

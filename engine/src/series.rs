@@ -5,6 +5,7 @@
 //! - The writer thread alone allocates; a handle is logged before or with the first row that uses it.
 //! - Handles are dense per table and never reused, so lists are indexed by them.
 //! - Handles are no order: `KeyOrder` gives each its rank in key order.
+//! - What the series take in memory is in the account of the engine for as long as they are in memory.
 
 use std::borrow::Cow;
 use std::hash::BuildHasher;
@@ -19,6 +20,7 @@ use sonde_storage_format::{SeriesId, SeriesKey, SeriesKeys, Tags};
 use crate::catalog::Table;
 use crate::newest::NewestInFiles;
 use crate::scan::TagFilter;
+use crate::series_budget::{Charged, SeriesBudget};
 use crate::tag_index::{TagIndex, TagTest};
 
 /// The series of one table.
@@ -28,6 +30,7 @@ pub(crate) struct TableSeries {
     order: RwLock<Arc<KeyOrder>>,
     index: RwLock<TagIndex>,
     newest: RwLock<NewestInFiles>,
+    charged: Charged,
 }
 
 impl std::fmt::Debug for TableSeries {
@@ -123,6 +126,16 @@ fn sorted(keys: &SeriesKeys, first: u32) -> Vec<u32> {
 }
 
 impl TableSeries {
+    /// The series of a new table, in this account.
+    pub(crate) fn new(budget: &Arc<SeriesBudget>) -> Self {
+        Self { charged: Charged::new(budget), ..Self::default() }
+    }
+
+    /// The account that they are in.
+    pub(crate) fn budget(&self) -> &Arc<SeriesBudget> {
+        self.charged.budget()
+    }
+
     /// Number of series.
     pub(crate) fn len(&self) -> usize {
         self.inner.read().keys.len()
@@ -149,6 +162,7 @@ impl TableSeries {
                 Some(id) => id,
                 None => {
                     new.push(key.clone());
+                    self.charged.add_series(key.as_bytes());
                     inner.push(key)
                 }
             });
@@ -177,6 +191,7 @@ impl TableSeries {
         }
         assert_eq!(id.0, known, "series handles are restored without a gap");
         inner.push(key);
+        self.charged.add_series(key.as_bytes());
     }
 
     /// Registers all keys of a table that has none yet, by handle from 0 on.
@@ -184,6 +199,7 @@ impl TableSeries {
         let mut inner = self.inner.write();
         assert!(inner.keys.is_empty(), "a checkpoint names the series of a table once");
         inner.fill(keys);
+        keys.iter().for_each(|key| self.charged.add_series(key));
     }
 
     /// The order of all series known now.
@@ -206,7 +222,7 @@ impl TableSeries {
         }
         drop(index);
         let mut index = self.index.write();
-        index.extend(keys);
+        self.charged.add(index.extend(keys));
         index.select(tests)
     }
 

@@ -18,6 +18,8 @@ use hashbrown::HashTable;
 use roaring::RoaringBitmap;
 use sonde_storage_format::SeriesKeys;
 
+use crate::series_budget::tag_bytes;
+
 /// A tag's place in the key, and the values that pass; `None` is absent.
 pub(crate) type TagTest<'f> = (usize, &'f BTreeSet<Option<String>>);
 
@@ -29,6 +31,17 @@ pub(crate) struct TagIndex {
     /// By the tag's place in the key.
     tags: Vec<TagValues>,
     hasher: RandomState,
+    /// What the series that are in it were charged for it.
+    charged: usize,
+    measured: Measured,
+}
+
+/// What the index took when it was last measured.
+#[derive(Default)]
+struct Measured {
+    series: usize,
+    /// By how many bytes that was more than what was charged, if it was.
+    beyond: isize,
 }
 
 #[derive(Default)]
@@ -63,16 +76,19 @@ impl TagIndex {
         self.keys.len() >= series
     }
 
-    /// Takes in the series that are new since it last did.
-    pub(crate) fn extend(&mut self, keys: &SeriesKeys) {
+    /// Takes in the series that are new since it last did. Returns how many more bytes have to be charged for those that
+    /// are in it: it is measured whenever they are an eighth more.
+    pub(crate) fn extend(&mut self, keys: &SeriesKeys) -> isize {
         let known = self.keys.len();
         if keys.len() <= known {
-            return;
+            return 0;
         }
         self.keys = keys.clone();
         for handle in known..keys.len() {
+            let mut tags = 0;
             for (place, value) in keys.tags(handle).enumerate() {
                 let Some(value) = value.ok().flatten() else { continue };
+                tags += 1;
                 if self.tags.len() <= place {
                     self.tags.resize_with(place + 1, TagValues::default);
                 }
@@ -81,7 +97,15 @@ impl TagIndex {
                     values.add(keys, place, handle as u32, &value, hash);
                 }
             }
+            self.charged += tag_bytes(tags);
         }
+        if keys.len() < self.measured.series + self.measured.series / 8 {
+            return 0;
+        }
+        // Where it is less, the charge stays: room that is there after a query, and not after a restart, helps nobody.
+        let beyond = self.memory().saturating_sub(self.charged).cast_signed();
+        let before = std::mem::replace(&mut self.measured, Measured { series: keys.len(), beyond });
+        beyond - before.beyond
     }
 
     fn hash(&self, value: &str) -> u32 {
@@ -127,7 +151,6 @@ impl TagIndex {
     }
 
     /// About the bytes that it takes in memory, the keys excepted, which it shares.
-    #[cfg(test)]
     fn memory(&self) -> usize {
         let of_set = |set: &RoaringBitmap| {
             let facts = set.statistics();

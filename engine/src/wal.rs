@@ -261,7 +261,7 @@ pub(crate) struct RecoveredLog {
 }
 
 /// A segment as recovery finds it.
-struct Found {
+pub(crate) struct Found {
     number: u64,
     path: PathBuf,
     bytes: Mapped,
@@ -306,9 +306,17 @@ pub(crate) fn scan(
     storage: &dyn Storage,
     dir: &Path,
     from: SeqNo,
+    replay: impl FnMut(SeqRange, Record),
+) -> Result<LogScan> {
+    scan_found(find(storage, dir)?, from, replay)
+}
+
+/// The same of segments that are open already.
+pub(crate) fn scan_found(
+    mut found: Vec<Found>,
+    from: SeqNo,
     mut replay: impl FnMut(SeqRange, Record),
 ) -> Result<LogScan> {
-    let mut found = find(storage, dir)?;
     // Prepared and never written, as a crash or a failed attempt leaves them: what comes before is the log's end.
     let used = found.iter().rposition(|segment| !segment.is_unused()).map_or(0, |last| last + 1);
     let unused = found.split_off(used);
@@ -353,7 +361,7 @@ pub(crate) fn scan(
 }
 
 /// The segments of a directory, oldest first.
-fn find(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>> {
+pub(crate) fn find(storage: &dyn Storage, dir: &Path) -> Result<Vec<Found>> {
     let names = storage.list(dir).map_err(|error| Error::io("list", dir, &error))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| path::parse_segment(name)).collect();
     numbers.sort_unstable();

@@ -15,7 +15,7 @@ use arrow::record_batch::RecordBatch;
 use sonde_engine::{
     CatalogRequest, ColumnRole, Engine, FieldValue, LatestRequest, MessageRef, NewColumn, NewTable,
     PhysicalType, Points, Result, Row, ScanRequest, SeqNo, SeqRange, Snapshot, State, Table, TableKind,
-    TableOptions, TagFilter, TimeRange, Timestamp, ValueRange, WriteBatch,
+    TableOptions, TagFilter, TimeRange, Timestamp, ValueRange, WriteBatch, WriteBatchBuilder,
 };
 
 pub(crate) const SECOND: i64 = 1_000_000_000;
@@ -145,9 +145,24 @@ pub(crate) fn said(message: &[(String, Rec)]) -> String {
     format!("{message:?}")
 }
 
-fn build(engine: &Engine, batch: &Batch, state: Option<State>) -> Result<WriteBatch> {
-    let catalog = engine.catalog();
+/// The same; where there is no room it waits for some.
+pub(crate) fn send_patient(engine: &Engine, batch: &Batch) -> Result<sonde_engine::Receipt> {
     let mut builder = engine.batch();
+    builder.set_patient();
+    Ok(engine.write(build_in(builder, engine, batch, None)?))
+}
+
+fn build(engine: &Engine, batch: &Batch, state: Option<State>) -> Result<WriteBatch> {
+    build_in(engine.batch(), engine, batch, state)
+}
+
+fn build_in(
+    mut builder: WriteBatchBuilder,
+    engine: &Engine,
+    batch: &Batch,
+    state: Option<State>,
+) -> Result<WriteBatch> {
+    let catalog = engine.catalog();
     for message in batch {
         builder.begin_message();
         if state.is_some() {

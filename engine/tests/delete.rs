@@ -257,6 +257,44 @@ fn a_point_that_was_written_meanwhile_is_a_conflict() {
     model.check(&engine);
 }
 
+/// The same where the day went to the cold tier meanwhile, for the first time or again.
+#[test]
+fn a_point_that_was_written_and_cooled_meanwhile_is_a_conflict() {
+    for was_cold in [false, true] {
+        let store = Store::new();
+        let engine = store.open();
+        let id = create(&engine, "t", DAY).id();
+        let cool = || engine.cool(id, Timestamp::from_nanos(START + DAY)).unwrap();
+        put(&engine, "t", &[point("a", 0, 1), point("a", DAY, 1)]);
+        engine.flush().unwrap();
+        if was_cold {
+            assert_eq!(cool(), 1);
+        }
+        let of_day = |day: i64| choose(&engine, "t", move |row| row.time == START + day * DAY);
+        let ((points, mut rows), (next, mut next_rows)) = (of_day(0), of_day(1));
+        put(&engine, "t", &[point("a", 0, 100)]);
+        engine.flush().unwrap();
+        assert_eq!(cool(), 1);
+        assert_eq!(engine.chunks().len(), 1, "nothing but the next day is hot");
+        rows.iter_mut().chain(&mut next_rows).for_each(|row| row.fields = point("a", 0, 2).fields);
+        let deleted = engine.delete_points(&table(&engine, "t"), points.clone());
+        assert!(matches!(deleted, Err(Error::Conflict(_))), "was cold: {was_cold}, {deleted:?}");
+        let updated = update(&engine, "t", points, &rows);
+        assert!(matches!(updated, Err(Error::Conflict(_))), "was cold: {was_cold}, {updated:?}");
+        // A day that moved is none of a change of another one.
+        let next_rows: Vec<Rec> =
+            next_rows.into_iter().map(|row| Rec { time: row.time + 1, ..row }).collect();
+        update(&engine, "t", next, &next_rows).unwrap();
+        let left = [point("a", 0, 100), point("a", DAY, 1), point("a", DAY + 1, 2)];
+        assert_eq!(read_all(&engine, "t"), left);
+        // What is chosen behind the move is changed.
+        let (points, mut rows) = of_day(0);
+        rows.iter_mut().for_each(|row| row.fields = point("a", 0, 101).fields);
+        update(&engine, "t", points, &rows).unwrap();
+        assert_eq!(read_all(&store.restart(engine), "t")[0], point("a", 0, 101));
+    }
+}
+
 /// Writers go on while rows are deleted by their values, again and again.
 #[test]
 fn a_stream_of_writes_does_not_starve_a_change() {

@@ -4,20 +4,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sonde_engine::{
-    CatalogRequest, ColumnRole, Engine, Error, PhysicalType, State, TableId, WriteBatch, path,
+    CatalogRequest, ColumnRole, Engine, Error, PhysicalType, Points, Receipt, Result, SeqRange, State,
+    TableId, WriteBatch, path,
 };
 
 use crate::crash::History;
-use crate::data::{DAY, START, Value, column, create, message, put, read_all, rec, write};
+use crate::data::{
+    DAY, Query, Rec, START, Value, choose, column, create, delete_range, message, put, read_all, rec,
+    send_patient, table, update, write,
+};
 use crate::faults::{Fault, Faulty};
 use crate::power::every;
-use crate::store::{Store, files, wait_until};
+use crate::store::{Busy, Store, files, wait_until};
 
-fn row(device: &str, i: i64) -> crate::data::Rec {
+fn row(device: &str, i: i64) -> Rec {
     rec(&[("device", device)], START + i, &[("i", Value::Int(i))])
 }
 
-fn big(device: &str, i: i64, bytes: usize) -> crate::data::Rec {
+fn big(device: &str, i: i64, bytes: usize) -> Rec {
     rec(&[("device", device)], START + i, &[("s", Value::Text("x".repeat(bytes)))])
 }
 
@@ -200,6 +204,97 @@ fn patient_batches_wait_for_room_in_their_order() {
     assert!(seqs.windows(2).all(|pair| pair[0].last < pair[1].first), "{seqs:?}");
     assert_eq!(engine.state("n", &[0]).as_deref(), Some(&[3][..]), "the last one came last");
     assert_eq!(read_all(&store.restart(engine), "t").len(), acknowledged);
+}
+
+/// A log that has room for small commits only, and a patient batch of a large one that waits.
+struct Stalled {
+    store: Store,
+    disk: Faulty,
+    engine: Engine,
+    waits: Receipt,
+    /// What was chosen before there was no room.
+    points: Points,
+    rows: Vec<Rec>,
+}
+
+fn old() -> Rec {
+    row("a", 0)
+}
+
+fn new() -> Rec {
+    let fields = [("i", Value::Int(100)), ("s", Value::Text("x".repeat(5000)))];
+    rec(&[("device", "a")], START, &fields)
+}
+
+impl Stalled {
+    fn new() -> Self {
+        let store = Store::with_segments(4096);
+        let disk = Faulty::default();
+        let engine = store.open_on(Arc::new(disk.clone())).unwrap();
+        create(&engine, "t", DAY);
+        put(&engine, "t", &[old()]);
+        let (points, rows) = choose(&engine, "t", |_| true);
+        disk.set(Fault::Full);
+        let waits = send_patient(&engine, &message("t", &[new()])).unwrap();
+        // Behind the batch in the writer's queue.
+        engine.fence().unwrap();
+        assert_eq!(read_all(&engine, "t"), [old()]);
+        Self { store, disk, engine, waits, points, rows }
+    }
+
+    /// Commits what is chosen with the next number.
+    fn count_up(&self) -> Result<SeqRange> {
+        let raised = self.rows.iter().map(|row| match row.fields["i"] {
+            Value::Int(i) => rec(&[("device", "a")], row.time, &[("i", Value::Int(i + 1))]),
+            _ => panic!("{row:?}"),
+        });
+        update(&self.engine, "t", self.points.clone(), &raised.collect::<Vec<_>>())
+    }
+
+    fn ends_with(self, expected: &Rec) {
+        self.waits.wait().unwrap();
+        assert_eq!(read_all(&self.engine, "t"), std::slice::from_ref(expected));
+        assert_eq!(read_all(&self.store.restart(self.engine), "t"), std::slice::from_ref(expected));
+    }
+}
+
+/// What waits came first: an update that was decided before it is refused, not built upon it.
+#[test]
+fn an_update_does_not_pass_what_waits_for_room() {
+    let stalled = Stalled::new();
+    let refused = stalled.count_up();
+    assert!(matches!(refused, Err(Error::Full(_))), "{refused:?}");
+    stalled.disk.set(Fault::None);
+    let refused = stalled.count_up();
+    assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+    stalled.ends_with(&new());
+}
+
+/// A deletion is a small commit that has room: what waits comes behind it, whatever it says.
+#[test]
+fn a_deletion_takes_nothing_of_what_waits_for_room() {
+    for by_values in [true, false] {
+        let stalled = Stalled::new();
+        if by_values {
+            stalled.engine.delete_points(&table(&stalled.engine, "t"), stalled.points.clone()).unwrap();
+        } else {
+            delete_range(&stalled.engine, "t", &Query::default()).unwrap();
+        }
+        assert_eq!(read_all(&stalled.engine, "t"), []);
+        stalled.disk.set(Fault::None);
+        stalled.ends_with(&new());
+    }
+}
+
+/// Nobody who keeps the writer busy, and brings nothing to commit, puts off the next attempt.
+#[test]
+fn what_waits_for_room_has_its_turn_however_much_else_is_asked() {
+    let stalled = Stalled::new();
+    let busy = Busy::with(&stalled.engine);
+    stalled.disk.set(Fault::None);
+    wait_until("the commit of what waits", || read_all(&stalled.engine, "t") == [new()]);
+    drop(busy);
+    stalled.ends_with(&new());
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use sonde_engine::doctor::{Severity, examine};
-use sonde_engine::{Error, path};
+use sonde_engine::doctor::{Finding, Severity, examine};
+use sonde_engine::{CatalogRequest, Engine, Error, TableKind, TableOptions, Timestamp, path};
 
-use crate::data::{START, Value, create, put, rec};
+use crate::data::{DAY, START, Value, create, new_table, put, rec, table};
 use crate::store::{Store, files, files_below};
 
 /// A directory with rows in a chunk, a checkpoint, and rows in the log only.
@@ -67,6 +67,117 @@ fn a_running_engine_is_no_finding() {
     assert!(found.iter().all(|finding| finding.severity == Severity::Good), "{found:?}");
     assert!(found.iter().any(|finding| finding.text == "a server has the directory"));
     engine.close().unwrap();
+}
+
+/// A store whose log keeps nothing for readers, with a table `still` that has one chunk and is not written to.
+fn busy_store() -> (Store, Engine) {
+    let mut store = Store::with_own_cold();
+    store.options.segment_bytes = 64 << 10;
+    store.options.log.max_bytes = 1;
+    let engine = store.open();
+    create(&engine, "still", DAY);
+    let row = |i: i64| rec(&[("device", "a")], START + i, &[("i", Value::Int(i * 7 % 100))]);
+    put(&engine, "still", &(0..500).map(row).collect::<Vec<_>>());
+    engine.flush().unwrap();
+    create(&engine, "t", DAY);
+    let options = TableOptions { partition: DAY, max_bytes: 1, ..TableOptions::default() };
+    let letters = sonde_engine::NewTable { options, ..new_table("letters", TableKind::Events, DAY) };
+    engine.change_catalog(CatalogRequest::CreateTable(letters)).unwrap();
+    (store, engine)
+}
+
+/// Everything that replaces and removes files: flushes, merges, moves to the cold tier, days that are cooled again, and
+/// budgets, which are looked at when a table is dropped.
+fn bustle(engine: &Engine, round: i64) {
+    let row = |i: i64| {
+        let time = START + (round % 40) * DAY + i * 1_000_000;
+        rec(&[("device", &format!("d{}", i % 7))], time, &[("i", Value::Int(round * i))])
+    };
+    let rows: Vec<_> = (0..200).map(row).collect();
+    put(engine, "t", &rows);
+    put(engine, "letters", &rows);
+    engine.flush().unwrap();
+    let id = table(engine, "t").id();
+    match round % 4 {
+        0 => engine.compact(id).unwrap(),
+        1 => {
+            engine.cool(id, Timestamp::from_nanos(START + (round % 40) * DAY)).unwrap();
+        }
+        2 => {
+            let other = create(engine, "other", DAY).id();
+            engine.change_catalog(CatalogRequest::DropTable(other)).unwrap();
+        }
+        _ => {}
+    }
+}
+
+/// What is not good in examinations that go on while the engine is busy, and how many there were.
+fn examine_while_busy(store: &Store, engine: &Engine, rounds: i64) -> (usize, Vec<Finding>) {
+    let (mut examinations, mut found) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| (0..rounds).for_each(|round| bustle(engine, round)));
+        while !busy.is_finished() || examinations == 0 {
+            let findings = examine(dir(store)).unwrap().findings;
+            found.extend(findings.into_iter().filter(|finding| finding.severity != Severity::Good));
+            examinations += 1;
+        }
+    });
+    (examinations, found)
+}
+
+/// The checkpoint that the first look at the manifest named was gone after the chunks were read, which was damage.
+#[test]
+fn a_busy_engine_is_no_finding() {
+    let (store, engine) = busy_store();
+    let (examinations, found) = examine_while_busy(&store, &engine, 120);
+    assert!(examinations > 20, "{examinations}");
+    assert_eq!(found, [], "in {examinations} examinations");
+    assert!(engine.health().is_ok() && !files_below(&store.dir(path::COLD_DIR)).is_empty());
+}
+
+#[test]
+fn damage_is_found_while_an_engine_is_busy() {
+    let (store, engine) = busy_store();
+    let chunk = file(&store, path::CHUNK_DIR);
+    let flip = |path: &Path, at: usize| {
+        let mut bytes = std::fs::read(path).unwrap();
+        let at = at % bytes.len();
+        bytes[at] ^= 4;
+        std::fs::write(path, &bytes).unwrap();
+    };
+    flip(&chunk, 100);
+    let (examinations, found) = examine_while_busy(&store, &engine, 24);
+    assert_eq!(found.len(), examinations);
+    let name = chunk.file_name().unwrap().to_str().unwrap();
+    assert!(found.iter().all(|one| one.subject == "chunks" && one.text.contains(name)), "{found:?}");
+    flip(&chunk, 100);
+
+    // What the engine names still, and is not as it should be.
+    put(&engine, "t", &[rec(&[("device", "a")], START, &[("i", Value::Int(1))])]);
+    let cold = files_below(&store.dir(path::COLD_DIR));
+    let parquet = cold.iter().find(|path| path.extension().is_some_and(|of| of == "parquet")).unwrap();
+    let log = store.segments().into_iter().find(|path| {
+        let frames = std::fs::read(path).unwrap();
+        frames.iter().skip(64).any(|byte| *byte != 0)
+    });
+    for (path, subject) in
+        [(file(&store, path::STATE_DIR), "checkpoint"), (log.unwrap(), "log"), (parquet.clone(), "cold")]
+    {
+        assert_eq!(damage(dir(&store)), []);
+        let whole = std::fs::read(&path).unwrap();
+        match subject {
+            // The head of the segment: a flipped bit in the last frame would be a torn tail.
+            "log" => flip(&path, 17),
+            _ => std::fs::remove_file(&path).unwrap(),
+        }
+        let found = damage(dir(&store));
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(
+            found.len() == 1 && found[0].0 == subject && found[0].1.contains(name),
+            "{subject}: {found:?}"
+        );
+        std::fs::write(&path, whole).unwrap();
+    }
 }
 
 /// One flipped bit anywhere in a file is found, and the file is named.

@@ -1,8 +1,9 @@
 //! Data directories that are opened again and again.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use object_store::local::LocalFileSystem;
@@ -169,6 +170,35 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Some who always have something to ask of an engine's writer, and nothing to commit, until this is dropped.
+pub(crate) struct Busy {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Busy {
+    pub(crate) fn with(engine: &Engine) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ask = |_| {
+            let (engine, stop) = (engine.clone(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    engine.fence().unwrap();
+                }
+            })
+        };
+        let threads = (0..4).map(ask).collect();
+        Self { stop, threads }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 

@@ -40,5 +40,7 @@ mod messages;
 mod power;
 mod recovery;
 mod repair;
+mod retention;
+mod series;
 mod torture;
 mod types;

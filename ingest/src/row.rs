@@ -346,9 +346,9 @@ fn refusal(error: sonde_engine::Error, table: &Table, target: &Target<'_>) -> Re
         sonde_engine::Error::Series { .. } if table.def().options.max_series == 0 => {
             Refusal::Invalid(format!("{error}{}", hint(target)))
         }
-        sonde_engine::Error::Series { .. } | sonde_engine::Error::Limit { .. } => {
-            Refusal::Invalid(error.to_string())
-        }
+        sonde_engine::Error::Series { .. }
+        | sonde_engine::Error::SeriesMemory { .. }
+        | sonde_engine::Error::Limit { .. } => Refusal::Invalid(error.to_string()),
         sonde_engine::Error::Row(reason) => Refusal::Invalid(reason),
         other => Refusal::Engine(other),
     }

@@ -1,7 +1,7 @@
 #![doc = include_str!("../../docs/format/checkpoint.md")]
 
 use crate::catalog::CatalogChange;
-use crate::checksum::crc32;
+use crate::checksum::{Crc32, crc32};
 use crate::cursor::{Cursor, FormatError, Result, Writer};
 use crate::ids::{SeqNo, TableId};
 use crate::limits::{CHECKPOINT_BYTES, KEY_BYTES};
@@ -9,6 +9,8 @@ use crate::series_keys::SeriesKeys;
 
 const MAGIC: &[u8; 8] = b"SONDECKP";
 const VERSION: u32 = 1;
+/// Bytes from which on a part of a file is full.
+const PART_BYTES: usize = 1 << 20;
 
 /// Everything that the log says besides rows, up to a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,27 +49,8 @@ impl Checkpoint {
     /// The file's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.put(MAGIC);
-        writer.u32(VERSION);
-        writer.u64(self.position.0);
-        writer.varint(self.catalog.len() as u64);
-        self.catalog.iter().for_each(|change| change.encode(&mut writer));
-        writer.varint(self.series.len() as u64);
-        for table in &self.series {
-            writer.u32(table.table.0);
-            writer.varint(table.keys.len() as u64);
-            table.keys.iter().for_each(|key| writer.bytes(key));
-        }
-        writer.varint(self.state.len() as u64);
-        for entry in &self.state {
-            writer.bytes(entry.namespace.as_bytes());
-            writer.bytes(&entry.key);
-            writer.bytes(&entry.value);
-        }
-        let crc = crc32(writer.as_bytes());
-        writer.u32(crc);
-        writer.into_bytes()
+        let parts = checkpoint_parts(self.position, &self.catalog, &self.series, &self.state);
+        parts.collect::<Vec<_>>().concat()
     }
 
     /// Reads a file.
@@ -98,6 +81,80 @@ impl Checkpoint {
         let state = (0..count).map(|_| decode_state(&mut cursor)).collect::<Result<_>>()?;
         cursor.finish()?;
         Ok(Self { position, catalog, series, state })
+    }
+}
+
+/// The bytes of the file of a [`Checkpoint`] of these, in parts of about a MiB, so that nobody needs all of them at once.
+pub fn checkpoint_parts<'a>(
+    position: SeqNo,
+    catalog: &'a [CatalogChange],
+    series: &'a [TableSeries],
+    state: &'a [StateEntry],
+) -> impl Iterator<Item = Vec<u8>> + 'a {
+    let head = Piece::Head { position, catalog, tables: series.len() };
+    let of_table = |table: &'a TableSeries| {
+        std::iter::once(Piece::Table(table)).chain(table.keys.iter().map(Piece::Key))
+    };
+    let mut pieces = std::iter::once(head)
+        .chain(series.iter().flat_map(of_table))
+        .chain(std::iter::once(Piece::Entries(state.len())))
+        .chain(state.iter().map(Piece::Entry));
+    let mut crc = Some(Crc32::default());
+    std::iter::from_fn(move || {
+        let mut writer = Writer::new();
+        while writer.len() < PART_BYTES {
+            let Some(piece) = pieces.next() else {
+                let mut crc = crc.take()?;
+                crc.update(writer.as_bytes());
+                writer.u32(crc.finish());
+                return Some(writer.into_bytes());
+            };
+            piece.put(&mut writer);
+        }
+        crc.as_mut()?.update(writer.as_bytes());
+        Some(writer.into_bytes())
+    })
+}
+
+/// What stands in the file at a stretch.
+enum Piece<'a> {
+    /// Everything before the series.
+    Head {
+        position: SeqNo,
+        catalog: &'a [CatalogChange],
+        tables: usize,
+    },
+    /// What comes before the keys of a table.
+    Table(&'a TableSeries),
+    Key(&'a [u8]),
+    /// How many entries of state follow.
+    Entries(usize),
+    Entry(&'a StateEntry),
+}
+
+impl Piece<'_> {
+    fn put(&self, writer: &mut Writer) {
+        match self {
+            Self::Head { position, catalog, tables } => {
+                writer.put(MAGIC);
+                writer.u32(VERSION);
+                writer.u64(position.0);
+                writer.varint(catalog.len() as u64);
+                catalog.iter().for_each(|change| change.encode(writer));
+                writer.varint(*tables as u64);
+            }
+            Self::Table(table) => {
+                writer.u32(table.table.0);
+                writer.varint(table.keys.len() as u64);
+            }
+            Self::Key(key) => writer.bytes(key),
+            Self::Entries(count) => writer.varint(*count as u64),
+            Self::Entry(entry) => {
+                writer.bytes(entry.namespace.as_bytes());
+                writer.bytes(&entry.key);
+                writer.bytes(&entry.value);
+            }
+        }
     }
 }
 

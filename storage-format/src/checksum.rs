@@ -6,6 +6,22 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
+/// The CRC32 of bytes that come in parts.
+#[derive(Debug, Default)]
+pub(crate) struct Crc32(crc32fast::Hasher);
+
+impl Crc32 {
+    /// Goes on with these bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The CRC32 of all of them.
+    pub(crate) fn finish(self) -> u32 {
+        self.0.finalize()
+    }
+}
+
 /// The CRC32 of `bytes` as written to `offset` of the file numbered `file`, so that the same bytes anywhere else
 /// (recycled space, a misplaced block) do not pass.
 #[must_use]

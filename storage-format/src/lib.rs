@@ -29,7 +29,7 @@ pub mod path;
 pub use catalog::{
     CatalogChange, ColumnDef, ColumnRole, Durability, Object, ObjectKind, TableDef, TableKind, TableOptions,
 };
-pub use checkpoint::{Checkpoint, StateEntry, TableSeries};
+pub use checkpoint::{Checkpoint, StateEntry, TableSeries, checkpoint_parts};
 pub use checksum::{crc32, crc32_seeded};
 pub use chunk::{
     ChunkReader, ChunkRoot, ChunkWriter, ColumnPages, ColumnRuns, PageMeta, RunStats, SeriesRows, SeriesRun,

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use sonde_storage_format::{
-    Checkpoint, SeqNo, SeriesKey, SeriesKeys, StateEntry, TableId, TableSeries, crc32,
+    Checkpoint, SeqNo, SeriesKey, SeriesKeys, StateEntry, TableId, TableSeries, checkpoint_parts, crc32,
 };
 
 use crate::random::Random;
@@ -76,6 +76,26 @@ proptest! {
         let checkpoint = checkpoint(&mut Random::new(seed));
         prop_assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
     }
+}
+
+/// However many series there are, no part is larger than a MiB and what stands at a stretch.
+#[test]
+fn a_large_one_comes_in_parts() {
+    let key = |i: usize| SeriesKey::encode([Some(format!("device-number-{i:08}").as_str())]);
+    let tables = [70_000, 0, 60_000].into_iter().zip(1..);
+    let of_table =
+        |(count, id)| TableSeries { table: TableId(id), keys: (0..count).map(key).collect::<SeriesKeys>() };
+    let entry = |i: u8| StateEntry { namespace: "n".into(), key: vec![i], value: vec![i; 200_000] };
+    let whole = Checkpoint {
+        series: tables.map(of_table).collect(),
+        state: (0..9).map(entry).collect(),
+        ..exemplar()
+    };
+    let parts: Vec<Vec<u8>> =
+        checkpoint_parts(whole.position, &whole.catalog, &whole.series, &whole.state).collect();
+    let sizes: Vec<usize> = parts.iter().map(Vec::len).collect();
+    assert!(sizes.len() > 4 && sizes.iter().all(|bytes| *bytes < (1 << 20) + 200_100), "{sizes:?}");
+    assert_eq!(Checkpoint::decode(&parts.concat()), Ok(whole));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """Promise 7, the ceiling: in a control group the server takes half of it as `memory.limit`, and under full load with large
 queries, merges, deletes and offline MQTT sessions it is neither ended by the kernel nor larger than it may be. The same where
-MQTT alone holds as much as clients can make it hold."""
+MQTT alone holds as much as clients can make it hold, and where each row is of a new series."""
 
 import threading
 import time
@@ -12,7 +12,8 @@ from cgroup import memory_group
 from mqtt_packet import PUBACK, V5, publish
 from mqtt_wire import connected
 from paho_client import V311, mqtt
-from support import Server, wait_until
+from paho_device import Device
+from support import TIME_S, Server, wait_until
 
 MIB = 1 << 20
 GROUP = 512 * MIB
@@ -239,3 +240,83 @@ def test_promise_7_mqtt_stays_within_its_memory(grouped, load):
     assert group.killed == 0 and server.running
     assert max(watch.peak, again.peak) <= LIMIT + LIMIT // 8
     server.stop()
+
+
+# Series: a tag that has a new value with every row.
+
+AT_ONCE = 5_000
+
+
+def new_series(first, count=AT_ONCE):
+    """A row of each of so many series."""
+    rows = (f"many,device=device-number-{n:08d},site=plant-{n % 1000:05d} v=1" for n in range(first, first + count))
+    return "".join(f"{row} {TIME_S * 10**9}\n" for row in rows)
+
+
+def fill_with_series(server):
+    """Writes new series until they are refused; the refusal."""
+    until = time.monotonic() + 60
+    for first in range(0, 100 * AT_ONCE, AT_ONCE):
+        answer = server.http("POST", "/write?db=public", new_series(first))
+        while answer.status in (429, 503) and time.monotonic() < until:
+            answer = server.http("POST", "/write?db=public", new_series(first))
+        if answer.status != 204:
+            return answer
+    raise AssertionError(f"{100 * AT_ONCE} series, and none was refused")
+
+
+def refuses_new_series_alone(server, series):
+    """Rows of series that there are go on at each door, and what was acknowledged is there."""
+    assert server.sql("SELECT series FROM system.tables WHERE name = 'many'") == [[series]]
+    assert server.sql("SELECT count(*), sum(v) FROM many") == [[series, series]]
+    assert server.sql("SELECT count(*) FROM many WHERE device = 'device-number-00000007'") == [[1]]
+    assert server.http("POST", "/write?db=public", new_series(0)).status == 204
+    refused = server.http("POST", "/write?db=public", new_series(10**7, 3))
+    assert refused.status == 400 and "memory.limit" in refused.error, refused
+    letters = "SELECT reason FROM system.dead_letters WHERE topic = 'many/new'"
+    before = len(server.sql(letters))
+    with Device(server.address("mqtt")) as device:
+        device.publish("many/new", {"device": "new", "site": "new", "v": 1})
+    wait_until(lambda: len(server.sql(letters)) == before + 1, "the dead letter")
+    assert "memory.limit" in server.sql(letters)[-1][0]
+
+
+def test_promise_7_series_stay_within_their_memory(binary, tmp_path):
+    limit = GROUP // 4
+    with memory_group(limit * 2) as group:
+        server = Server(group.wrap(binary, tmp_path), tmp_path, [])
+        try:
+            server.start()
+            assert f"series {limit // MIB * 3 // 32}, " in server.log_tail(), server.log_tail()
+            watch = Watch(server.process.pid)
+            watch.start()
+            refused = fill_with_series(server)
+            assert refused.status == 400, refused
+            for part in ("memory.limit", "public.many", "stored as before", "drop tables"):
+                assert part in refused.error, refused
+            [[series]] = server.sql("SELECT series FROM system.tables WHERE name = 'many'")
+            assert series > 75_000, series
+            gauges = dict(line.rsplit(" ", 1) for line in server.http("GET", "/metrics").text.splitlines())
+            held, most = (int(gauges[f"sonde_series_bytes{end}"]) for end in ("", "_at_most"))
+            assert most // 10 * 9 < held <= most == limit // 32 * 3
+            refuses_new_series_alone(server, series)
+            server.kill9()
+            watch.ended.set()
+            watch.join()
+            server.start()
+            again = Watch(server.process.pid)
+            again.start()
+            refuses_new_series_alone(server, series)
+            server.sql("FLUSH TABLE many")
+            server.sql("COMPACT TABLE many")
+            refuses_new_series_alone(server, series)
+            again.ended.set()
+            again.join()
+            peaks = [f"{watched.peak / MIB:.0f}" for watched in (watch, again)]
+            print(f"{series} series: {peaks[0]} MiB, {peaks[1]} after the restart, of {limit // MIB}")
+            assert group.killed == 0 and server.running
+            assert max(watch.peak, again.peak) <= limit + limit // 8
+            server.stop()
+        finally:
+            if server.running:
+                server.kill9()

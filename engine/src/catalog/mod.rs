@@ -19,6 +19,7 @@ pub use request::{CatalogRequest, NewColumn, NewTable};
 pub use table::Table;
 
 use crate::error::{Error, Result};
+use crate::series_budget::SeriesBudget;
 
 /// The name of the time column of every table.
 pub const TIME_NAME: &str = "time";
@@ -31,9 +32,21 @@ pub struct Catalog {
     next_table: u32,
     /// Counts changes of each kind of object.
     versions: BTreeMap<ObjectKind, u64>,
+    /// The account of the series of all tables.
+    series: Arc<SeriesBudget>,
 }
 
 impl Catalog {
+    /// An empty one whose series are in this account.
+    pub(crate) fn new(series: Arc<SeriesBudget>) -> Self {
+        Self { series, ..Self::default() }
+    }
+
+    /// The account of the series of all tables.
+    pub(crate) fn series_budget(&self) -> &SeriesBudget {
+        &self.series
+    }
+
     /// All tables.
     pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
         self.tables.values()
@@ -97,7 +110,7 @@ impl Catalog {
         match change {
             CatalogChange::CreateTable(def) => {
                 self.next_table = self.next_table.max(def.id.0 + 1);
-                self.tables.insert(def.id, Arc::new(Table::new(def.clone())));
+                self.tables.insert(def.id, Arc::new(Table::new(def.clone(), &self.series)));
             }
             CatalogChange::DropTable(table) => {
                 self.tables.remove(table);

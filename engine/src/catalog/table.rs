@@ -6,6 +6,7 @@ use foldhash::HashMap;
 use sonde_storage_format::{CatalogChange, ColumnDef, ColumnId, ColumnRole, TableDef, TableId, TableOptions};
 
 use crate::series::TableSeries;
+use crate::series_budget::SeriesBudget;
 
 /// A table as the catalog knows it.
 #[derive(Clone, Debug)]
@@ -28,9 +29,11 @@ impl PartialEq for Table {
 impl Eq for Table {}
 
 impl Table {
-    pub(super) fn new(def: TableDef) -> Self {
+    /// A table whose series are in this account.
+    pub(super) fn new(def: TableDef, budget: &Arc<SeriesBudget>) -> Self {
         let next_column = def.columns.iter().map(|column| column.id.0 + 1).max().unwrap_or_default();
-        let mut table = Self { def, by_name: HashMap::default(), series: Arc::default(), next_column };
+        let series = Arc::new(TableSeries::new(budget));
+        let mut table = Self { def, by_name: HashMap::default(), series, next_column };
         table.index_names();
         table
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cold::ColdOptions;
-use crate::limits::{MERGE_BYTES, OPEN_CHUNK_BYTES, QUEUE_BYTES, SEGMENT_BYTES};
+use crate::limits::{MERGE_BYTES, OPEN_CHUNK_BYTES, QUEUE_BYTES, SEGMENT_BYTES, SERIES_MEMORY};
 use crate::wal::LogBudget;
 
 /// How an engine is opened.
@@ -19,6 +19,8 @@ pub struct Options {
     pub directory_bytes: usize,
     /// About the bytes of the windows of all sources of one merge, in a scan as in compaction. Default 16 MiB.
     pub merge_bytes: usize,
+    /// Bytes of memory that the series of all tables take; rows of more are refused. Default 1 GiB.
+    pub series_bytes: usize,
     /// Bytes of a log segment. Default 64 MiB.
     pub segment_bytes: u64,
     /// How much log is kept for readers that are behind.
@@ -37,6 +39,7 @@ impl Options {
             queue_bytes: QUEUE_BYTES,
             directory_bytes: OPEN_CHUNK_BYTES,
             merge_bytes: MERGE_BYTES,
+            series_bytes: SERIES_MEMORY,
             segment_bytes: SEGMENT_BYTES,
             log: LogBudget::default(),
             cold: None,

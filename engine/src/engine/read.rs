@@ -41,6 +41,13 @@ impl Engine {
         self.catalog().table_by_id(table).map_or(0, |table| table.series().len())
     }
 
+    /// Bytes of memory that the series of all tables take, by estimate, and how many they may take.
+    #[must_use]
+    pub fn series_memory(&self) -> (usize, usize) {
+        let catalog = self.inner.catalog.load();
+        (catalog.series_budget().used(), catalog.series_budget().limit())
+    }
+
     /// The tag values of a series, in the order of the table's tags.
     #[must_use]
     pub fn series_tags(&self, table: &Table, id: SeriesId) -> Vec<Option<String>> {

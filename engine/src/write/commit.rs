@@ -1,6 +1,7 @@
 //! The commit of batches: what waits together is refused, kept or made durable together, and then visible.
 
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use sonde_storage_format::limits::KEY_BYTES;
 use sonde_storage_format::{Durability, RowsRecord, SeqRange, SeriesId, SeriesRecord, TableId};
@@ -8,9 +9,10 @@ use sonde_storage_format::{Durability, RowsRecord, SeqRange, SeriesId, SeriesRec
 use super::{Command, Writer};
 use crate::batch::{Part, WriteBatch};
 use crate::catalog::{Catalog, Table};
+use crate::delete::Points;
 use crate::error::{Error, Result};
 use crate::group;
-use crate::limits::{BATCH_BYTES, GROUP_BATCHES, GROUP_BYTES};
+use crate::limits::{BATCH_BYTES, GROUP_BATCHES, GROUP_BYTES, STALLED_RETRY};
 use crate::receipt::Reply;
 use crate::widen;
 
@@ -20,7 +22,43 @@ pub(super) struct Waiting {
     pub(super) reply: Reply,
 }
 
+/// Patient batches for which there was no room.
+pub(super) struct Stalled {
+    /// In their order. Bounded by those who make them.
+    batches: Vec<Waiting>,
+    /// What there was no room for, as the last attempt found.
+    why: Error,
+    /// When there is another one, however many commands come until then.
+    pub(super) retry_at: Instant,
+}
+
 impl Writer {
+    /// Commits an update if none of its points was written or deleted since they were read. Batches that wait for room came
+    /// before it, and may have such points: they are committed first, or there is no room for the update either.
+    pub(super) fn commit_update(&mut self, batch: WriteBatch, points: &Points, reply: Reply) {
+        if self.stalled.is_some() {
+            self.commit(Vec::new());
+        }
+        let refused = match &self.stalled {
+            Some(stalled) => Err(stalled.why.clone()),
+            None => self.refuse_changed(points, true),
+        };
+        match refused {
+            Ok(()) => self.commit(vec![Waiting { batch, reply }]),
+            Err(error) => {
+                self.inner.queued.give(batch.bytes);
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Tries again to commit what waits for room, once it is time.
+    pub(super) fn retry_if_due(&mut self) {
+        if self.stalled.as_ref().is_some_and(|stalled| stalled.retry_at <= Instant::now()) {
+            self.commit(Vec::new());
+        }
+    }
+
     /// One commit: all waiting batches become durable by one sync, then visible together.
     pub(super) fn commit(&mut self, group: Vec<Waiting>) {
         let bytes = group.iter().map(|waiting| waiting.batch.bytes).sum();
@@ -30,7 +68,7 @@ impl Writer {
 
     fn commit_group(&mut self, new: Vec<Waiting>) {
         self.sync_if_due();
-        let mut group = std::mem::take(&mut self.stalled);
+        let mut group = self.stalled.take().map(|stalled| stalled.batches).unwrap_or_default();
         group.extend(new);
         let (group, ready) = match self.make_room(&group) {
             Ok(()) => (self.refuse_unfit(group), Ok(())),
@@ -74,12 +112,12 @@ impl Writer {
         if !matches!(error, Error::Full(_)) {
             return group;
         }
-        let had_none = self.stalled.is_empty();
-        let (patient, refused): (Vec<_>, Vec<_>) =
+        let (batches, refused): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|waiting| waiting.batch.patient);
-        self.stalled = patient;
-        if had_none && !self.stalled.is_empty() {
-            tracing::debug!(%error, batches = self.stalled.len(), "batches wait for room");
+        if !batches.is_empty() {
+            tracing::debug!(%error, batches = batches.len(), "batches wait for room");
+            let retry_at = Instant::now() + STALLED_RETRY;
+            self.stalled = Some(Stalled { batches, why: error.clone(), retry_at });
         }
         refused
     }

@@ -27,12 +27,11 @@ use crate::engine::Inner;
 use crate::error::Result;
 use crate::health::Watch;
 use crate::jobs::Job;
-use crate::limits::STALLED_RETRY;
 use crate::memtable::Memtable;
 use crate::receipt::Reply;
 use crate::scan::Snapshot;
 use crate::wal::Log;
-use commit::{Waiting, gather};
+use commit::{Stalled, Waiting, gather};
 
 /// What the writer thread is asked to do.
 #[derive(Debug)]
@@ -74,8 +73,7 @@ pub(crate) struct Writer {
     sync_by: Option<Instant>,
     /// The clock as the log stated it last.
     marked: Option<Timestamp>,
-    /// Patient batches for which there was no room, in their order. Bounded by those who make them.
-    stalled: Vec<Waiting>,
+    stalled: Option<Stalled>,
 }
 
 impl Drop for Writer {
@@ -105,7 +103,7 @@ impl Writer {
             deleted,
             sync_by,
             marked,
-            stalled: Vec::new(),
+            stalled: None,
         };
         writer.note_first_row();
         writer
@@ -135,13 +133,7 @@ impl Writer {
                 Command::Delete(deletion, reply) => {
                     let _ = reply.send(self.commit_deletion(&deletion));
                 }
-                Command::Update(batch, points, reply) => match self.refuse_changed(&points, true) {
-                    Ok(()) => self.commit(vec![Waiting { batch, reply }]),
-                    Err(error) => {
-                        self.inner.queued.give(batch.bytes);
-                        let _ = reply.send(Err(error));
-                    }
-                },
+                Command::Update(batch, points, reply) => self.commit_update(batch, &points, reply),
                 Command::Fence(reply) => {
                     self.active.fence(self.last_seq());
                     let version = self.inner.versions.current();
@@ -165,17 +157,19 @@ impl Writer {
         self.sync();
     }
 
-    /// The next command; none once nobody is left who could send one. What waits for stable storage is not kept waiting.
+    /// The next command; none once nobody is left who could send one. What waits for stable storage, or for room, is not
+    /// kept waiting, however many commands come.
     fn receive(&mut self, commands: &Receiver<Command>) -> Option<Command> {
         loop {
-            let retry = (!self.stalled.is_empty()).then(|| Instant::now() + STALLED_RETRY);
+            self.sync_if_due();
+            self.retry_if_due();
+            let retry = self.stalled.as_ref().map(|stalled| stalled.retry_at);
             let Some(until) = self.sync_by.into_iter().chain(retry).min() else {
                 return commands.recv().ok();
             };
             match commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(command) => return Some(command),
-                Err(RecvTimeoutError::Timeout) if self.stalled.is_empty() => self.sync(),
-                Err(RecvTimeoutError::Timeout) => self.commit(Vec::new()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
