@@ -227,7 +227,7 @@ def test_what_waits_in_the_log_is_noted_in_little_memory(make_server):
 
 
 def test_when_notes_of_the_log_fill_their_memory_more_is_dropped(make_server):
-    server = broker(make_server, limit="64MiB")  # 2 MiB for them
+    server = broker(make_server, limit="64MiB")  # 1 MiB for them
     filters = ["/".join(levels) for levels in itertools.product("l+", repeat=9)]
     for n in range(10):
         with connected(server.address("mqtt"), client_id=f"d{n}", props={"session_expiry": 600}) as client:
