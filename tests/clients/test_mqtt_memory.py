@@ -227,7 +227,7 @@ def test_what_waits_in_the_log_is_noted_in_little_memory(make_server):
 
 
 def test_when_notes_of_the_log_fill_their_memory_more_is_dropped(make_server):
-    server = broker(make_server, limit="64MiB")  # 2 MiB for them
+    server = broker(make_server, limit="64MiB")  # 1 MiB for them
     filters = ["/".join(levels) for levels in itertools.product("l+", repeat=9)]
     for n in range(10):
         with connected(server.address("mqtt"), client_id=f"d{n}", props={"session_expiry": 600}) as client:
@@ -253,3 +253,21 @@ def test_when_notes_of_the_log_fill_their_memory_more_is_dropped(make_server):
     ((queued, dropped),) = server.sql("SELECT sum(queued), sum(dropped_queue_full) FROM system.sessions")
     assert queued + dropped == 10 * (512 + 3000), (queued, dropped)
     assert gets_qos_1(server)
+
+
+def test_what_is_too_large_to_be_sent_again_leaves_its_place_to_the_next(make_server):
+    server = broker(make_server)
+    how = {"client_id": "device", "clean": False}
+    with connected(server.address("mqtt"), **how, props={"session_expiry": 600}) as client:
+        client.subscribe(("t", 1))
+        with connected(server.address("mqtt")) as sender:
+            for payload in (b"x" * 2000, b"y" * 2000, b"small"):
+                sender.publish("t", payload, qos=1)
+        assert [client.expect(PUBLISH).packet_id for _ in range(3)] == [1, 2, 3]
+        client.break_off()
+    takes = {"session_expiry": 600, "receive_maximum": 1, "maximum_packet_size": 500}
+    with connected(server.address("mqtt"), **how, props=takes) as client:
+        again = client.message()
+        assert (again.payload, again.dup, again.packet_id) == (b"small", True, 3)
+        client.hears_nothing()
+    assert server.sql("SELECT dropped_too_large FROM system.sessions WHERE client = 'device'") == [[2]]

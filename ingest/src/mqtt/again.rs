@@ -55,10 +55,11 @@ impl Worker {
             let mut pen = self.take_pen(key);
             let (needs_more, too_large) = self.write_again(key, &found, &mut pen);
             self.properties = pen.properties;
-            too_large.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
-            if !needs_more {
+            if !needs_more && too_large.is_empty() {
                 return;
             }
+            // Each leaves its place to the next.
+            too_large.into_iter().for_each(|packet_id| self.give_up(key, packet_id));
         }
     }
 

@@ -67,7 +67,7 @@ impl Worker {
         }
         let room = self.room();
         let is_short = room >= Room::Short;
-        let needs_memory = delivery.qos != QoS::AtMostOnce && delivery.stored == Stored::Nowhere;
+        let (needs_memory, no_id) = (delivery.stored == Stored::Nowhere, delivery.qos == QoS::AtMostOnce);
         if is_short {
             // What may go goes first: it is asked below whether anything waits.
             self.pump(key);
@@ -81,8 +81,8 @@ impl Worker {
                 session.backlog.fetched_to(seq);
                 session.push(delivery);
             }
-        } else if needs_memory && session.holds_enough(room) {
-            self.count_dropped(key, Dropped::QueueFull, 1);
+        } else if needs_memory && session.holds_enough(room, no_id) {
+            self.count_dropped(key, if no_id { Dropped::Slow } else { Dropped::QueueFull }, 1);
             self.done_with(key, delivery.stored);
         } else if let Err(why) = self.make_room(key, delivery.message.bytes() as u64, delivery.qos) {
             self.count_dropped(key, why, 1);

@@ -392,12 +392,13 @@ impl Session {
         taken
     }
 
-    /// Whether it has as much in memory as it may have where no more than this is left.
-    pub(super) fn holds_enough(&self, room: Room) -> bool {
+    /// Whether it has as much in memory as it may have where no more than this is left. What needs no packet id (`no_id`) goes
+    /// at once where nothing waits.
+    pub(super) fn holds_enough(&self, room: Room, no_id: bool) -> bool {
         match room {
             Room::Plenty | Room::Scarce => false,
             Room::Short => !self.queue.is_empty(),
-            Room::Gone | Room::Over => !self.queue.is_empty() || !self.in_flight.is_empty(),
+            Room::Gone | Room::Over => !self.queue.is_empty() || !no_id && !self.in_flight.is_empty(),
         }
     }
 
