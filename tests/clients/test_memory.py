@@ -287,7 +287,7 @@ def test_promise_7_series_stay_within_their_memory(binary, tmp_path):
         server = Server(group.wrap(binary, tmp_path), tmp_path, [])
         try:
             server.start()
-            assert f"series {limit // MIB * 3 // 32}, " in server.log_tail(), server.log_tail()
+            assert f"series {limit // MIB // 16}, " in server.log_tail(), server.log_tail()
             watch = Watch(server.process.pid)
             watch.start()
             refused = fill_with_series(server)
@@ -295,10 +295,10 @@ def test_promise_7_series_stay_within_their_memory(binary, tmp_path):
             for part in ("memory.limit", "public.many", "stored as before", "drop tables"):
                 assert part in refused.error, refused
             [[series]] = server.sql("SELECT series FROM system.tables WHERE name = 'many'")
-            assert series > 75_000, series
+            assert series > 50_000, series
             gauges = dict(line.rsplit(" ", 1) for line in server.http("GET", "/metrics").text.splitlines())
             held, most = (int(gauges[f"sonde_series_bytes{end}"]) for end in ("", "_at_most"))
-            assert most // 10 * 9 < held <= most == limit // 32 * 3
+            assert most // 10 * 9 < held <= most == limit // 16
             refuses_new_series_alone(server, series)
             server.kill9()
             watch.ended.set()
