@@ -155,26 +155,33 @@ fn alike(a: Option<&f64>, b: Option<&f64>) -> bool {
     a == b || a.zip(b).is_some_and(|(a, b)| a.is_nan() && b.is_nan())
 }
 
-/// A series with 5,000 rows and one with 50, a row a second; every 100th value is missing.
-fn long_and_short() -> Vec<Rec> {
-    let rows = |device: &'static str, count: i64| {
-        (0..count).map(move |n| {
-            let value = if n % 100 == 7 { Value::Null } else { Value::float(n as f64 * 0.1) };
-            rec(&[("device", device)], START + n * SECOND, &[("f", value), ("i", Value::Int(n - 1000))])
-        })
-    };
-    rows("long", 5000).chain(rows("short", 50)).collect()
+/// Rows of a series, one a second; every 100th value is missing.
+fn series(device: &'static str, count: i64) -> impl Iterator<Item = Rec> {
+    (0..count).map(move |n| {
+        let value = if n % 100 == 7 { Value::Null } else { Value::float(n as f64 * 0.1) };
+        rec(&[("device", device)], START + n * SECOND, &[("f", value), ("i", Value::Int(n - 1000))])
+    })
 }
 
-fn cut(store: &Store, deleted: Option<Query>) -> (Engine, Model) {
+/// A series with 5,000 rows and one with 50.
+fn long_and_short() -> Vec<Rec> {
+    series("long", 5000).chain(series("short", 50)).collect()
+}
+
+/// One chunk of these rows.
+fn chunk_of(store: &Store, rows: &[Rec]) -> (Engine, Model) {
     let engine = store.open();
     create(&engine, "t", DAY);
-    let rows = long_and_short();
-    put(&engine, "t", &rows);
+    put(&engine, "t", rows);
     engine.flush().unwrap();
     let mut model = Model::default();
     model.create("t", false);
-    model.apply(&message("t", &rows));
+    model.apply(&message("t", rows));
+    (engine, model)
+}
+
+fn cut(store: &Store, deleted: Option<Query>) -> (Engine, Model) {
+    let (engine, mut model) = chunk_of(store, &long_and_short());
     if let Some(deleted) = deleted {
         delete_range(&engine, "t", &deleted).unwrap();
         model.delete_range("t", &deleted);
@@ -201,6 +208,43 @@ fn times_cut_series_and_deletes_hide_rows() {
             }
         }
     }
+}
+
+/// Statistics of a series answer wherever it stands among the others.
+#[test]
+fn a_long_series_behind_a_short_one_counts_once() {
+    let store = Store::new();
+    let rows: Vec<Rec> = series("a", 50).chain(series("long", 5000)).collect();
+    let (engine, model) = chunk_of(&store, &rows);
+    // Not the texts, which no statistics answer.
+    model.check_query(&engine, &engine.snapshot(), "t", &fields_only(&["f", "i"], 0, DAY));
+    model.check(&engine);
+}
+
+#[test]
+fn series_that_share_a_page_have_totals_of_their_own() {
+    let store = Store::new();
+    let rows: Vec<Rec> = series("a", 50).chain(series("b", 70)).collect();
+    let (engine, model) = chunk_of(&store, &rows);
+    model.check(&engine);
+}
+
+/// NaN is above every number, in memory and in what chunks state.
+#[test]
+fn a_nan_is_the_largest_value() {
+    let store = Store::new();
+    let numbers = [1.0, f64::NAN, 5.0];
+    let row = |n: usize| {
+        let fields = [("f", Value::float(numbers[n % 3]))];
+        rec(&[("device", ["a", "b"][n % 2])], START + n as i64 * SECOND, &fields)
+    };
+    let rows: Vec<Rec> = (0..60).map(row).collect();
+    let (engine, mut model) = chunk_of(&store, &rows);
+    model.check(&engine);
+    let more: Vec<Rec> = (60..90).map(row).collect();
+    put(&engine, "t", &more);
+    model.apply(&message("t", &more));
+    model.check(&engine);
 }
 
 #[test]
