@@ -75,7 +75,7 @@ def test_qos_2_is_stored_once_however_large_its_turn_is(make_server):
     for name in names[:3]:
         with durable(server, name) as wire:
             found = [wire.message() for _ in range(count)]
-            assert [message.payload[:6] for message in found] == [b'{"v":%d' % n for n in range(1, count + 1)]
+            assert [message.payload.split(b",")[0] for message in found] == [b'{"v":%d' % n for n in range(1, count + 1)]
             assert [message.props["subscription_identifier"] for message in found] == [[5]] * count
 
 
