@@ -234,19 +234,15 @@ fn asked(column: &Column, scan: &Scan) -> Option<Asked> {
 /// The state of an aggregation of an engine scan.
 #[derive(Debug)]
 struct State {
-    scan: Arc<Scan>,
+    rows: Rows,
     question: Question,
-    /// What was asked of the scan, for EXPLAIN.
-    description: String,
     /// The partial aggregation in whose place it stands.
     partial: Arc<dyn ExecutionPlan>,
 }
 
 /// Reads the state of an aggregation in the place of `partial`.
 fn leaf(rows: &SondeScan, question: Question, partial: Arc<dyn ExecutionPlan>) -> Leaf<State> {
-    let Rows { scan, description } = rows.source();
-    let (scan, description) = (Arc::clone(scan), description.clone());
-    Leaf::new(State { scan, question, description, partial }, rows.partitions())
+    Leaf::new(State { rows: rows.source().clone(), question, partial }, rows.partitions())
 }
 
 impl State {
@@ -264,7 +260,7 @@ impl State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, groups={}", self.description, self.scan.groups())
+        self.rows.fmt(f)
     }
 }
 
@@ -277,12 +273,15 @@ impl Source for State {
     }
 
     fn instead(&self, memory: &MemoryReservation) -> Option<&Arc<dyn ExecutionPlan>> {
-        memory.try_grow(self.scan.aggregate_bytes(&self.question.request)).is_err().then_some(&self.partial)
+        memory
+            .try_grow(self.rows.scan.aggregate_bytes(&self.question.request))
+            .is_err()
+            .then_some(&self.partial)
     }
 
     fn read(&self, partition: usize, partitions: usize, reader: &Reader) -> Result<()> {
         let request = &self.question.request;
-        let aggregate = self.scan.aggregate(partition, partitions, request, &|| reader.waits());
+        let aggregate = self.rows.scan.aggregate(partition, partitions, request, &|| reader.waits());
         let aggregate = aggregate.map_err(external)?;
         let (count, of_totals) = (aggregate.totals.len(), reader.memory.size());
         for start in (0..count).step_by(TOTALS_BATCH) {

@@ -31,11 +31,11 @@ fn compact(batch: RecordBatch) -> Result<(RecordBatch, usize)> {
 }
 
 /// An engine scan.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rows {
     pub(crate) scan: Arc<Scan>,
     /// What was asked of the scan, for EXPLAIN.
-    pub(crate) description: String,
+    description: String,
 }
 
 /// Reads an engine scan.

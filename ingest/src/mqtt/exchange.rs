@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sonde_engine::{SeqNo, State, Timestamp};
 use sonde_proto::mqtt::QoS;
 
-use super::backlog::Manner;
+use super::block::Manner;
 use super::message::Message;
 use super::session::{Delivery, Session, Stored};
 use super::via::Via;

@@ -8,7 +8,8 @@ use sonde_access::{Action, Principal, allows};
 use sonde_engine::{SeqNo, SeqRange};
 use sonde_proto::mqtt::ReasonCode;
 
-use super::backlog::{Manner, Waiting};
+use super::backlog::Waiting;
+use super::block::Manner;
 use super::budget::Room;
 use super::connection::Phase;
 use super::message::Message;

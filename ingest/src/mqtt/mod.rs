@@ -10,6 +10,7 @@ mod again;
 mod alias;
 mod authenticate;
 mod backlog;
+mod block;
 mod budget;
 mod commands;
 mod connect;

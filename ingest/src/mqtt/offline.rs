@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use sonde_engine::{Engine, LOG_CURSORS, SeqNo, State};
 use sonde_proto::mqtt::{QoS, ReasonCode};
 
-use super::backlog::{BASE_AT, Block, Manner};
+use super::block::{BASE_AT, Block, Manner};
 use super::budget::Room;
 use super::exchange::{Done, InFlight};
 use super::message::Message;

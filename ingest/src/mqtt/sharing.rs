@@ -7,7 +7,7 @@ use sonde_access::{Action, Principal, allows};
 use sonde_engine::SeqNo;
 use sonde_proto::mqtt::QoS;
 
-use super::backlog::Manner;
+use super::block::Manner;
 use super::draft::Draft;
 use super::quota::{Dropped, QueueLimits};
 use super::router::{Interest, SessionKey};

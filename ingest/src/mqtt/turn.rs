@@ -13,7 +13,7 @@ use futures::channel::oneshot;
 use sonde_engine::{Engine, Origin, Receipt, SeqNo, State, WriteBatchBuilder};
 use sonde_proto::mqtt::ReasonCode;
 
-use super::backlog::Block;
+use super::block::Block;
 use super::packets::NOT_STORED;
 use super::quota::Drops;
 use super::reasons::Why;
